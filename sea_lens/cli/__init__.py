@@ -1,0 +1,5 @@
+"""The command line, `sea-lens`."""
+
+from .main import main
+
+__all__ = ["main"]

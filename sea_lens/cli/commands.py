@@ -1,0 +1,279 @@
+"""The commands. Each reads its input, refuses what is wrong before any long work, calls the library and prints."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__
+from ..capture import capture
+from ..contributions import head_contributions, layer_contributions
+from ..effect import effect as measure_effect
+from ..errors import InputError
+from ..features import feature_map
+from ..generation import generate as generate_texts
+from ..layers import choose_layers
+from ..report import output_folder, write_json
+from ..spectral import SpectralEdit, check_fit_options
+from ..spectral import fit as fit_edit
+from ..testbed.bed import load as load_testbed
+from ..versions import versions
+from . import options as opt
+from .attribution import write_attribution
+from .demo_report import print_demo, write_demo
+
+app = typer.Typer(
+    help="Spectral editing of activations for TransformerLens models, and why an edit works.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+console = Console()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"sea-lens {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: [bold]sea-lens demo --out demo[/bold]")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo"),
+    backend: opt.BackendOption = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; one is fastest for this small model.", min=1)] = 1,
+) -> None:
+    """Fit, apply and explain an edit of the shipped model: the whole job, from nothing."""
+    import torch
+
+    from ..demo import run_demo
+
+    torch.set_num_threads(threads)
+    folder = output_folder(out)
+    bed = load_testbed(backend)  # type: ignore[arg-type]
+    result = run_demo(bed)
+    write_demo(result, bed, folder)
+    print_demo(result, folder, console)
+
+
+@app.command(
+    epilog="Example: [bold]sea-lens fit --model gpt2 --demonstrations demos.jsonl --out edit.safetensors "
+    "--energy 0.99 --centre[/bold]"
+)
+def fit(
+    model: opt.ModelOption,
+    demonstrations: Annotated[Path, typer.Option("--demonstrations", help="File of demonstrations.")],
+    out: Annotated[Path, typer.Option("--out", help="The edit to write (safetensors).")],
+    form: Annotated[
+        str, typer.Option("--format", help="jsonl (neutral, positive, negative), halueval, truthfulqa or bbq.")
+    ] = "jsonl",
+    energy: Annotated[str, typer.Option(help="K in (0, 1], or K+,K- .")] = "0.998",
+    rank: Annotated[str | None, typer.Option(help="Rank k, or k+,k- ; instead of --energy.")] = None,
+    site: opt.SiteOption = "mlp_out",
+    fit_site: Annotated[
+        str | None, typer.Option(help="Read from another site; 'hidden_states' as the release.")
+    ] = None,
+    feature: opt.FeatureOption = "identity",
+    layers: opt.LayersOption = "all",
+    position: Annotated[str, typer.Option(help="Token read: last, mean or random.")] = "last",
+    neutral: Annotated[str, typer.Option(help="Neutral text: prompt or generated.")] = "prompt",
+    centre: Annotated[bool, typer.Option("--centre", help="Subtract the sample means.")] = False,
+    spectrum_power: Annotated[float, typer.Option(help="Power of the singular values that counts as energy.")] = 2.0,
+    limit: opt.LimitOption = None,
+    batch_size: opt.BatchSizeOption = 16,
+    prepend_bos: opt.PrependBosOption = True,
+    backend: opt.BackendOption = "auto",
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = "float32",
+) -> None:
+    """Fit a spectral edit from a file of demonstrations."""
+    if form not in opt.Format.__args__:
+        raise InputError(f"--format {form!r}: expected one of {', '.join(opt.Format.__args__)}")
+    chosen_energy = opt.read_pair(energy, "--energy", float)
+    chosen_rank = None if rank is None else opt.read_pair(rank, "--rank", int)
+    check_fit_options(chosen_energy, chosen_rank, spectrum_power)
+    feature_map(feature)
+    opt.check_output_file(out)
+    demos = opt.read_demonstrations(demonstrations, form, limit)  # type: ignore[arg-type]
+    loaded = opt.open_model(model, backend, device, dtype)
+    covariance = capture(
+        loaded,
+        demos,
+        site=site,
+        fit_site=fit_site,
+        layers=opt.read_layers(layers),
+        position=position,  # type: ignore[arg-type]
+        neutral=neutral,  # type: ignore[arg-type]
+        feature=feature,
+        batch_size=batch_size,
+        prepend_bos=prepend_bos,
+    )
+    edit = fit_edit(covariance, chosen_energy, chosen_rank, centre, spectrum_power)
+    edit.save(out)
+    _print_ranks(edit)
+    console.print(f"wrote {out}", highlight=False)
+
+
+def _print_ranks(edit: SpectralEdit) -> None:
+    title = f"{edit.site}, {edit.feature.name}, {edit.n} demonstrations"
+    table = Table("layer", "k+", "k-", "signature", title=title)
+    for layer in edit.layers:
+        pairs = [pair for key, pair in edit.ranks.items() if key == layer or (edit.site == "z" and key[0] == layer)]
+        kept, dropped = (" ".join(str(pair[side]) for pair in pairs) for side in (0, 1))
+        table.add_row(str(layer), kept, dropped, f"{edit.signature[layer]:.4g}")
+    console.print(table)
+
+
+@app.command(
+    epilog="Example: [bold]sea-lens effect --model gpt2 --edit edit.safetensors --contrasts contrasts.jsonl[/bold]"
+)
+def effect(
+    model: opt.ModelOption,
+    edit: opt.EditOption,
+    contrasts: opt.ContrastsOption,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for results.json and a figure.")] = None,
+    layers: opt.LayersOption = "all",
+    strength: opt.StrengthOption = 1.0,
+    combine: opt.CombineOption = "norm",
+    limit: opt.LimitOption = None,
+    batch_size: opt.BatchSizeOption = 16,
+    prepend_bos: opt.PrependBosOption = True,
+    backend: opt.BackendOption = "auto",
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = "float32",
+) -> None:
+    """Measure an edit's effect on contrasts, with a paired bootstrap interval."""
+    loaded_edit, items, where = _edit_inputs(edit, contrasts, limit, layers, strength, combine)
+    folder = None if out is None else output_folder(out)
+    loaded = opt.open_model(model, backend, device, dtype)
+    result = measure_effect(loaded, loaded_edit, items, **where, batch_size=batch_size, prepend_bos=prepend_bos)
+    console.print(str(result), highlight=False, soft_wrap=True)
+    if folder is not None:
+        from ..report import write_figure
+
+        write_figure(folder / "effect.png", result.plot())
+        content = {
+            "effect": result.effect,
+            "before": result.before,
+            "after": result.after,
+            "interval": result.interval,
+            "items": result.to_frame().to_dict(orient="records"),
+            "settings": {**where, "contrasts": {"n": len(items), "sha256": items.digest}},
+            "edit": {"file": str(edit), **SpectralEdit.header(edit)},
+            "versions": versions(),
+        }
+        write_json(folder / "results.json", content)
+        console.print(f"wrote {folder}", highlight=False)
+
+
+@app.command(
+    epilog="Example: [bold]sea-lens attribute --model gpt2 --edit edit.safetensors --contrasts contrasts.jsonl "
+    "--out why[/bold]"
+)
+def attribute(
+    model: opt.ModelOption,
+    edit: opt.EditOption,
+    contrasts: opt.ContrastsOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report.")],
+    layers: opt.LayersOption = "all",
+    strength: opt.StrengthOption = 1.0,
+    combine: opt.CombineOption = "norm",
+    limit: opt.LimitOption = None,
+    batch_size: opt.BatchSizeOption = 16,
+    prepend_bos: opt.PrependBosOption = True,
+    backend: opt.BackendOption = "auto",
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = "float32",
+) -> None:
+    """Trace an edit's effect to layers and heads."""
+    loaded_edit, items, where = _edit_inputs(edit, contrasts, limit, layers, strength, combine)
+    folder = output_folder(out)
+    loaded = opt.open_model(model, backend, device, dtype)
+    common = {**where, "batch_size": batch_size, "prepend_bos": prepend_bos}
+    result = measure_effect(loaded, loaded_edit, items, **common)
+    by_layer = [
+        layer_contributions(loaded, loaded_edit, items, method, **common)  # type: ignore[arg-type]
+        for method in ("path", "leave_one_out", "only_one")
+    ]
+    heads = head_contributions(loaded, loaded_edit, items, **common)
+    settings = {**where, "contrasts": {"n": len(items), "sha256": items.digest}}
+    write_attribution(folder, loaded_edit, result, by_layer, heads, settings)
+    console.print(str(result), highlight=False, soft_wrap=True)
+    for contributions in by_layer:
+        table = Table("layer", "contribution", "95 % interval", title=contributions.method)
+        for layer, value in contributions.top(10):
+            interval = contributions.interval(layer)
+            table.add_row(str(layer), f"{value:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}")
+        console.print(table)
+    table = Table("head", "direct contribution", title=f"heads (closure error {heads.closure_error:.0e})")
+    for (layer, head), value in heads.top(10):
+        table.add_row(f"{layer}.{head}", f"{value:+.4f}")
+    console.print(table)
+    console.print(f"wrote {folder}", highlight=False)
+
+
+def _edit_inputs(
+    edit: Path, contrasts: Path, limit: int | None, layers: str, strength: float, combine: str
+) -> tuple[SpectralEdit, Any, dict[str, Any]]:
+    """The edit, the contrasts, and where and how to apply; everything that can be refused without a model."""
+    loaded = SpectralEdit.load(edit)
+    if combine not in loaded.combines:
+        raise InputError(f"--combine {combine!r}: expected one of {', '.join(loaded.combines)}")
+    choice = opt.read_layers(layers)
+    choose_layers(choice, loaded.layers, loaded.signature)
+    where = {"layers": choice, "strength": strength, "combine": combine}
+    return loaded, opt.read_contrasts(contrasts, limit), where
+
+
+@app.command(
+    epilog="Example: [bold]sea-lens generate --model gpt2 --edit edit.safetensors --prompt 'The sky is' "
+    "--compare[/bold]"
+)
+def generate(
+    model: opt.ModelOption,
+    edit: opt.EditOption,
+    prompt: Annotated[list[str], typer.Option("--prompt", help="May be given several times.")],
+    compare: Annotated[bool, typer.Option("--compare", help="The unedited model beside the edited one.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation in tokens.", min=1)] = 32,
+    layers: opt.LayersOption = "all",
+    strength: opt.StrengthOption = 1.0,
+    combine: opt.CombineOption = "norm",
+    prepend_bos: opt.PrependBosOption = True,
+    backend: opt.BackendOption = "auto",
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = "float32",
+) -> None:
+    """Continue prompts greedily under an edit."""
+    loaded_edit = SpectralEdit.load(edit)
+    choice = opt.read_layers(layers)
+    choose_layers(choice, loaded_edit.layers, loaded_edit.signature)
+    loaded = opt.open_model(model, backend, device, dtype)
+    common = {"max_new_tokens": max_new_tokens, "prepend_bos": prepend_bos}
+    edited = generate_texts(loaded, prompt, loaded_edit, choice, strength, combine, **common)
+    if not compare:
+        for text, continuation in zip(prompt, edited, strict=True):
+            console.print(text + continuation, highlight=False, markup=False, soft_wrap=True)
+        return
+    table = Table("prompt", "unedited", "edited", show_lines=True)
+    for row in zip(prompt, generate_texts(loaded, prompt, **common), edited, strict=True):
+        table.add_row(*(text.replace("[", "\\[") for text in row))
+    console.print(table)
+
+
+@app.command(epilog="Example: [bold]sea-lens inspect edit.safetensors[/bold]")
+def inspect(edit: Annotated[Path, typer.Argument(help="A fitted edit (safetensors).")]) -> None:
+    """Show what a fitted edit is: site, ranks, options, and where it came from."""
+    loaded = SpectralEdit.load(edit)
+    _print_ranks(loaded)
+    for name, value in {"options": loaded.options, **loaded.provenance}.items():
+        console.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)

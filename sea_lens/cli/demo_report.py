@@ -1,0 +1,207 @@
+"""What the demo prints, and the files that it writes."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .. import plots
+from ..demo import MINIMUM_MASS, RANDOM_DRAWS, RULE, DemoResult, MethodResult
+from ..report import markdown_table, write_figure, write_json
+from ..statistics import Interval
+from ..storage import write_atomically
+from ..testbed.bed import Testbed
+from ..versions import versions
+from .attribution import head_numbers, layer_numbers
+
+FIGURES = {
+    "comparison.png": "The edit beside its controls, on the test questions",
+    "effect.png": "Contrast of every test question, before and after",
+    "spectra.png": "Spectra of the cross-covariances, by layer",
+    "signature.png": "Signature, by layer",
+    "layers_leave_one_out.png": "What is lost without a layer's edit",
+    "layers_only_one.png": "What a layer's edit does alone",
+    "heads_direct.png": "Direct contribution of each head",
+}
+
+
+def verdict(result: DemoResult) -> str:
+    """The conclusion in a sentence, from the numbers."""
+    effect = result.spectral.effect.interval
+    clear = effect.low > 0
+    above = effect.mean > max(result.random_effects)
+    random_range = f"{min(result.random_effects):+.3f} to {max(result.random_effects):+.3f}"
+    first = (
+        f"The edit moves the model towards the truth by {effect} nats"
+        if clear
+        else f"No clear effect: {effect} nats, an interval that includes zero"
+    )
+    second = "above" if above else "not above"
+    return f"{first}; that is {second} all {RANDOM_DRAWS} draws of random subspaces of the same ranks ({random_range})."
+
+
+def comparison_rows(result: DemoResult) -> list[dict[str, Any]]:
+    """One row per method, as printed and reported."""
+
+    def row(name: str, method: MethodResult) -> dict[str, Any]:
+        return {
+            "method": name,
+            "contrast": f"{method.effect.before:+.3f} → {method.effect.after:+.3f}",
+            "effect (95 % interval)": str(method.effect.interval),
+            "mass": f"{method.effect.before_mass.mean():.2f} → {method.effect.after_mass.mean():.2f}",
+            "MC1": _change(method.mc1),
+            "MC2": _change(method.mc2),
+            "loss on documents": _change(method.loss),
+        }
+
+    draws = sorted(result.random_effects)
+    nothing = {"mass": "", "MC1": "", "MC2": "", "loss on documents": ""}
+    return [
+        row("spectral edit", result.spectral),
+        row("mean-difference steering", result.steering),
+        {
+            "method": f"random subspaces, {len(draws)} draws",
+            "contrast": "",
+            "effect (95 % interval)": f"{draws[0]:+.3f} to {draws[-1]:+.3f} (all draws)",
+            **nothing,
+        },
+        {
+            "method": "naming a reliable source (no edit)",
+            "contrast": f"{result.reliable_source.before:+.3f} → {result.reliable_source.after:+.3f}",
+            "effect (95 % interval)": str(result.reliable_source.interval),
+            **nothing,
+        },
+    ]
+
+
+def _change(triple: tuple[float, float, Interval]) -> str:
+    before, after, interval = triple
+    return f"{before:.3f} → {after:.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def _chosen(result: DemoResult) -> str:
+    options = result.spectral.options
+    centred = "centred" if options["centre"] else "uncentred"
+    return (
+        f"{centred}, K = {options['energy']}, layers {options['layers']}, strength {options['strength']}; "
+        f"ranks {result.edit.ranks}"
+    )
+
+
+def print_demo(result: DemoResult, folder: Path, console: Console) -> None:
+    """The table and the verdict, in the terminal."""
+    rows = comparison_rows(result)
+    table = Table(*rows[0], title="Effect on the test questions (log p(truth) − log p(myth), nats)")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    console.print(f"Chosen on dev: {_chosen(result)}", highlight=False)
+    for contributions in (result.leave_one_out, result.only_one):
+        values = ", ".join(f"layer {layer} {value:+.3f}" for layer, value in contributions.top(10))
+        console.print(f"Layers, {contributions.method}: {values}", highlight=False)
+    heads = ", ".join(f"{layer}.{head} {value:+.4f}" for (layer, head), value in result.heads.top(4))
+    console.print(f"Heads, direct: {heads} (closure error {result.heads.closure_error:.0e})", highlight=False)
+    for answer in result.answers:
+        console.print(
+            f"{answer['question']} {answer['before']} → {answer['after']}   (truth {answer['truth']}, "
+            f"myth {answer['myth']})",
+            highlight=False,
+        )
+    console.print(verdict(result), highlight=False, style="bold")
+    console.print(f"Report: {folder / 'report.md'}", highlight=False)
+
+
+def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
+    """Write results.json, report.md and the figures; the same bytes every time on one machine."""
+    effects = {
+        "spectral edit": result.spectral.effect.interval,
+        "mean-difference steering": result.steering.effect.interval,
+    }
+    axes = {
+        "comparison.png": plots.comparison(effects, result.random_effects),
+        "effect.png": result.spectral.effect.plot(),
+        "spectra.png": plots.spectra(result.edit),
+        "signature.png": plots.signature(result.edit),
+        "layers_leave_one_out.png": result.leave_one_out.plot(),
+        "layers_only_one.png": result.only_one.plot(),
+        "heads_direct.png": result.heads.plot(),
+    }
+    for name, drawn in axes.items():
+        write_figure(folder / name, drawn)
+    write_json(
+        folder / "results.json",
+        {
+            "verdict": verdict(result),
+            "rule": RULE,
+            "grid": result.grid,
+            "spectral": _method_numbers(result.spectral) | {"ranks": result.edit.ranks},
+            "mean_difference": _method_numbers(result.steering),
+            "random_effects": result.random_effects,
+            "reliable_source": result.reliable_source.interval,
+            "layers": {c.method: layer_numbers(c) for c in (result.leave_one_out, result.only_one)},
+            "heads": {"direct": head_numbers(result.heads)},
+            "answers": result.answers,
+            "world_seed": bed.world.seed,
+            "provenance": result.edit.provenance,
+            "versions": versions(),
+        },
+    )
+    write_atomically(folder / "report.md", _markdown(result))
+
+
+def _method_numbers(method: MethodResult) -> dict[str, Any]:
+    names = ("before", "after", "change")
+    return {
+        "options": method.options,
+        "effect": {"before": method.effect.before, "after": method.effect.after, "interval": method.effect.interval},
+        "mass": {"before": method.effect.before_mass.mean(), "after": method.effect.after_mass.mean()},
+        "items": method.effect.to_frame().to_dict(orient="records"),
+        **{name: dict(zip(names, getattr(method, name), strict=True)) for name in ("mc1", "mc2", "loss")},
+    }
+
+
+def _markdown(result: DemoResult) -> str:
+    answers = [
+        {
+            "question": answer["question"],
+            "before": answer["before"],
+            "after": answer["after"],
+            "truth": answer["truth"],
+            "myth": answer["myth"],
+        }
+        for answer in result.answers
+    ]
+    allowed = sorted((row for row in result.grid if row["allowed"]), key=lambda row: -row["effect"])
+    parts = [
+        "# An edit of the shipped model\n",
+        f"{verdict(result)}\n",
+        markdown_table(comparison_rows(result)) + "\n",
+        "Contrast: mean of log p(truth) − log p(myth). Mass: probability left on the two answers. MC1, MC2: four "
+        "choices, the truth, the myth and two other names. Loss: nats per token on held-out documents. Brackets: 95 % "
+        "paired bootstrap intervals; for the metrics, of the change.\n",
+        f"Chosen on dev, by {RULE}: {_chosen(result)}.\n",
+        "## Greedy answers\n",
+        markdown_table(answers) + "\n",
+        *(f"## {caption}\n\n![{caption}]({name})\n" for name, caption in FIGURES.items()),
+        "## Layers and heads in numbers\n",
+        *(
+            f"{c.method}: {', '.join(f'layer {layer} {value:+.3f}' for layer, value in c.top(10))} "
+            f"(sum {c.total:+.3f}, whole edit {c.effect:+.3f})\n"
+            for c in (result.leave_one_out, result.only_one)
+        ),
+        _heads_sentence(result),
+        f"## The ten best settings on dev (of {len(result.grid)}; mass at least {MINIMUM_MASS:.0%} of before)\n",
+        markdown_table(allowed[:10]) + "\n" if allowed else "The rule admitted none.\n",
+    ]
+    return "\n".join(parts)
+
+
+def _heads_sentence(result: DemoResult) -> str:
+    heads = result.heads
+    top = ", ".join(f"{layer}.{head} {value:+.4f}" for (layer, head), value in heads.top(8))
+    others = "; ".join(f"{name} {values.sum():+.4f}" for name, values in heads.others.items())
+    return (
+        f"Heads, direct: {top}. All heads {heads.values.sum():+.4f}; {others}; sum {heads.total:+.4f} of "
+        f"{heads.effect:+.4f}, closure error {heads.closure_error:.1e}.\n"
+    )

@@ -1,0 +1,81 @@
+"""Options that several commands share, and how their texts are read."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import typer
+
+from ..demonstrations import Contrasts, Demonstrations
+from ..errors import FileError, InputError
+from ..features import FEATURE_MAPS
+from ..layers import LayerChoice
+from ..models.load import load_model
+from ..models.sites import SITES
+from ..subspaces import COMBINES
+from ..testbed.bed import PATH as TESTBED
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Hugging Face name or local folder; 'testbed' is the shipped model.")
+]
+BackendOption = Annotated[str, typer.Option(help="TransformerLens backend: auto, hooked or bridge.")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU if there is one.")]
+DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+BatchSizeOption = Annotated[int, typer.Option(help="Sequences at a time.", min=1)]
+PrependBosOption = Annotated[bool, typer.Option(help="One BOS in front of every text.")]
+EditOption = Annotated[Path, typer.Option("--edit", help="A fitted edit (safetensors).")]
+ContrastsOption = Annotated[Path, typer.Option("--contrasts", help="JSON Lines with the fields prompt, target, foil.")]
+LayersOption = Annotated[str, typer.Option(help="all, first-L, last-L, signature-L, or a list such as 3,5.")]
+StrengthOption = Annotated[float, typer.Option(help="α; 1 is the edit as fitted, 0 none.")]
+CombineOption = Annotated[str, typer.Option(help=f"One of {', '.join(COMBINES)}.")]
+SiteOption = Annotated[str, typer.Option(help=f"What is edited: {', '.join(SITES)}.")]
+FeatureOption = Annotated[str, typer.Option(help=f"Feature map: {', '.join(FEATURE_MAPS)}.")]
+LimitOption = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
+
+Format: TypeAlias = Literal["jsonl", "halueval", "truthfulqa", "bbq"]
+
+
+def read_layers(text: str) -> LayerChoice:
+    """A layer choice, or a comma-separated list of layers."""
+    if text.replace(",", "").replace(" ", "").isdigit():
+        return [int(part) for part in text.split(",") if part.strip()]
+    return text
+
+
+def read_pair(text: str, name: str, kind: type[int] | type[float]) -> Any:
+    """One number or two with a comma between them."""
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise InputError(f"{name} {text!r}: expected one number, or two with a comma between them")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def read_demonstrations(path: Path, form: Format, limit: int | None) -> Demonstrations:
+    """Demonstrations from a file of one of the known forms."""
+    readers = {
+        "jsonl": Demonstrations.from_jsonl,
+        "halueval": Demonstrations.from_halueval,
+        "truthfulqa": Demonstrations.from_truthfulqa,
+        "bbq": Demonstrations.from_bbq,
+    }
+    return readers[form](path, limit=limit)
+
+
+def read_contrasts(path: Path, limit: int | None) -> Contrasts:
+    """Contrasts from JSON Lines."""
+    return Contrasts.from_jsonl(path, limit=limit)
+
+
+def open_model(name: str, backend: str, device: str | None, dtype: str) -> Any:
+    """Load a model; "testbed" is the shipped one."""
+    return load_model(str(TESTBED) if name == "testbed" else name, backend, device, dtype)  # type: ignore[arg-type]
+
+
+def check_output_file(path: Path) -> None:
+    """Refuse an output file that could not be written, before any work for it is done."""
+    if path.is_dir():
+        raise FileError(f"--out {path} is a folder: expected a file")
+    if not path.parent.is_dir():
+        raise FileError(f"--out {path}: no such folder {path.parent}")

@@ -1,0 +1,181 @@
+"""Streamed cross-covariances of neutral with positive and negative activations (SEA.md section 2).
+
+Everything that a fit needs from N demonstrations is two sums of outer products, three sums of vectors, and N. They are
+sums, so batches can be streamed, shards merged, and memory does not depend on N. All are kept in float64.
+
+A *unit* is what is edited on its own: a layer's activation (one unit, d_model wide) or, at site `z`, each head of a
+layer (n_heads units, d_head wide).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from einops import einsum, rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import ActivationError, MismatchError
+from .features import FeatureMap
+
+
+@dataclass(frozen=True)
+class CrossCovariance:
+    """Sufficient statistics of a spectral fit, for several layers at once.
+
+    Attributes:
+        layers: the layers, ascending; index i of every tensor belongs to layers[i].
+        site: the site that the edit will act on.
+        feature: the map φ that the activations went through.
+        n: number of demonstrations.
+        sum_positive, sum_negative: Σ φ(h) φ(h±)ᵀ, float64, rows neutral.
+        sum_neutral_mean, …: Σ φ(h), Σ φ(h⁺), Σ φ(h⁻), float64.
+        provenance: where the activations came from (model, position, neutral choice, …), JSON values.
+    """
+
+    layers: tuple[int, ...]
+    site: str
+    feature: FeatureMap
+    n: int
+    sum_outer_positive: Float[Tensor, "layers units d d"]
+    sum_outer_negative: Float[Tensor, "layers units d d"]
+    sum_neutral: Float[Tensor, "layers units d"]
+    sum_positive: Float[Tensor, "layers units d"]
+    sum_negative: Float[Tensor, "layers units d"]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def empty(
+        cls,
+        layers: tuple[int, ...],
+        units: int,
+        d: int,
+        *,
+        site: str,
+        feature: FeatureMap,
+        provenance: dict[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "CrossCovariance":
+        """Statistics of no demonstrations yet."""
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(len(layers), units, *shape, dtype=torch.float64, device=device)
+
+        return cls(layers, site, feature, 0, zeros(d, d), zeros(d, d), zeros(d), zeros(d), zeros(d), provenance or {})
+
+    @property
+    def d(self) -> int:
+        """Width of a unit: d_model, or d_head at site `z`."""
+        return self.sum_neutral.shape[-1]
+
+    @property
+    def units(self) -> int:
+        """Units per layer: 1, or n_heads at site `z`."""
+        return self.sum_neutral.shape[1]
+
+    def updated(
+        self,
+        neutral: Float[Tensor, "batch layers units d"],
+        positive: Float[Tensor, "batch layers units d"],
+        negative: Float[Tensor, "batch layers units d"],
+        indices: Sequence[int] | None = None,
+    ) -> "CrossCovariance":
+        """These statistics with a batch of activations added; the sums are updated in place, for streaming.
+
+        Args:
+            neutral, positive, negative: activations before φ.
+            indices: what errors call the demonstrations; counted on from those already added by default.
+
+        Raises:
+            ActivationError: a value is NaN or infinite; names the layer and the demonstration.
+        """
+        indices = range(self.n, self.n + len(neutral)) if indices is None else indices
+        mapped = []
+        for kind, activations in (("neutral", neutral), ("positive", positive), ("negative", negative)):
+            self._refuse_non_finite(kind, activations, indices)
+            mapped.append(self.feature.forward(activations.to(self.sum_neutral)))
+        h, plus, minus = mapped
+        pattern = "batch layers units i, batch layers units j -> layers units i j"
+        self.sum_outer_positive.add_(einsum(h, plus, pattern))
+        self.sum_outer_negative.add_(einsum(h, minus, pattern))
+        for total, values in zip((self.sum_neutral, self.sum_positive, self.sum_negative), mapped, strict=True):
+            total.add_(reduce(values, "batch layers units d -> layers units d", "sum"))
+        return replace(self, n=self.n + len(neutral))
+
+    def _refuse_non_finite(
+        self, kind: str, activations: Float[Tensor, "batch layers units d"], indices: Sequence[int]
+    ) -> None:
+        finite = reduce(torch.isfinite(activations), "batch layers units d -> batch layers", "all")
+        if not finite.all():
+            row, layer = (~finite).nonzero()[0].tolist()
+            raise ActivationError(
+                f"the {kind} activation of demonstration {indices[row]} at layer {self.layers[layer]}, "
+                f"site {self.site!r}, holds NaN or infinite values"
+            )
+
+    def __add__(self, other: "CrossCovariance") -> "CrossCovariance":
+        """Merge two shards of one set of demonstrations; exact up to float64 rounding.
+
+        Raises:
+            MismatchError: the shards differ in layers, site, feature, width or in how they were captured.
+        """
+        if not isinstance(other, CrossCovariance):
+            return NotImplemented
+        ours, theirs = ({**c.provenance, **c.signature_of_kind()} for c in (self, other))
+        for name in sorted({*ours, *theirs} - {"demonstrations"}):
+            if ours.get(name) != theirs.get(name):
+                raise MismatchError(
+                    f"cannot merge shards of different runs: {name} is {ours.get(name)!r} here, "
+                    f"{theirs.get(name)!r} there"
+                )
+        names = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")
+        sums = {name: getattr(self, name) + getattr(other, name).to(self.sum_neutral) for name in names}
+        sources = [*self.provenance.get("demonstrations", []), *other.provenance.get("demonstrations", [])]
+        provenance = self.provenance | ({"demonstrations": sources} if sources else {})
+        return replace(self, n=self.n + other.n, provenance=provenance, **sums)
+
+    def signature_of_kind(self) -> dict[str, Any]:
+        """What two shards must agree on."""
+        return {
+            "layers": self.layers,
+            "site": self.site,
+            "feature": self.feature.name,
+            "units": self.units,
+            "width": self.d,
+        }
+
+    def to(self, device: torch.device | str) -> "CrossCovariance":
+        """The same statistics on another device."""
+        names = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def omega(
+        self, layer: int, *, centre: bool = False
+    ) -> tuple[Float[Tensor, "units d d"], Float[Tensor, "units d d"]]:
+        """(Ω⁺, Ω⁻) of one layer, rows neutral; with `centre`, about the sample means of the three sets."""
+        i = self.layers.index(layer)
+        outer = self.sum_outer_positive[i] / self.n, self.sum_outer_negative[i] / self.n
+        if not centre:
+            return outer
+        neutral, positive, negative = self.means(layer)
+        pattern = "units i, units j -> units i j"
+        return outer[0] - einsum(neutral, positive, pattern), outer[1] - einsum(neutral, negative, pattern)
+
+    def means(self, layer: int) -> tuple[Float[Tensor, "units d"], Float[Tensor, "units d"], Float[Tensor, "units d"]]:
+        """Sample means of φ(neutral), φ(positive) and φ(negative) at one layer."""
+        i = self.layers.index(layer)
+        return self.sum_neutral[i] / self.n, self.sum_positive[i] / self.n, self.sum_negative[i] / self.n
+
+    def signature(self, layer: int) -> tuple[float, Float[Tensor, " 2"]]:
+        """Signature of a layer and its explained variance (SEA.md section 5).
+
+        The covariance (1/N) Σ x yᵀ of the 2N stacked [positive; negative] activations x (after φ, heads side by side)
+        with their one-hot labels y has the two class means as its columns. The signature is the sum of its singular
+        values; the explained variance is their squares, normalised. Divisor N and no centring, as in the release.
+        """
+        _, positive, negative = self.means(layer)
+        columns = rearrange([positive, negative], "label units d -> (units d) label")
+        singular_values = torch.linalg.svdvals(columns)
+        variance = singular_values.square()
+        return singular_values.sum().item(), variance / variance.sum()

@@ -1,0 +1,228 @@
+"""The main job on the shipped model, from capture to a report: what `sea-lens demo` runs.
+
+Options are chosen on the dev questions by a stated rule, and the test questions are looked at once.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from .capture import capture
+from .contributions import HeadContributions, LayerContributions, head_contributions, layer_contributions
+from .controls import mean_difference, randomised
+from .effect import Effect, effect_between, effect_from
+from .generation import generate
+from .intervention import ActivationEdit
+from .metrics import mc1, mc2
+from .models.lens import Lens
+from .models.texts import encode_completion
+from .progress import tracked
+from .scoring import Scorer, contrast_scorer, text_scorer
+from .spectral import SpectralEdit, fit
+from .statistics import Interval, bootstrap
+from .testbed.bed import Testbed, contrasts_of
+from .testbed.world import RELIABLE_SOURCES, Question
+
+ENERGIES = (0.9, 0.97, 0.99, 0.998, 0.9999)
+CENTRES = (False, True)
+LAYERS = ("all", "first-2", "last-2")
+STRENGTHS = (0.5, 1.0, 1.5)
+MEAN_DIFFERENCE_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+MINIMUM_MASS = 0.9
+RULE = (
+    "the largest effect on the dev questions among the settings that leave at least "
+    f"{MINIMUM_MASS:.0%} of the unedited model's probability mass on the two answers"
+)
+RANDOM_DRAWS = 20
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One point of the grid and what it does on dev."""
+
+    edit: ActivationEdit
+    options: dict[str, Any]
+    effect: Effect
+
+    @property
+    def allowed(self) -> bool:
+        """Whether the rule admits it."""
+        return bool(self.effect.after_mass.mean() >= MINIMUM_MASS * self.effect.before_mass.mean())
+
+    def row(self) -> dict[str, Any]:
+        """Options and dev numbers, for the report."""
+        return {
+            **self.options,
+            "effect": self.effect.effect,
+            "mass": self.effect.after_mass.mean().item(),
+            "allowed": self.allowed,
+        }
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What one method does on test.
+
+    Attributes:
+        options: chosen on dev.
+        effect: on the contrasts.
+        mc1, mc2: before, after, and the interval of the paired change.
+        loss: nats per token on held-out documents, before, after and the interval of the change.
+    """
+
+    options: dict[str, Any]
+    effect: Effect
+    mc1: tuple[float, float, Interval]
+    mc2: tuple[float, float, Interval]
+    loss: tuple[float, float, Interval]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """Everything that the demo measured."""
+
+    edit: SpectralEdit
+    grid: list[dict[str, Any]]
+    spectral: MethodResult
+    steering: MethodResult
+    random_effects: list[float]
+    reliable_source: Effect
+    leave_one_out: LayerContributions
+    only_one: LayerContributions
+    heads: HeadContributions
+    answers: list[dict[str, str]]
+
+
+def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
+    """Capture, fit, choose on dev, report on test; the same numbers every time."""
+    model = bed.model
+    covariance = capture(model, bed.demonstrations, batch_size=BATCH_SIZE, progress=progress)
+    dev, test = (contrast_scorer(model, bed.contrasts[split], batch_size=BATCH_SIZE) for split in ("dev", "test"))
+    dev_unedited = dev.log_probs()
+
+    def tried(edit: ActivationEdit, **options: Any) -> Choice:
+        where = {"layers": options["layers"], "strength": options["strength"]}
+        return Choice(edit, options, effect_from(dev, dev_unedited, model, edit, **where))
+
+    fits = {
+        (centre, energy): fit(covariance, energy=energy, centre=centre)
+        for centre, energy in itertools.product(CENTRES, ENERGIES)
+    }
+    points = list(itertools.product(fits, LAYERS, STRENGTHS))
+    choices = [
+        tried(fits[key], centre=key[0], energy=key[1], layers=layers, strength=strength)
+        for key, layers, strength in tracked(points, "choosing options on dev", len(points), show=progress)
+    ]
+    chosen = _best(choices)
+    edit = chosen.edit
+    assert isinstance(edit, SpectralEdit)
+    where = {"layers": chosen.options["layers"], "strength": chosen.options["strength"]}
+    steering_choices = [
+        tried(mean_difference(covariance), layers=layers, strength=strength)
+        for layers, strength in itertools.product(LAYERS, MEAN_DIFFERENCE_STRENGTHS)
+    ]
+
+    measure = _test_measure(bed, test)
+    test_unedited = test.log_probs()
+    draws = range(RANDOM_DRAWS)
+    random_effects = [
+        effect_from(test, test_unedited, model, randomised(edit, seed), **where).effect
+        for seed in tracked(draws, "random subspaces", RANDOM_DRAWS, show=progress)
+    ]
+    contrasts = bed.contrasts["test"]
+    return DemoResult(
+        edit=edit,
+        grid=[choice.row() for choice in choices],
+        spectral=measure(chosen),
+        steering=measure(_best(steering_choices)),
+        random_effects=random_effects,
+        reliable_source=_reliable_source(bed, test_unedited),
+        leave_one_out=layer_contributions(model, edit, contrasts, "leave_one_out", **where, batch_size=BATCH_SIZE),
+        only_one=layer_contributions(model, edit, contrasts, "only_one", **where, batch_size=BATCH_SIZE),
+        heads=head_contributions(model, edit, contrasts, **where, batch_size=BATCH_SIZE),
+        answers=_answers(bed, chosen),
+    )
+
+
+def _best(choices: list[Choice]) -> Choice:
+    """The rule; if it admits none, the setting that leaves the most mass."""
+    allowed = [choice for choice in choices if choice.allowed]
+    if not allowed:
+        return max(choices, key=lambda choice: choice.effect.after_mass.mean().item())
+    return max(allowed, key=lambda choice: choice.effect.effect)
+
+
+def _test_measure(bed: Testbed, test: Scorer) -> Callable[[Choice], MethodResult]:
+    model = bed.model
+    multiple_choice = _multiple_choice_scorer(bed)
+    documents = text_scorer(model, bed.documents, batch_size=BATCH_SIZE)
+    counts = documents.token_counts.double()
+
+    def read() -> tuple[Float[Tensor, " questions"], Float[Tensor, " questions"], Float[Tensor, " documents"]]:
+        choices = rearrange(multiple_choice.log_probs(), "(questions choices) -> questions choices", choices=4)
+        correct = torch.zeros_like(choices, dtype=torch.bool)
+        correct[:, 0] = True
+        # Weighted so that the mean over documents is the loss per token.
+        loss = -documents.log_probs() / counts.mean()
+        return mc1(choices, correct), mc2(choices, correct), loss
+
+    unedited, before = test.log_probs(), read()
+
+    def measure(choice: Choice) -> MethodResult:
+        where = {"layers": choice.options["layers"], "strength": choice.options["strength"]}
+        effect = effect_from(test, unedited, model, choice.edit, **where)
+        with choice.edit.applied(model, **where):
+            after = read()
+        changes = [
+            (b.mean().item(), a.mean().item(), bootstrap((a - b).numpy())) for b, a in zip(before, after, strict=True)
+        ]
+        return MethodResult(choice.options, effect, *changes)
+
+    return measure
+
+
+def _multiple_choice_scorer(bed: Testbed) -> Scorer:
+    """Truth, myth and two distractors of each test question, in this order."""
+    lens = Lens.of(bed.model)
+    questions = bed.world.split("test")
+    completions = [
+        encode_completion(lens, question.prompt(), f" {name}")
+        for question in questions
+        for name in (question.truth, question.myth, *question.distractors)
+    ]
+    return Scorer.of(lens, completions, [i // 4 for i in range(len(completions))], BATCH_SIZE)
+
+
+def _reliable_source(bed: Testbed, unedited: Float[Tensor, " completions"]) -> Effect:
+    """What naming a reliable source does to the contrast: the model's own way to the truth, as a ceiling."""
+    named = contrasts_of(bed.world.split("test"), RELIABLE_SOURCES[0])
+    return effect_between(unedited, contrast_scorer(bed.model, named, batch_size=BATCH_SIZE).log_probs())
+
+
+def _answers(bed: Testbed, chosen: Choice) -> list[dict[str, str]]:
+    """Greedy answers to the first two test questions, and to the first two whose answer the edit changes."""
+    questions = bed.world.split("test")
+    prompts = [question.prompt() for question in questions]
+    where = {"layers": chosen.options["layers"], "strength": chosen.options["strength"]}
+    before = generate(bed.model, prompts, max_new_tokens=1, batch_size=BATCH_SIZE)
+    after = generate(bed.model, prompts, chosen.edit, **where, max_new_tokens=1, batch_size=BATCH_SIZE)
+    rows = [_answer(*triple) for triple in zip(questions, before, after, strict=True)]
+    changed = [row for row in rows[2:] if row["before"] != row["after"]]
+    return rows[:2] + changed[:2]
+
+
+def _answer(question: Question, before: str, after: str) -> dict[str, str]:
+    return {
+        "question": question.prompt(),
+        "truth": question.truth,
+        "myth": question.myth,
+        "before": before.strip(),
+        "after": after.strip(),
+    }

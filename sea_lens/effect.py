@@ -1,0 +1,142 @@
+"""The effect of an edit on contrasts (SEA.md sections 6 and 7; API.md)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from .demonstrations import Contrasts
+from .intervention import ActivationEdit, Strength
+from .layers import LayerChoice
+from .scoring import Scorer, contrast_scorer
+from .statistics import Interval, bootstrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an edit does to contrasts; everything in nats but the masses, which are probabilities.
+
+    Attributes:
+        before_items, after_items: log p(target) − log p(foil) of each contrast, unedited and edited.
+        before_mass, after_mass: p(target) + p(foil) of each contrast. An edit that moves the contrast but leaves
+            little mass on the two answers has broken the model rather than changed its mind.
+        interval: paired bootstrap interval of the effect.
+    """
+
+    before_items: Float[Tensor, " contrasts"]
+    after_items: Float[Tensor, " contrasts"]
+    before_mass: Float[Tensor, " contrasts"]
+    after_mass: Float[Tensor, " contrasts"]
+    interval: Interval
+
+    @property
+    def before(self) -> float:
+        """Mean contrast of the unedited model."""
+        return self.before_items.mean().item()
+
+    @property
+    def after(self) -> float:
+        """Mean contrast of the edited model."""
+        return self.after_items.mean().item()
+
+    @property
+    def effect(self) -> float:
+        """Δ: after − before."""
+        return self.after - self.before
+
+    @property
+    def items(self) -> Float[Tensor, " contrasts"]:
+        """Δ of each contrast."""
+        return self.after_items - self.before_items
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per contrast: before, after, effect, mass_before, mass_after."""
+        return pd.DataFrame(
+            {
+                "before": self.before_items.numpy(),
+                "after": self.after_items.numpy(),
+                "effect": self.items.numpy(),
+                "mass_before": self.before_mass.numpy(),
+                "mass_after": self.after_mass.numpy(),
+            }
+        ).rename_axis("contrast")
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Distribution of the contrast before and after."""
+        from .plots import before_after
+
+        return before_after(self, ax=ax)
+
+    def __str__(self) -> str:
+        return (
+            f"effect {self.interval} nats over {len(self.items)} contrasts "
+            f"(before {self.before:+.3f}, after {self.after:+.3f}; mass on the two answers "
+            f"{self.before_mass.mean():.2f} → {self.after_mass.mean():.2f})"
+        )
+
+
+def effect(
+    model: Any,
+    edit: ActivationEdit,
+    contrasts: Contrasts,
+    layers: LayerChoice = "all",
+    strength: Strength = 1.0,
+    combine: str | None = None,
+    *,
+    batch_size: int = 16,
+    prepend_bos: bool = True,
+    seed: int = 0,
+) -> Effect:
+    """Mean of log p(target | prompt) − log p(foil | prompt) over contrasts, edited minus unedited.
+
+    Args:
+        model: a TransformerLens model. Its own hooks, if any, stay in both runs.
+        edit: the edit.
+        contrasts: at least one.
+        layers, strength, combine: as in `applied`.
+        batch_size: sequences at a time.
+        prepend_bos: one BOS in front of every text, where the tokenizer has one.
+        seed: of the bootstrap interval.
+
+    Raises:
+        MismatchError: the edit is for another model.
+        DemonstrationError: a text that is too long, or a completion that adds no token.
+    """
+    edit.functions(model, layers=layers, strength=strength, combine=combine)
+    scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
+    unedited = scorer.log_probs()
+    return effect_from(scorer, unedited, model, edit, layers, strength, combine, seed=seed)
+
+
+def effect_from(
+    scorer: Scorer,
+    unedited: Float[Tensor, " completions"],
+    model: Any,
+    edit: ActivationEdit,
+    layers: LayerChoice = "all",
+    strength: Strength = 1.0,
+    combine: str | None = None,
+    *,
+    seed: int = 0,
+) -> Effect:
+    """`effect` with the unedited run already done, for trying many edits on the same contrasts."""
+    with edit.applied(model, layers, strength, combine):
+        edited = scorer.log_probs()
+    return effect_between(unedited, edited, seed=seed)
+
+
+def effect_between(
+    unedited: Float[Tensor, " completions"], edited: Float[Tensor, " completions"], *, seed: int = 0
+) -> Effect:
+    """The effect from the log-probabilities of targets and foils in turn, as `contrast_scorer` gives them."""
+    before, after = (rearrange(x, "(contrasts two) -> contrasts two", two=2) for x in (unedited, edited))
+    masses = [reduce(x.exp(), "contrasts two -> contrasts", "sum") for x in (before, after)]
+    before_items, after_items = before[:, 0] - before[:, 1], after[:, 0] - after[:, 1]
+    interval = bootstrap((after_items - before_items).numpy(), seed=seed)
+    return Effect(before_items, after_items, masses[0], masses[1], interval)

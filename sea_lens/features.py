@@ -1,0 +1,120 @@
+"""Elementwise feature maps φ for Φ-SEA, with their inverses (SEA.md section 4; paper section 3.3).
+
+The spectral projection acts on φ(x); its result may lie outside φ's range and is clamped into it before the inverse.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import InputError
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """An elementwise map φ with an inverse on its range.
+
+    A map of your own needs a name, two functions and a range:
+
+        cube = sl.FeatureMap("cube", lambda x: x**3, lambda y: y.sign() * y.abs() ** (1 / 3))
+
+    Attributes:
+        name: recorded in everything fitted with the map; loading a saved edit asks for the map again by this name.
+        forward: φ, any shape to the same shape, elementwise and differentiable.
+        inverse: φ⁻¹ on the range, likewise. Where `carry_sign` holds it returns |x|.
+        range: the interval of φ's values; infinite ends are allowed.
+        closed: which finite ends of the range the inverse accepts as they are.
+        eps: how far inside an open finite end a value is clamped.
+        carry_sign: φ forgets the sign of x (φ is even), so the inverse takes the sign of the incoming x.
+    """
+
+    name: str
+    forward: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+    range: tuple[float, float] = (-math.inf, math.inf)
+    closed: Literal["neither", "left", "right", "both"] = "neither"
+    eps: float = 1e-4
+    carry_sign: bool = False
+
+    def __post_init__(self) -> None:
+        low, high = self.bounds
+        if not low < high:
+            raise InputError(f"feature {self.name!r}: the range {self.range} is empty once clamped by eps={self.eps}")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The interval that values are clamped into: the range, drawn in by `eps` at its open ends."""
+        low, high = self.range
+        return (
+            low if self.closed in ("left", "both") else low + self.eps,
+            high if self.closed in ("right", "both") else high - self.eps,
+        )
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether φ(x) = x, so that the edit is linear."""
+        return self.name == "identity"
+
+    def clamp(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Clamp values into the range that the inverse accepts."""
+        low, high = self.bounds
+        return y if math.isinf(low) and math.isinf(high) else y.clamp(low, high)
+
+    def invert(self, y: Float[Tensor, "*shape"], x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """φ⁻¹(y) after clamping; where φ forgets the sign, with the sign of `x`, the activation that was mapped."""
+        inverted = self.inverse(self.clamp(y))
+        return inverted * x.sign() if self.carry_sign else inverted
+
+
+def _sqrt_minus_two_log(y: Tensor) -> Tensor:
+    # sqrt has an infinite slope at 0 (y = 1), which would turn into NaN in a backward pass; there the slope is cut to
+    # 0 by taking the root of a constant instead.
+    squared = -2.0 * y.log()
+    at_zero = squared <= 0
+    return torch.where(at_zero, 0.0, torch.where(at_zero, 1.0, squared).sqrt())
+
+
+def _elu_inverse(y: Tensor) -> Tensor:
+    # The unused branch of torch.where must stay finite too, or its gradient poisons the used one.
+    return torch.where(y >= 0, y, torch.log1p(y.clamp(max=0.0)))
+
+
+def _elu(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, x, torch.expm1(x.clamp(max=0.0)))
+
+
+FEATURE_MAPS: dict[str, FeatureMap] = {
+    feature.name: feature
+    for feature in (
+        FeatureMap("identity", lambda x: x, lambda y: y),
+        FeatureMap(
+            "squared_exponential",
+            lambda x: torch.exp(-x.square() / 2),
+            _sqrt_minus_two_log,
+            range=(0.0, 1.0),
+            closed="right",
+            carry_sign=True,
+        ),
+        FeatureMap("tanh", torch.tanh, torch.atanh, range=(-1.0, 1.0)),
+        FeatureMap("elu", _elu, _elu_inverse, range=(-1.0, math.inf)),
+    )
+}
+
+
+def feature_map(feature: str | FeatureMap) -> FeatureMap:
+    """The feature map of this name, or the given map itself.
+
+    Raises:
+        InputError: the name is not one of `FEATURE_MAPS`.
+    """
+    if isinstance(feature, FeatureMap):
+        return feature
+    if feature not in FEATURE_MAPS:
+        known = ", ".join(FEATURE_MAPS)
+        raise InputError(f"unknown feature {feature!r}: expected one of {known}, or a sea_lens.FeatureMap")
+    return FEATURE_MAPS[feature]

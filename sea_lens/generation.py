@@ -1,0 +1,57 @@
+"""Greedy continuations in words, with and without an edit."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from .errors import InputError
+from .intervention import ActivationEdit, Strength
+from .layers import LayerChoice
+from .models.generate import generate_greedily
+from .models.lens import Lens
+from .models.texts import encode
+
+
+def generate(
+    model: Any,
+    prompts: str | Sequence[str],
+    edit: ActivationEdit | None = None,
+    layers: LayerChoice = "all",
+    strength: Strength = 1.0,
+    combine: str | None = None,
+    *,
+    max_new_tokens: int = 32,
+    prepend_bos: bool = True,
+    batch_size: int = 16,
+) -> list[str]:
+    """Greedy continuations of prompts, decoded with a KV cache under the edit, up to EOS.
+
+    Args:
+        model: a TransformerLens model.
+        prompts: one text or several.
+        edit: the edit to apply, none by default.
+        layers, strength, combine: as in `applied`.
+        max_new_tokens: longest continuation in tokens.
+        prepend_bos: one BOS in front of every prompt, where the tokenizer has one.
+        batch_size: prompts at a time.
+
+    Returns:
+        One continuation for each prompt, without the prompt.
+
+    Raises:
+        DemonstrationError: an empty prompt, or one that does not fit the model's context with its continuation.
+    """
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens {max_new_tokens} is not positive")
+    lens = Lens.of(model)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    tokens = [encode(lens, text, prepend_bos=prepend_bos, what=f"prompt {i}") for i, text in enumerate(texts)]
+    context = edit.applied(model, layers, strength, combine) if edit is not None else contextlib.nullcontext()
+    with context:
+        continuations = generate_greedily(lens, tokens, max_new_tokens, batch_size=batch_size)
+    decode = lens.tokenizer.decode
+    # Decoded with the prompt and cut, since many tokenizers drop a leading space.
+    return [
+        decode(prompt + more, skip_special_tokens=True)[len(decode(prompt, skip_special_tokens=True)) :]
+        for prompt, more in zip(tokens, continuations, strict=True)
+    ]

@@ -1,0 +1,202 @@
+"""Putting an edit into a model: hooks for a context, by handle, or for the user's own pipeline.
+
+Every method of editing (spectral, mean difference, …) is an `ActivationEdit`, so that whatever measures an edit works
+on all of them.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .errors import InputError, MismatchError
+from .layers import LayerChoice, choose_layers
+from .models.lens import Handle, HookFunction, Lens
+from .models.sites import from_units, site_point, site_shape, to_units
+
+Strength: TypeAlias = float | Tensor | Mapping[int, float | Tensor]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An edit installed in a model; `remove` takes it out again, in any order with others, and may be called twice."""
+
+    handles: tuple[Handle, ...]
+
+    def remove(self) -> None:
+        """Take the edit out of the model; hooks of the user's and other installations stay."""
+        for handle in self.handles:
+            handle.remove()
+
+    def __enter__(self) -> "Installation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class ActivationEdit(ABC):
+    """A change of activations at one site of some layers.
+
+    Attributes:
+        combines: the values that `combine` may take, the default first.
+    """
+
+    combines: ClassVar[tuple[str, ...]]
+    site: str
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[int, ...]:
+        """The layers that there is an edit for, ascending."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(units per layer, width of a unit)."""
+
+    @property
+    def n_layers(self) -> int | None:
+        """Layers of the model it was fitted on, None where unknown."""
+        return None
+
+    @property
+    def signature(self) -> Mapping[int, float] | None:
+        """Signature of each layer (SEA.md section 5), None where there is none."""
+        return None
+
+    @abstractmethod
+    def edit_units(
+        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | Tensor, combine: str
+    ) -> Float[Tensor, "*batch units d"]:
+        """Edit activations in float32 or float64 whose units are an axis."""
+
+    def __call__(
+        self, x: Float[Tensor, "..."], layer: int, strength: float | Tensor = 1.0, combine: str | None = None
+    ) -> Float[Tensor, "..."]:
+        """Edit a tensor of activations; never in place.
+
+        Args:
+            x: (…, d_model), or (…, n_heads, d_head) at site `z`, in any floating dtype; computed in float32 at least.
+            layer: which layer's edit.
+            strength: α, any real number; or a tensor that broadcasts against (…, units), differentiable.
+            combine: one of `combines`; the first of them by default.
+
+        Returns:
+            A tensor of the shape and dtype of x.
+
+        Raises:
+            InputError: a layer that there is no edit for, or an unknown `combine`.
+            MismatchError: x is not as wide as the edit.
+        """
+        self._check_combine(combine)
+        if layer not in self.layers:
+            raise InputError(f"no edit for layer {layer}: expected one of {list(self.layers)}")
+        units, width = self.shape
+        expected = (units, width) if self.site == "z" else (width,)
+        if tuple(x.shape[-len(expected) :]) != expected:
+            raise MismatchError(f"the edit is for activations of shape (…, {str(expected)[1:]}, got {tuple(x.shape)}")
+        computed = self.edit_units(
+            to_units(x.to(torch.promote_types(x.dtype, torch.float32)), self.site),
+            layer,
+            strength,
+            combine or self.combines[0],
+        )
+        largest = torch.finfo(x.dtype).max
+        return from_units(computed, self.site).clamp(-largest, largest).to(x.dtype)
+
+    def _check_combine(self, combine: str | None) -> None:
+        if combine is not None and combine not in self.combines:
+            raise InputError(f"unknown combine {combine!r}: expected one of {', '.join(self.combines)}")
+
+    def choose_layers(self, layers: LayerChoice) -> tuple[int, ...]:
+        """The layers of this edit that a choice names."""
+        return choose_layers(layers, self.layers, self.signature)
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model that the edit does not fit: other layers, width, heads, or a missing site.
+
+        Raises:
+            MismatchError: naming what the edit and the model have.
+        """
+        lens = Lens.of(model)
+        if self.n_layers is not None and self.n_layers != lens.n_layers:
+            raise MismatchError(f"the edit is for a model of {self.n_layers} layers, {lens.name!r} has {lens.n_layers}")
+        if self.shape != site_shape(lens, self.site):
+            raise MismatchError(
+                f"the edit is for {self.site!r} of (units, width) {self.shape}, {lens.name!r} has "
+                f"{site_shape(lens, self.site)}"
+            )
+        if beyond := [layer for layer in self.layers if layer >= lens.n_layers]:
+            raise MismatchError(f"the edit has layers {beyond}, {lens.name!r} has only {lens.n_layers}")
+        for layer in self.layers:
+            site_point(lens, self.site, layer)
+
+    def functions(
+        self, model: Any, *, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> list[tuple[str, HookFunction]]:
+        """(hook point, function of the activation) for each chosen layer; arguments as in `applied`."""
+        self.check_model(model)
+        self._check_combine(combine)
+        lens = Lens.of(model)
+        chosen = self.choose_layers(layers)
+        if isinstance(strength, Mapping) and set(strength) != set(chosen):
+            raise InputError(f"strengths are given for layers {sorted(strength)}, the chosen ones are {list(chosen)}")
+
+        def function(layer: int) -> HookFunction:
+            alpha = strength[layer] if isinstance(strength, Mapping) else strength
+            return lambda x: self(x, layer, alpha, combine)
+
+        return [(site_point(lens, self.site, layer), function(layer)) for layer in chosen]
+
+    def fwd_hooks(
+        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """The edit as `fwd_hooks` for `run_with_hooks` and `hooks`, for pipelines that own their hooks.
+
+        Arguments and errors as in `applied`.
+        """
+
+        def accepting_hook(function: HookFunction) -> Callable[..., Tensor | None]:
+            return lambda x, hook=None: function(x)
+
+        functions = self.functions(model, layers=layers, strength=strength, combine=combine)
+        return [(name, accepting_hook(function)) for name, function in functions]
+
+    def install(
+        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> Installation:
+        """Install the edit until the returned handle is removed; arguments and errors as in `applied`."""
+        lens = Lens.of(model)
+        functions = self.functions(model, layers=layers, strength=strength, combine=combine)
+        return Installation(tuple(lens.add_hook(name, function) for name, function in functions))
+
+    @contextlib.contextmanager
+    def applied(
+        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> Iterator[Any]:
+        """The model with the edit in it, for the length of a context.
+
+        Args:
+            model: a TransformerLens model.
+            layers: "all", "last-L", "first-L", "signature-L", one layer, or a list of layers.
+            strength: α, any real number; or one for each chosen layer, as a mapping.
+            combine: how the two projections are put together, one of `combines`; the first by default.
+
+        Yields:
+            The model, which on leaving (also by an exception) is as it was before.
+
+        Raises:
+            MismatchError: the edit is for another model.
+            InputError: unknown layers or `combine`.
+        """
+        installation = self.install(model, layers, strength, combine)
+        try:
+            yield model
+        finally:
+            installation.remove()

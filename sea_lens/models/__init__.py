@@ -1,0 +1,1 @@
+"""The edge to models: everything that knows TransformerLens, tokenizers and texts."""

@@ -1,0 +1,193 @@
+"""The one layer that knows TransformerLens: HookedTransformer (3.9) and TransformerBridge (3.9, 4.x) behind one face.
+
+Hooks are handles on stored hook points, never levels or `reset_hooks`, so that a user's own hooks are left alone.
+Batches are right-padded: in a causal model what stands to the right of a token cannot reach it, so every position
+before the padding is exact on every backend and needs no position offsets.
+"""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import InputError, UnsupportedModelError
+
+Backend = Literal["hooked", "bridge"]
+HookFunction = Callable[[Tensor], Tensor | None]
+
+_CACHE: "weakref.WeakKeyDictionary[Any, Lens]" = weakref.WeakKeyDictionary()
+
+
+class _ForwardStopped(Exception):  # noqa: N818
+    """Raised from a hook to end a forward pass once everything asked for has been seen."""
+
+
+@dataclass(frozen=True)
+class Handle:
+    """One installed hook; `remove` takes away just this one and may be called again."""
+
+    point: Any
+    installed: Any
+
+    def remove(self) -> None:
+        """Remove the hook, wherever it now stands among others on the same hook point."""
+        self.installed.hook.remove()
+        self.point.fwd_hooks[:] = [hook for hook in self.point.fwd_hooks if hook is not self.installed]
+
+
+class Lens:
+    """A TransformerLens model as the rest of sea_lens sees it."""
+
+    def __init__(self, model: Any) -> None:
+        for name in ("hook_dict", "cfg", "blocks"):
+            if not hasattr(model, name):
+                raise UnsupportedModelError(
+                    f"expected a TransformerLens model (HookedTransformer or TransformerBridge), "
+                    f"got {type(model).__name__}"
+                )
+        # Weak, since Lens objects are values of a dictionary with the model as weak key.
+        self._model = weakref.ref(model)
+        self._points: dict[str, Any] = dict(model.hook_dict)
+
+    @classmethod
+    def of(cls, model: Any) -> "Lens":
+        """The lens of this model, made once: listing a bridge's hook points takes much longer than using one."""
+        try:
+            lens = _CACHE.get(model)
+        except TypeError:
+            lens = None
+        if lens is None:
+            lens = cls(model)
+            _CACHE[model] = lens
+        return lens
+
+    @property
+    def model(self) -> Any:
+        """The TransformerLens model itself."""
+        return self._model()
+
+    @property
+    def backend(self) -> Backend:
+        """Which of TransformerLens's two kinds of model this is."""
+        return "hooked" if type(self.model).__name__.startswith("Hooked") else "bridge"
+
+    @property
+    def name(self) -> str:
+        """The model's name as TransformerLens has it."""
+        return str(getattr(self.model.cfg, "model_name", type(self.model).__name__))
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.model.cfg.n_layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.cfg.d_model)
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads per block."""
+        return int(self.model.cfg.n_heads)
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head's `z`."""
+        return int(self.model.cfg.d_head)
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest input in tokens."""
+        return int(self.model.cfg.n_ctx)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first parameter lies."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the model's first parameter."""
+        return next(self.model.parameters()).dtype
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer.
+
+        Raises:
+            UnsupportedModelError: it has none.
+        """
+        tokenizer = getattr(self.model, "tokenizer", None)
+        if tokenizer is None:
+            raise UnsupportedModelError(f"model {self.name!r} has no tokenizer, so texts cannot be read")
+        return tokenizer
+
+    def has_point(self, name: str) -> bool:
+        """Whether this model has a hook point of this name."""
+        return name in self._points
+
+    def add_hook(self, name: str, function: HookFunction, *, prepend: bool = False) -> Handle:
+        """Install a forward hook that maps the activation, or returns None to leave it.
+
+        Raises:
+            InputError: the model has no such hook point (TransformerLens itself would ignore it in silence).
+        """
+        if name not in self._points:
+            raise InputError(f"model {self.name!r} has no hook point {name!r}")
+        point = self._points[name]
+        # TransformerLens calls hooks with the keyword `hook`.
+        point.add_hook(lambda x, hook: function(x), is_permanent=True, prepend=prepend)
+        return Handle(point, point.fwd_hooks[0 if prepend else -1])
+
+    @contextlib.contextmanager
+    def hooks(self, functions: Iterable[tuple[str, HookFunction]]) -> Iterator[None]:
+        """Hooks for the length of a context; removed also when it ends in an exception."""
+        with contextlib.ExitStack() as stack:
+            for name, function in functions:
+                stack.callback(self.add_hook(name, function).remove)
+            yield
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of right-padded tokens; `mask` is 1 on tokens and 0 on padding."""
+        return self.model(tokens.to(self.device), attention_mask=mask.to(self.device), return_type="logits")
+
+    def read(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"],
+        names: Sequence[str],
+        functions: Iterable[tuple[str, HookFunction]] = (),
+        reduce: Callable[[Tensor, str], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Activations at hook points, from a forward pass that stops as soon as all have been seen.
+
+        Args:
+            tokens, mask: a right-padded batch.
+            names: hook points, read after the hooks that already stand there and after `functions`.
+            functions: hooks for this pass alone.
+            reduce: what to keep of an activation, given it and its hook point; the whole by default.
+        """
+        seen: dict[str, Tensor] = {}
+
+        def saver(name: str) -> HookFunction:
+            def save(x: Tensor) -> None:
+                seen[name] = x if reduce is None else reduce(x, name)
+                if len(seen) == len(names):
+                    raise _ForwardStopped
+
+            return save
+
+        with self.hooks([*functions, *((name, saver(name)) for name in names)]), contextlib.suppress(_ForwardStopped):
+            self.forward(tokens, mask)
+        missing = [name for name in names if name not in seen]
+        if missing:
+            raise UnsupportedModelError(f"model {self.name!r} never reached hook points {missing}")
+        return seen

@@ -1,0 +1,213 @@
+"""Loading a model on either TransformerLens backend, from the hub by name or from a local Hugging Face folder."""
+
+import contextlib
+import importlib.util
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..errors import FileError, InputError, UnsupportedModelError
+
+BackendChoice = Literal["auto", "hooked", "bridge"]
+
+
+def hooked_available() -> bool:
+    """Whether the installed TransformerLens still has HookedTransformer (removed in 4.0)."""
+    return importlib.util.find_spec("transformer_lens.HookedTransformer") is not None
+
+
+def load_model(
+    name_or_path: str,
+    backend: BackendChoice = "auto",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+) -> Any:
+    """Load a language model in TransformerLens with its weights as trained: nothing folded, nothing centred.
+
+    Raw weights make one edit mean the same on both backends.
+
+    Args:
+        name_or_path: a Hugging Face hub name, or a local folder with `config.json` and weights.
+        backend: "hooked" (HookedTransformer, TransformerLens 3), "bridge" (TransformerBridge), or "auto": hooked where
+            TransformerLens has it and knows the architecture, else bridge.
+        device: where to put the model; a GPU where there is one, else the CPU.
+        dtype: torch dtype or its name; float32 by default.
+
+    Returns:
+        A HookedTransformer or TransformerBridge in evaluation mode, its parameters frozen.
+
+    Raises:
+        InputError: unknown backend, dtype or device, or a name that cannot be loaded.
+        FileError: a local folder without a model in it.
+        UnsupportedModelError: this TransformerLens, or its HookedTransformer, cannot load the model.
+    """
+    if backend not in ("auto", "hooked", "bridge"):
+        raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
+    target = _device(device)
+    torch_dtype = _dtype(dtype)
+    name = _resolved(name_or_path)
+    if backend == "hooked" and not hooked_available():
+        raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
+    with _quiet():
+        if backend == "bridge" or not hooked_available():
+            model = _load_bridge(name, target, torch_dtype)
+        else:
+            try:
+                model = _load_hooked(name, target, torch_dtype)
+            except UnsupportedModelError:
+                if backend == "hooked":
+                    raise
+                model = _load_bridge(name, target, torch_dtype)
+    return model.eval().requires_grad_(False)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return target
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f"unknown dtype {dtype!r}: expected float32, bfloat16, float16 or float64")
+    return found
+
+
+def _resolved(name_or_path: str) -> str:
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileError(f"{name_or_path} is a folder without config.json: expected a Hugging Face model folder")
+        return str(path.resolve())
+    if path.exists() or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+        raise FileError(f"{name_or_path}: no such model folder")
+    return name_or_path
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what TransformerLens and its dependencies warn about on every load and a user cannot act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _failures_named(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
+
+
+def _load_huggingface(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _failures_named(name):
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError):
+        # A folder of weights alone is a usable model: only texts cannot be read with it.
+        tokenizer = None
+    return model, tokenizer
+
+
+def _load_hooked(name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformer_lens import HookedTransformer, loading_from_pretrained
+
+    hf_model, tokenizer = _load_huggingface(name, dtype)
+    hf_config = hf_model.config.to_dict()
+    with _failures_named(f"{name} (as HookedTransformer)"), _config_source(name, hf_config) as source:
+        cfg = loading_from_pretrained.get_pretrained_model_config(
+            source, fold_ln=False, device=str(device), dtype=dtype
+        )
+        if source in _GEMMA_TEMPLATES.values() and source != name:
+            cfg = _resized_gemma(cfg, hf_config)
+        cfg.model_name = Path(name).name
+        state = loading_from_pretrained.get_pretrained_state_dict(source, cfg, hf_model, dtype=dtype)
+        model = HookedTransformer(cfg, tokenizer, move_to_device=False)
+        model.load_and_process_state_dict(
+            state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+        )
+        return model.to(device)
+
+
+# TransformerLens 3.9 knows Gemmas by their hub names alone; for a local folder one of them serves as template.
+_GEMMA_TEMPLATES = {"GemmaForCausalLM": "google/gemma-2b", "Gemma2ForCausalLM": "google/gemma-2-2b"}
+
+
+def _resized_gemma(cfg: Any, hf_config: dict[str, Any]) -> Any:
+    """A Gemma configuration of TransformerLens's with the sizes of another Gemma."""
+    sizes = {
+        "d_model": hf_config["hidden_size"],
+        "d_head": hf_config["head_dim"],
+        "rotary_dim": hf_config["head_dim"],
+        "n_heads": hf_config["num_attention_heads"],
+        "n_key_value_heads": hf_config["num_key_value_heads"],
+        "d_mlp": hf_config["intermediate_size"],
+        "n_layers": hf_config["num_hidden_layers"],
+        "n_ctx": hf_config["max_position_embeddings"],
+        "d_vocab": hf_config["vocab_size"],
+        "eps": hf_config["rms_norm_eps"],
+        "act_fn": hf_config.get("hidden_activation") or "gelu_pytorch_tanh",
+        "rotary_base": (hf_config.get("rope_parameters") or {}).get("rope_theta", 10000.0),
+        "attn_scale": (hf_config.get("query_pre_attn_scalar") or hf_config["head_dim"]) ** 0.5,
+    }
+    if hf_config["architectures"] == ["Gemma2ForCausalLM"]:
+        sizes |= {
+            "window_size": hf_config["sliding_window"],
+            "attn_types": ["local" if "sliding" in kind else "global" for kind in hf_config["layer_types"]],
+            "attn_scores_soft_cap": hf_config["attn_logit_softcapping"] or -1.0,
+            "output_logits_soft_cap": hf_config["final_logit_softcapping"] or -1.0,
+        }
+    derived = {"d_vocab_out": -1, "n_params": None}
+    return type(cfg).from_dict({**cfg.to_dict(), **derived, **sizes})
+
+
+@contextlib.contextmanager
+def _config_source(name: str, hf_config: dict[str, Any]) -> Iterator[str]:
+    """What to give TransformerLens 3.9 to read a configuration from: a hub name, or a neutrally named folder.
+
+    It guesses the architecture from words in a path, such as "llama" or "gemma", before it reads the config, and it
+    reads GPT-2's `n_ctx`, which newer configurations no longer hold.
+    """
+    if not Path(name).is_dir():
+        yield name
+        return
+    template = _GEMMA_TEMPLATES.get((hf_config.get("architectures") or [""])[0])
+    if template is not None:
+        yield template
+        return
+    with tempfile.TemporaryDirectory(prefix="model") as folder:
+        inner = Path(folder) / "model"
+        inner.mkdir()
+        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
+        if "n_positions" in config:
+            config.setdefault("n_ctx", config["n_positions"])
+        (inner / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        yield str(inner)
+
+
+def _load_bridge(name: str, device: torch.device, dtype: torch.dtype) -> Any:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    hf_model, tokenizer = _load_huggingface(name, dtype)
+    with _failures_named(f"{name} (as TransformerBridge)"):
+        return TransformerBridge.boot_transformers(
+            name, hf_model=hf_model.to(device), tokenizer=tokenizer, device=str(device), dtype=dtype
+        )

@@ -1,0 +1,95 @@
+"""Texts to tokens: one BOS in front, never two; right-padded batches; completions after prompts (API.md, Texts)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import DemonstrationError
+from .lens import Lens
+
+
+def bos_token(lens: Lens) -> int | None:
+    """The tokenizer's own BOS token, None where it has none.
+
+    HookedTransformer lends its tokenizer another token as BOS where there is none; the tokenizer's own configuration
+    tells, and the bridge, which does not, is followed.
+    """
+    tokenizer = lens.tokenizer
+    if lens.backend == "hooked" and tokenizer.init_kwargs.get("bos_token") is None:
+        return None
+    return tokenizer.bos_token_id
+
+
+def encode(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "text") -> list[int]:
+    """Tokens of a text, with one BOS in front where the tokenizer has one and `prepend_bos` holds.
+
+    Raises:
+        DemonstrationError: the text has no tokens or more than fit the model's context; `what` names it.
+    """
+    tokens: list[int] = lens.tokenizer(text, add_special_tokens=False).input_ids
+    bos = bos_token(lens)
+    if prepend_bos and bos is not None and tokens[:1] != [bos]:
+        tokens = [bos, *tokens]
+    if not tokens:
+        raise DemonstrationError(f"{what} has no tokens")
+    if len(tokens) > lens.n_ctx:
+        raise DemonstrationError(f"{what} has {len(tokens)} tokens, the model's context holds {lens.n_ctx}")
+    return tokens
+
+
+def encode_completion(
+    lens: Lens, prompt: str, completion: str, *, prepend_bos: bool = True, what: str = "completion"
+) -> tuple[list[int], int]:
+    """Tokens of prompt + completion, and where the completion starts: after the longest prefix shared with the prompt.
+
+    Raises:
+        DemonstrationError: as `encode`, or the completion adds no token of its own.
+    """
+    alone = encode(lens, prompt, prepend_bos=prepend_bos, what=f"prompt of {what}")
+    whole = encode(lens, prompt + completion, prepend_bos=prepend_bos, what=what)
+    start = 0
+    while start < min(len(alone), len(whole)) and alone[start] == whole[start]:
+        start += 1
+    if start == len(whole):
+        raise DemonstrationError(f"{what} adds no token to its prompt: {completion!r}")
+    if start == 0:
+        raise DemonstrationError(f"{what} has no token before its completion: expected a prompt, or a BOS token")
+    return whole, start
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A right-padded batch.
+
+    Attributes:
+        tokens: padded with an arbitrary token, which nothing reads.
+        mask: 1 on tokens, 0 on padding.
+        rows: which of the sequences given to `batches` each row is.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"]
+    rows: list[int]
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
+    """Right-padded tokens and their mask."""
+    longest = max(len(sequence) for sequence in sequences)
+    tokens = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    mask = torch.zeros_like(tokens)
+    for row, sequence in enumerate(sequences):
+        tokens[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return tokens, mask
+
+
+def batches(sequences: Sequence[Sequence[int]], batch_size: int) -> Iterator[Batch]:
+    """Batches of similar length, longest first, so that little is padding and memory runs out at once or never."""
+    order = sorted(range(len(sequences)), key=lambda row: -len(sequences[row]))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        tokens, mask = pad([sequences[row] for row in rows])
+        yield Batch(tokens, mask, rows)

@@ -1,0 +1,26 @@
+"""Progress bars with the time left."""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Step = TypeVar("Step")
+
+
+def tracked(steps: Iterable[Step], description: str, total: int, *, show: bool = True) -> Iterator[Step]:
+    """The steps one by one under a progress bar on stderr; in notebooks as well."""
+    if not show:
+        yield from steps
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield from progress.track(steps, total=total, description=description)

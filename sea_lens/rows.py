@@ -1,0 +1,83 @@
+"""Reading rows of text files, with errors that name the file and the row (counted from 1)."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import FileError
+
+
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A UTF-8 text file, a byte order mark left out.
+
+    Raises:
+        FileError: missing, unreadable or not UTF-8.
+    """
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise FileError(f"{path} is not a UTF-8 text file (byte {error.start})") from error
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, object) of each JSON line; empty lines are passed over.
+
+    Lines end at a newline only: JSON strings may hold other Unicode line separators.
+
+    Raises:
+        FileError: a row that is not a JSON object, or no rows at all.
+    """
+    found = False
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise FileError(f"{path}, row {number}: not JSON ({error.msg}, column {error.colno})") from error
+        if not isinstance(row, dict):
+            raise FileError(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
+        found = True
+        yield number, row
+    if not found:
+        raise FileError(f"{path} has no rows")
+
+
+def read_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number, record) of each CSV record under a header row; the first record is row 1.
+
+    Raises:
+        FileError: no header, no records, or a record with more or fewer fields than the header.
+    """
+    lines = read_text(path).splitlines(keepends=True)
+    reader = csv.DictReader(lines, strict=True, restkey="", restval=None)
+    number = 0
+    try:
+        for number, row in enumerate(reader, start=1):
+            if "" in row or None in row.values():
+                raise FileError(f"{path}, row {number}: expected {len(reader.fieldnames or [])} fields")
+            yield number, row
+    except csv.Error as error:
+        raise FileError(f"{path}, row {number + 1}: not CSV ({error})") from error
+    if number == 0:
+        raise FileError(f"{path} has no rows")
+
+
+def text_field(path: str | os.PathLike[str], number: int, row: dict[str, Any], name: str) -> str:
+    """A field that must be there and be a non-empty string."""
+    if name not in row:
+        raise FileError(f"{path}, row {number}: no field {name!r}; it has {', '.join(map(repr, row)) or 'none'}")
+    value = row[name]
+    if not isinstance(value, str) or not value.strip():
+        raise FileError(f"{path}, row {number}: field {name!r} must be a non-empty text, got {value!r}")
+    return value
+
+
+def write_jsonl(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as JSON Lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

@@ -1,0 +1,211 @@
+"""The subspaces that an edit keeps and drops, and what it does to an activation (SEA.md sections 2 and 3).
+
+Tensors only: nothing here knows of models or files.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from einops import einsum, rearrange, reduce
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import ActivationError
+from .features import FeatureMap
+
+Combine = Literal["norm", "average", "positive_only", "negative_only", "reverse"]
+COMBINES: tuple[str, ...] = get_args(Combine)
+
+
+@dataclass(frozen=True)
+class Subspaces:
+    """Kept and dropped subspaces of one layer, one pair for each unit, in factored form.
+
+    Ranks may differ between units: `keep` and `drop` are padded on the right with zero columns, which project to
+    nothing.
+
+    Attributes:
+        keep: U⁺, orthonormal columns then zeros, float64.
+        drop: U⁻, likewise.
+        keep_rank, drop_rank: k⁺ and k⁻ of each unit.
+        keep_values, drop_values: all singular values of Ω⁺ and Ω⁻, descending, float64.
+        centre: mean of φ(neutral) that the edit is affine about; None for the uncentred edit.
+    """
+
+    keep: Float[Tensor, "units d k_keep"]
+    drop: Float[Tensor, "units d k_drop"]
+    keep_rank: Int[Tensor, " units"]
+    drop_rank: Int[Tensor, " units"]
+    keep_values: Float[Tensor, "units d"]
+    drop_values: Float[Tensor, "units d"]
+    centre: Float[Tensor, "units d"] | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Subspaces":
+        """The same subspaces, what the edit computes with cast to a device and dtype."""
+        return Subspaces(
+            self.keep.to(device, dtype),
+            self.drop.to(device, dtype),
+            self.keep_rank,
+            self.drop_rank,
+            self.keep_values,
+            self.drop_values,
+            None if self.centre is None else self.centre.to(device, dtype),
+        )
+
+    def reversed(self) -> "Subspaces":
+        """Positive and negative with their roles swapped."""
+        return Subspaces(
+            self.drop, self.keep, self.drop_rank, self.keep_rank, self.drop_values, self.keep_values, self.centre
+        )
+
+    def projections(self) -> tuple[Float[Tensor, "units d d"], Float[Tensor, "units d d"]]:
+        """(P⁺, P⁻) of each unit as full matrices: P⁺ = U⁺U⁺ᵀ and P⁻ = I − U⁻U⁻ᵀ."""
+        pattern = "units i k, units j k -> units i j"
+        identity = torch.eye(self.keep.shape[1], dtype=self.keep.dtype, device=self.keep.device)
+        return einsum(self.keep, self.keep, pattern), identity - einsum(self.drop, self.drop, pattern)
+
+
+def leading_subspace(
+    omega: Float[Tensor, "units d d"], *, energy: float | None, rank: int | None, spectrum_power: float
+) -> tuple[Float[Tensor, "units d k"], Int[Tensor, " units"], Float[Tensor, "units d"]]:
+    """Left singular vectors of Ω up to an energy or a rank, the ranks, and all singular values.
+
+    energy(k) = Σ_{j≤k} σⱼᵖ / Σ σⱼᵖ with p = `spectrum_power`, and k is the smallest with energy(k) ≥ `energy`
+    (SEA.md section 2).
+
+    Raises:
+        ActivationError: Ω is zero, so that no direction has any energy.
+    """
+    left, values, _ = torch.linalg.svd(omega)
+    # The sign of a singular vector is arbitrary and differs between LAPACK builds: make its largest entry positive.
+    largest = left.abs().argmax(dim=-2, keepdim=True)
+    left = left * left.gather(-2, largest).sign()
+    if rank is not None:
+        ranks = torch.full((len(omega),), rank, dtype=torch.int64)
+    else:
+        assert energy is not None
+        if not (values[:, 0] > 0).all():
+            raise ActivationError("the cross-covariance is zero: these activations carry nothing to fit from")
+        cumulative = values.div(values[:, :1]).pow(spectrum_power).cumsum(-1)
+        reached = cumulative >= energy * cumulative[:, -1:]
+        ranks = reached.to(torch.int64).argmax(-1).cpu() + 1
+    widest = int(ranks.max())
+    inside = rearrange(torch.arange(widest), "k -> 1 k") < rearrange(ranks, "units -> units 1")
+    return left[:, :, :widest] * rearrange(inside, "units k -> units 1 k").to(left), ranks, values
+
+
+def power_of_two_scale(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
+    """For each vector a power of two near its largest entry, so that dividing by it is exact and squares stay finite.
+
+    Treated as a constant in a backward pass, which is right wherever the scaled computation is homogeneous.
+    """
+    largest = reduce(x.detach().abs(), "... d -> ... 1", "max")
+    limit = -math.frexp(torch.finfo(x.dtype).tiny)[1] + 1
+    _, exponent = torch.frexp(largest)
+    return torch.ldexp(torch.ones_like(largest), (exponent - 1).clamp(-limit, limit))
+
+
+def _norm(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
+    """Euclidean norm; of the zero vector 0, with slope 0 instead of NaN."""
+    squared = reduce(x.square(), "... d -> ... 1", "sum")
+    is_zero = squared == 0
+    return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).sqrt())
+
+
+def _project(z: Float[Tensor, "*batch units d"], factor: Float[Tensor, "units d k"]) -> Float[Tensor, "*batch units d"]:
+    """U Uᵀ z as two thin products, scaled so that no finite input overflows."""
+    scale = power_of_two_scale(z)
+    coordinates = einsum(z / scale, factor, "... units d, units d k -> ... units k")
+    projected = einsum(coordinates, factor, "... units k, units d k -> ... units d")
+    return _saturate(projected * scale)
+
+
+def _saturate(x: Tensor) -> Tensor:
+    """Infinities from overflow become the largest finite number."""
+    largest = torch.finfo(x.dtype).max
+    return x.clamp(-largest, largest)
+
+
+def combine_projections(
+    x: Float[Tensor, "*batch units d"], subspaces: Subspaces, feature: FeatureMap, combine: Combine
+) -> tuple[Float[Tensor, "*batch units d"], Float[Tensor, "*batch units d"]]:
+    """Y / 2 of SEA.md section 3 (or one of its two terms alone), and φ⁻¹(φ(x)), which is x within φ's range.
+
+    Halved because only the direction matters to `norm`, and y / 2 is what `average` asks for.
+    """
+    mapped = feature.forward(x)
+    centre = 0.0 if subspaces.centre is None else subspaces.centre
+    centred = mapped - centre
+
+    def positive() -> Tensor:
+        return feature.invert(centre + _project(centred, subspaces.keep), x)
+
+    def negative() -> Tensor:
+        return feature.invert(centre + (centred - _project(centred, subspaces.drop)), x)
+
+    back = x if feature.is_identity else feature.invert(mapped, x)
+    if combine == "positive_only":
+        return positive(), back
+    if combine == "negative_only":
+        return negative(), back
+    return positive() / 2 + negative() / 2, back
+
+
+def edit_activation(
+    x: Float[Tensor, "*batch units d"],
+    subspaces: Subspaces,
+    feature: FeatureMap,
+    *,
+    strength: float | Float[Tensor, "..."] = 1.0,
+    combine: Combine = "norm",
+) -> Float[Tensor, "*batch units d"]:
+    """Edit activations, each vector on its own (SEA.md section 3).
+
+        y = φ⁻¹(P⁺ φ(x)) + φ⁻¹(P⁻ φ(x)),  edited = y ‖x‖ / ‖y‖,  x + strength (edited − x)
+
+    Args:
+        x: activations in float32 or float64; half precision is for the caller to cast, since a norm overflows in it.
+        subspaces: factors on the device and in the dtype of x.
+        feature: the map φ that the subspaces were fitted with.
+        strength: a number, or a tensor that broadcasts against (*batch, units), differentiable.
+        combine: `norm` as above; `average` is y / 2 without rescaling; `positive_only` and `negative_only` take one
+            of the two terms, rescaled; `reverse` swaps the two subspaces (the paper's ablations).
+
+    Returns:
+        The edited activations. Norms are kept (not with `average`), zero stays zero, a vector whose y vanishes has no
+        direction to go to and stays as it is; finite input never gives NaN, and what would overflow saturates.
+    """
+    if combine == "reverse":
+        subspaces = subspaces.reversed()
+    y, back = combine_projections(x, subspaces, feature, combine)
+    scale, y_scale = power_of_two_scale(x), power_of_two_scale(y)
+    if combine == "average":
+        scale = torch.maximum(scale, y_scale)
+        unit_x, edited = x / scale, y / scale
+    else:
+        unit_x, unit_y = x / scale, y / y_scale
+        x_norm, y_norm = _norm(unit_x), _norm(unit_y)
+        # What is left of y when everything was projected away is rounding; it must not be blown up to full length.
+        back_scale = power_of_two_scale(back)
+        rounding = 16 * torch.finfo(x.dtype).eps * _norm(back / back_scale)
+        vanished = y_norm * (y_scale / back_scale) <= rounding
+        edited = torch.where(vanished, unit_x, unit_y * (x_norm / torch.where(vanished, 1.0, y_norm)))
+    if isinstance(strength, Tensor):
+        strength = rearrange(strength.to(x), "... -> ... 1")
+    return _saturate((unit_x + strength * (edited - unit_x)) * scale)
+
+
+def random_subspaces(like: Subspaces, generator: torch.Generator) -> Subspaces:
+    """Subspaces of the same ranks whose directions are drawn uniformly: the control of SEA.md section 6."""
+    factors = []
+    for factor, ranks in ((like.keep, like.keep_rank), (like.drop, like.drop_rank)):
+        gaussian = torch.randn(factor.shape, generator=generator, dtype=factor.dtype)
+        orthonormal = torch.linalg.qr(gaussian).Q
+        columns = torch.arange(factor.shape[-1])
+        inside = rearrange(columns, "k -> 1 1 k") < rearrange(ranks, "units -> units 1 1")
+        factors.append((orthonormal * inside).to(factor.device))
+    return Subspaces(
+        factors[0], factors[1], like.keep_rank, like.drop_rank, like.keep_values, like.drop_values, like.centre
+    )

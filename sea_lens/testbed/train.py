@@ -1,0 +1,116 @@
+"""Trains the shipped model: `python -m sea_lens.testbed.train --seed 0 --out DIR`.
+
+A small Llama (three layers, grouped-query attention, RMSNorm) learns documents of `world.World` by next-word
+prediction, and is written to DIR in Hugging Face format together with `world.json` and the training record.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .world import World
+
+BATCH_SIZE = 64
+LEARNING_RATE = 2e-3
+WARMUP_STEPS = 100
+WEIGHT_DECAY = 0.01
+
+
+def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
+    """One token for each word of the world, words separated by white space."""
+    specials = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    words = [*specials.values(), *world.vocabulary()]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=64, **specials)
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """The untrained model: 3 layers, width 128, 8 query heads over 4 key-value heads."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=3,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            max_position_embeddings=64,
+            rms_norm_eps=1e-5,
+            tie_word_embeddings=False,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> torch.Tensor:
+    """Documents as rows of tokens, BOS in front, EOS behind, right-padded."""
+    texts = [f"{tokenizer.bos_token} {document} {tokenizer.eos_token}" for document in documents]
+    return tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt").input_ids
+
+
+def train(seed: int, steps: int) -> tuple[World, PreTrainedTokenizerFast, LlamaForCausalLM, list[float]]:
+    """Train one model; the same seed and step count give the same weights on the same machine and thread count."""
+    world = World.generate(seed)
+    tokenizer = build_tokenizer(world)
+    torch.manual_seed(seed)
+    model = build_model(tokenizer)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, LEARNING_RATE, total_steps=steps, pct_start=min(0.3, WARMUP_STEPS / steps), anneal_strategy="cos"
+    )
+    stream = world.documents("train")
+    losses = []
+    for _ in track(range(steps), description=f"training seed {seed}"):
+        tokens = encode(tokenizer, list(itertools.islice(stream, BATCH_SIZE)))
+        labels = tokens.masked_fill(tokens == tokenizer.pad_token_id, -100)
+        loss = model(input_ids=tokens, labels=labels).loss
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        losses.append(loss.item())
+    return world, tokenizer, model.eval(), losses
+
+
+def main() -> None:
+    """Parse the command line, train, save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the world, the documents and the weights")
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(arguments.threads)
+    start = time.monotonic()
+    world, tokenizer, model, losses = train(arguments.seed, arguments.steps)
+    model.save_pretrained(arguments.out)
+    tokenizer.save_pretrained(arguments.out)
+    world.save(arguments.out / "world.json")
+    record = {
+        "seed": arguments.seed,
+        "steps": arguments.steps,
+        "batch_size": BATCH_SIZE,
+        "parameters": model.num_parameters(),
+        "final_loss": sum(losses[-100:]) / len(losses[-100:]),
+        "minutes": round((time.monotonic() - start) / 60, 1),
+    }
+    (arguments.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main()
