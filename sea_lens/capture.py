@@ -1,9 +1,9 @@
 """From a model and demonstrations to cross-covariances, in one streamed pass (SEA.md sections 1 and 2)."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from einops import reduce
@@ -22,8 +22,8 @@ from .models.sites import SITES, check_site, site_point, site_shape, to_units
 from .models.texts import bos_token, encode, pad
 from .progress import tracked
 
-Position = Literal["last", "mean", "random"]
-Neutral = Literal["prompt", "generated"]
+POSITIONS = ("last", "mean", "random")
+NEUTRALS = ("prompt", "generated")
 KINDS = ("neutral", "positive", "negative")
 
 
@@ -36,7 +36,7 @@ class Reading:
     stop: int
     seed: int
 
-    def positions(self, position: Position) -> slice:
+    def positions(self, position: str) -> slice:
         """The positions that are averaged over."""
         if position == "last":
             return slice(self.stop - 1, self.stop)
@@ -48,11 +48,11 @@ class Reading:
 
 def capture(
     model: Any,
-    demonstrations: Demonstrations,
+    demonstrations: Iterable[Demonstration],
     site: str = "mlp_out",
     layers: LayerChoice = "all",
-    position: Position = "last",
-    neutral: Neutral = "prompt",
+    position: str = "last",
+    neutral: str = "prompt",
     feature: str | FeatureMap = "identity",
     batch_size: int = 16,
     progress: bool = True,
@@ -98,9 +98,9 @@ def capture(
         raise InputError(f"unknown fit_site {fit_site!r}: expected one of {', '.join(SITES)}, hidden_states")
     if ("z" in (site, read_site)) and site != read_site:
         raise MismatchError(f"fit_site {read_site!r} and site {site!r} have activations of different widths")
-    for name, given, known in (("position", position, Position), ("neutral", neutral, Neutral)):
-        if given not in known.__args__:
-            raise InputError(f"unknown {name} {given!r}: expected one of {', '.join(known.__args__)}")
+    for name, given, known in (("position", position, POSITIONS), ("neutral", neutral, NEUTRALS)):
+        if given not in known:
+            raise InputError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
     if batch_size < 1:
         raise InputError(f"batch_size {batch_size} is not positive")
     chosen = choose_layers(layers, range(lens.n_layers))
@@ -163,7 +163,7 @@ def describe(lens: Lens) -> dict[str, Any]:
     }
 
 
-def _points(lens: Lens, read_site: str, layers: Sequence[int]) -> tuple[list[str], Any]:
+def _points(lens: Lens, read_site: str, layers: Sequence[int]) -> tuple[list[str], Callable[[Tensor, str], Tensor]]:
     """Hook points to read, one for each layer, and what turns a reading into the site's activation."""
     if read_site != "hidden_states":
         return [site_point(lens, read_site, layer) for layer in layers], lambda x, name: x

@@ -61,7 +61,7 @@ class MeanDifference(ActivationEdit):
         return self.signatures
 
     def edit_units(
-        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | Tensor, combine: str
+        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | int | Tensor, combine: str
     ) -> Float[Tensor, "*batch units d"]:
         if isinstance(strength, Tensor):
             strength = strength.to(x)[..., None]

@@ -7,6 +7,7 @@ A *unit* is what is edited on its own: a layer's activation (one unit, d_model w
 layer (n_heads units, d_head wide).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .errors import ActivationError, MismatchError
-from .features import FeatureMap
+from .features import FeatureMap, recorded_feature_map
+from .storage import read_tensors, write_tensors
+
+KIND = "cross-covariance"
+SUMS = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,7 @@ class CrossCovariance:
                     f"cannot merge shards of different runs: {name} is {ours.get(name)!r} here, "
                     f"{theirs.get(name)!r} there"
                 )
-        names = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")
-        sums = {name: getattr(self, name) + getattr(other, name).to(self.sum_neutral) for name in names}
+        sums = {name: getattr(self, name) + getattr(other, name).to(self.sum_neutral) for name in SUMS}
         sources = [*self.provenance.get("demonstrations", []), *other.provenance.get("demonstrations", [])]
         provenance = self.provenance | ({"demonstrations": sources} if sources else {})
         return replace(self, n=self.n + other.n, provenance=provenance, **sums)
@@ -145,10 +149,41 @@ class CrossCovariance:
             "width": self.d,
         }
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the statistics as safetensors, so that shards from several machines can be merged.
+
+        Raises:
+            FileError: the file cannot be written; a half-written one is never left.
+        """
+        header = {
+            "layers": list(self.layers),
+            "site": self.site,
+            "feature": self.feature.name,
+            "n": self.n,
+            "provenance": self.provenance,
+        }
+        write_tensors(path, {name: getattr(self, name) for name in SUMS}, kind=KIND, header=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], feature: FeatureMap | None = None) -> "CrossCovariance":
+        """Read what `save` wrote; `feature` gives the feature map, where it was one of the user's own.
+
+        Raises:
+            FileError: missing, truncated, foreign, or with a feature map that is neither known nor given.
+        """
+        tensors, header = read_tensors(path, kind=KIND)
+        return cls(
+            layers=tuple(header["layers"]),
+            site=header["site"],
+            feature=recorded_feature_map(path, header["feature"], feature),
+            n=header["n"],
+            provenance=header["provenance"],
+            **{name: tensors[name] for name in SUMS},
+        )
+
     def to(self, device: torch.device | str) -> "CrossCovariance":
         """The same statistics on another device."""
-        names = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in SUMS})
 
     def omega(
         self, layer: int, *, centre: bool = False

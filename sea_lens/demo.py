@@ -29,15 +29,17 @@ from .statistics import Interval, bootstrap
 from .testbed.bed import Testbed, contrasts_of
 from .testbed.world import RELIABLE_SOURCES, Question
 
-ENERGIES = (0.9, 0.97, 0.99, 0.998, 0.9999)
+ENERGIES = (0.9, 0.99, 0.999, 0.9999, 0.99999)
 CENTRES = (False, True)
 LAYERS = ("all", "first-2", "last-2")
 STRENGTHS = (0.5, 1.0, 1.5)
 MEAN_DIFFERENCE_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 MINIMUM_MASS = 0.9
+DEV_DRAWS = 4
 RULE = (
-    "the largest effect on the dev questions among the settings that leave at least "
-    f"{MINIMUM_MASS:.0%} of the unedited model's probability mass on the two answers"
+    f"the largest effect on the dev questions beyond the mean of its control ({DEV_DRAWS} draws of random subspaces of "
+    f"the same ranks; none for steering), among the settings that leave at least {MINIMUM_MASS:.0%} of the unedited "
+    "model's probability mass on the two answers"
 )
 RANDOM_DRAWS = 20
 BATCH_SIZE = 64
@@ -50,6 +52,12 @@ class Choice:
     edit: ActivationEdit
     options: dict[str, Any]
     effect: Effect
+    control: float
+
+    @property
+    def margin(self) -> float:
+        """Effect beyond the control, which the rule asks to be largest."""
+        return self.effect.effect - self.control
 
     @property
     def allowed(self) -> bool:
@@ -61,6 +69,8 @@ class Choice:
         return {
             **self.options,
             "effect": self.effect.effect,
+            "control": self.control,
+            "margin": self.margin,
             "mass": self.effect.after_mass.mean().item(),
             "allowed": self.allowed,
         }
@@ -109,7 +119,11 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
 
     def tried(edit: ActivationEdit, **options: Any) -> Choice:
         where = {"layers": options["layers"], "strength": options["strength"]}
-        return Choice(edit, options, effect_from(dev, dev_unedited, model, edit, **where))
+        control = 0.0
+        if isinstance(edit, SpectralEdit):
+            draws = [randomised(edit, 1000 + seed) for seed in range(DEV_DRAWS)]
+            control = sum(effect_from(dev, dev_unedited, model, draw, **where).effect for draw in draws) / DEV_DRAWS
+        return Choice(edit, options, effect_from(dev, dev_unedited, model, edit, **where), control)
 
     fits = {
         (centre, energy): fit(covariance, energy=energy, centre=centre)
@@ -156,7 +170,7 @@ def _best(choices: list[Choice]) -> Choice:
     allowed = [choice for choice in choices if choice.allowed]
     if not allowed:
         return max(choices, key=lambda choice: choice.effect.after_mass.mean().item())
-    return max(allowed, key=lambda choice: choice.effect.effect)
+    return max(allowed, key=lambda choice: choice.margin)
 
 
 def _test_measure(bed: Testbed, test: Scorer) -> Callable[[Choice], MethodResult]:

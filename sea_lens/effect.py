@@ -1,5 +1,6 @@
 """The effect of an edit on contrasts (SEA.md sections 6 and 7; API.md)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from .demonstrations import Contrasts
+from .demonstrations import Contrast
 from .intervention import ActivationEdit, Strength
 from .layers import LayerChoice
 from .scoring import Scorer, contrast_scorer
@@ -84,7 +85,7 @@ class Effect:
 def effect(
     model: Any,
     edit: ActivationEdit,
-    contrasts: Contrasts,
+    contrasts: Iterable[Contrast],
     layers: LayerChoice = "all",
     strength: Strength = 1.0,
     combine: str | None = None,

@@ -4,6 +4,7 @@ The spectral projection acts on φ(x); its result may lie outside φ's range and
 """
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import InputError
+from .errors import FileError, InputError
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,16 @@ def feature_map(feature: str | FeatureMap) -> FeatureMap:
         known = ", ".join(FEATURE_MAPS)
         raise InputError(f"unknown feature {feature!r}: expected one of {known}, or a sea_lens.FeatureMap")
     return FEATURE_MAPS[feature]
+
+
+def recorded_feature_map(path: str | os.PathLike[str], name: str, given: FeatureMap | None) -> FeatureMap:
+    """The feature map that a file was made with: a known one, or the user's own, which has to be given again.
+
+    Raises:
+        FileError: the name is not known and no map was given, or the one given has another name.
+    """
+    if given is not None and given.name != name:
+        raise FileError(f"{path} was made with the feature map {name!r}, got {given.name!r}")
+    if given is None and name not in FEATURE_MAPS:
+        raise FileError(f"{path} was made with a feature map of the user's own, {name!r}: pass it as feature=")
+    return given or FEATURE_MAPS[name]

@@ -19,7 +19,8 @@ from .layers import LayerChoice, choose_layers
 from .models.lens import Handle, HookFunction, Lens
 from .models.sites import from_units, site_point, site_shape, to_units
 
-Strength: TypeAlias = float | Tensor | Mapping[int, float | Tensor]
+Scalar: TypeAlias = float | int | Tensor
+Strength: TypeAlias = Scalar | Mapping[int, Scalar]
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,12 @@ class ActivationEdit(ABC):
 
     @abstractmethod
     def edit_units(
-        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | Tensor, combine: str
+        self, x: Float[Tensor, "*batch units d"], layer: int, strength: Scalar, combine: str
     ) -> Float[Tensor, "*batch units d"]:
         """Edit activations in float32 or float64 whose units are an axis."""
 
     def __call__(
-        self, x: Float[Tensor, "..."], layer: int, strength: float | Tensor = 1.0, combine: str | None = None
+        self, x: Float[Tensor, "..."], layer: int, strength: Scalar = 1.0, combine: str | None = None
     ) -> Float[Tensor, "..."]:
         """Edit a tensor of activations; never in place.
 

@@ -1,6 +1,6 @@
 """Log-probabilities of completions, batched and differentiable."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .demonstrations import Contrasts
+from .demonstrations import Contrast, Contrasts
 from .errors import DemonstrationError
 from .models.lens import Lens
 from .models.texts import batches, encode, encode_completion
@@ -116,7 +116,9 @@ def text_scorer(model: Any, texts: Sequence[str], *, batch_size: int = 16, prepe
     return Scorer.of(lens, [(tokens, 1) for tokens in encoded], range(len(encoded)), batch_size)
 
 
-def contrast_scorer(model: Any, contrasts: Contrasts, *, batch_size: int = 16, prepend_bos: bool = True) -> Scorer:
+def contrast_scorer(
+    model: Any, contrasts: Iterable[Contrast], *, batch_size: int = 16, prepend_bos: bool = True
+) -> Scorer:
     """A scorer of the targets and foils of contrasts: completion 2 i is the target of contrast i, 2 i + 1 its foil.
 
     Raises:

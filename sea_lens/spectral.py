@@ -1,24 +1,26 @@
 """`SpectralEdit` and the fits that make one (SEA.md sections 2 and 3)."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .covariance import CrossCovariance
-from .errors import ActivationError, FileError, InputError, MismatchError
-from .features import FEATURE_MAPS, FeatureMap, feature_map
+from .errors import ActivationError, InputError, MismatchError
+from .features import FeatureMap, feature_map, recorded_feature_map
 from .intervention import ActivationEdit
 from .models.sites import check_site, to_units
 from .storage import read_header, read_tensors, write_tensors
 from .subspaces import COMBINES, Subspaces, edit_activation, leading_subspace
 from .versions import versions
 
-Number = TypeVar("Number", int, float)
+# A pair may come as any sequence; its length is checked with the values.
+Energy: TypeAlias = float | int | Sequence[float | int]
+Rank: TypeAlias = int | Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,12 @@ class SpectralEdit(ActivationEdit):
         return (keep, drop) if head is None else (keep[head], drop[head])
 
     def edit_units(
-        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | Tensor, combine: str
+        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | int | Tensor, combine: str
     ) -> Float[Tensor, "*batch units d"]:
         key = (layer, x.device, x.dtype)
         if key not in self._cast:
             self._cast[key] = self.subspaces[layer].to(x.device, x.dtype)
-        return edit_activation(x, self._cast[key], self.feature, strength=strength, combine=combine)  # type: ignore[arg-type]
+        return edit_activation(x, self._cast[key], self.feature, strength=strength, combine=combine)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the edit as safetensors: factors in float64, never d × d matrices, with options and provenance inside.
@@ -131,11 +133,6 @@ class SpectralEdit(ActivationEdit):
             FileError: missing, truncated, foreign, or fitted with a feature map that is neither known nor given.
         """
         tensors, header = read_tensors(path, kind="spectral edit")
-        name = header["feature"]
-        if feature is None and name not in FEATURE_MAPS:
-            raise FileError(f"{path} was fitted with a feature map of its own, {name!r}: pass it as feature=")
-        if feature is not None and feature.name != name:
-            raise FileError(f"{path} was fitted with the feature map {name!r}, got {feature.name!r}")
         grouped: dict[int, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             _, layer, field_name = key.split(".")
@@ -143,7 +140,7 @@ class SpectralEdit(ActivationEdit):
         return cls(
             site=header["site"],
             subspaces={layer: Subspaces(**grouped[layer]) for layer in sorted(grouped)},
-            feature=feature or FEATURE_MAPS[name],
+            feature=recorded_feature_map(path, header["feature"], feature),
             options=header["options"],
             n=header["n"],
             signatures={int(layer): value for layer, value in header["signatures"].items()},
@@ -163,10 +160,10 @@ class SpectralEdit(ActivationEdit):
 
 def fit(
     covariance: CrossCovariance,
-    energy: float | tuple[float, float] = 0.998,
-    rank: int | tuple[int, int] | None = None,
+    energy: Energy = 0.998,
+    rank: Rank | None = None,
     centre: bool = False,
-    spectrum_power: float = 2,
+    spectrum_power: float | int = 2,
 ) -> SpectralEdit:
     """Fit a spectral edit from captured cross-covariances (SEA.md section 2).
 
@@ -218,9 +215,9 @@ def fit(
 
 
 def check_fit_options(
-    energy: float | tuple[float, float],
-    rank: int | tuple[int, int] | None,
-    spectrum_power: float,
+    energy: Energy,
+    rank: Rank | None,
+    spectrum_power: float | int,
     width: int | None = None,
 ) -> None:
     """Refuse options that no fit can have; `width` bounds the ranks where it is known already.
@@ -238,7 +235,7 @@ def check_fit_options(
         raise InputError(f"spectrum_power {spectrum_power} is not positive")
 
 
-def _pair(value: Number | tuple[Number, Number]) -> tuple[Number, Number]:
+def _pair(value: Any) -> tuple[Any, Any]:
     if isinstance(value, (tuple, list)):
         if len(value) != 2:
             raise InputError(f"expected one number or a pair (positive, negative), got {value}")
@@ -247,14 +244,14 @@ def _pair(value: Number | tuple[Number, Number]) -> tuple[Number, Number]:
 
 
 def fit_activations(
-    neutral: Float[Tensor, "n layers ..."],
-    positive: Float[Tensor, "n layers ..."],
-    negative: Float[Tensor, "n layers ..."],
+    neutral: Float[Tensor, "..."],
+    positive: Float[Tensor, "..."],
+    negative: Float[Tensor, "..."],
     feature: str | FeatureMap = "identity",
-    energy: float | tuple[float, float] = 0.998,
-    rank: int | tuple[int, int] | None = None,
+    energy: Energy = 0.998,
+    rank: Rank | None = None,
     centre: bool = False,
-    spectrum_power: float = 2,
+    spectrum_power: float | int = 2,
     site: str = "mlp_out",
 ) -> SpectralEdit:
     """Fit a spectral edit from activations that are already at hand.

@@ -5,7 +5,6 @@ Tensors only: nothing here knows of models or files.
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from einops import einsum, rearrange, reduce
@@ -15,8 +14,7 @@ from torch import Tensor
 from .errors import ActivationError
 from .features import FeatureMap
 
-Combine = Literal["norm", "average", "positive_only", "negative_only", "reverse"]
-COMBINES: tuple[str, ...] = get_args(Combine)
+COMBINES = ("norm", "average", "positive_only", "negative_only", "reverse")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Subspaces:
 
 
 def leading_subspace(
-    omega: Float[Tensor, "units d d"], *, energy: float | None, rank: int | None, spectrum_power: float
+    omega: Float[Tensor, "units d d"], *, energy: float | int | None, rank: int | None, spectrum_power: float | int
 ) -> tuple[Float[Tensor, "units d k"], Int[Tensor, " units"], Float[Tensor, "units d"]]:
     """Left singular vectors of Ω up to an energy or a rank, the ranks, and all singular values.
 
@@ -129,7 +127,7 @@ def _saturate(x: Tensor) -> Tensor:
 
 
 def combine_projections(
-    x: Float[Tensor, "*batch units d"], subspaces: Subspaces, feature: FeatureMap, combine: Combine
+    x: Float[Tensor, "*batch units d"], subspaces: Subspaces, feature: FeatureMap, combine: str
 ) -> tuple[Float[Tensor, "*batch units d"], Float[Tensor, "*batch units d"]]:
     """Y / 2 of SEA.md section 3 (or one of its two terms alone), and φ⁻¹(φ(x)), which is x within φ's range.
 
@@ -137,13 +135,13 @@ def combine_projections(
     """
     mapped = feature.forward(x)
     centre = 0.0 if subspaces.centre is None else subspaces.centre
-    centred = mapped - centre
+    centred = _saturate(mapped - centre)
 
     def positive() -> Tensor:
-        return feature.invert(centre + _project(centred, subspaces.keep), x)
+        return feature.invert(_saturate(centre + _project(centred, subspaces.keep)), x)
 
     def negative() -> Tensor:
-        return feature.invert(centre + (centred - _project(centred, subspaces.drop)), x)
+        return feature.invert(_saturate(centre + (centred - _project(centred, subspaces.drop))), x)
 
     back = x if feature.is_identity else feature.invert(mapped, x)
     if combine == "positive_only":
@@ -158,8 +156,8 @@ def edit_activation(
     subspaces: Subspaces,
     feature: FeatureMap,
     *,
-    strength: float | Float[Tensor, "..."] = 1.0,
-    combine: Combine = "norm",
+    strength: float | int | Float[Tensor, "..."] = 1.0,
+    combine: str = "norm",
 ) -> Float[Tensor, "*batch units d"]:
     """Edit activations, each vector on its own (SEA.md section 3).
 

@@ -60,7 +60,7 @@ def demo(
 
     torch.set_num_threads(threads)
     folder = output_folder(out)
-    bed = load_testbed(backend)  # type: ignore[arg-type]
+    bed = load_testbed(backend)
     result = run_demo(bed)
     write_demo(result, bed, folder)
     print_demo(result, folder, console)
@@ -104,7 +104,7 @@ def fit(
     check_fit_options(chosen_energy, chosen_rank, spectrum_power)
     feature_map(feature)
     opt.check_output_file(out)
-    demos = opt.read_demonstrations(demonstrations, form, limit)  # type: ignore[arg-type]
+    demos = opt.read_demonstrations(demonstrations, form, limit)
     loaded = opt.open_model(model, backend, device, dtype)
     covariance = capture(
         loaded,
@@ -112,8 +112,8 @@ def fit(
         site=site,
         fit_site=fit_site,
         layers=opt.read_layers(layers),
-        position=position,  # type: ignore[arg-type]
-        neutral=neutral,  # type: ignore[arg-type]
+        position=position,
+        neutral=neutral,
         feature=feature,
         batch_size=batch_size,
         prepend_bos=prepend_bos,
@@ -202,7 +202,7 @@ def attribute(
     common = {**where, "batch_size": batch_size, "prepend_bos": prepend_bos}
     result = measure_effect(loaded, loaded_edit, items, **common)
     by_layer = [
-        layer_contributions(loaded, loaded_edit, items, method, **common)  # type: ignore[arg-type]
+        layer_contributions(loaded, loaded_edit, items, method, **common)
         for method in ("path", "leave_one_out", "only_one")
     ]
     heads = head_contributions(loaded, loaded_edit, items, **common)

@@ -25,6 +25,12 @@ FIGURES = {
     "heads_direct.png": "Direct contribution of each head",
 }
 
+LEGEND = (
+    "Contrast: mean of log p(truth) − log p(myth). Mass: probability left on the two answers. MC1, MC2: four choices, "
+    "the truth, the myth and two other names. Loss: nats per token on held-out documents. Brackets: 95 % paired "
+    "bootstrap intervals; for the metrics, of the change.\n"
+)
+
 
 def verdict(result: DemoResult) -> str:
     """The conclusion in a sentence, from the numbers."""
@@ -172,14 +178,12 @@ def _markdown(result: DemoResult) -> str:
         }
         for answer in result.answers
     ]
-    allowed = sorted((row for row in result.grid if row["allowed"]), key=lambda row: -row["effect"])
+    allowed = sorted((row for row in result.grid if row["allowed"]), key=lambda row: -row["margin"])
     parts = [
         "# An edit of the shipped model\n",
         f"{verdict(result)}\n",
         markdown_table(comparison_rows(result)) + "\n",
-        "Contrast: mean of log p(truth) − log p(myth). Mass: probability left on the two answers. MC1, MC2: four "
-        "choices, the truth, the myth and two other names. Loss: nats per token on held-out documents. Brackets: 95 % "
-        "paired bootstrap intervals; for the metrics, of the change.\n",
+        LEGEND,
         f"Chosen on dev, by {RULE}: {_chosen(result)}.\n",
         "## Greedy answers\n",
         markdown_table(answers) + "\n",

@@ -9,16 +9,16 @@ and the bias of a layer sum to its attention output, and the parts read off sum 
 numerically, the function refuses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..demonstrations import Contrasts
+from ..demonstrations import Contrast, Contrasts
 from ..errors import DemonstrationError, InputError, UnsupportedModelError
 from ..intervention import ActivationEdit, Strength
 from ..layers import LayerChoice
@@ -37,16 +37,15 @@ from ..models.readout import (
 from ..models.texts import batches, encode, encode_completion
 from .results import HeadContributions
 
-Method = Literal["direct"]
-METHODS: tuple[str, ...] = get_args(Method)
+METHODS = ("direct",)
 OTHERS = ("embedding", "attention_bias", "mlp", "edit")
 
 
 def head_contributions(
     model: Any,
     edit: ActivationEdit,
-    contrasts: Contrasts,
-    method: Method = "direct",
+    contrasts: Iterable[Contrast],
+    method: str = "direct",
     layers: LayerChoice = "all",
     strength: Strength = 1.0,
     combine: str | None = None,

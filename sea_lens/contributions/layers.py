@@ -14,8 +14,8 @@ for. Four answers, each a different question:
 import itertools
 import math
 import warnings
-from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,16 +23,15 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ..demonstrations import Contrasts
+from ..demonstrations import Contrast
 from ..errors import InputError
-from ..intervention import ActivationEdit, Strength
+from ..intervention import ActivationEdit, Scalar, Strength
 from ..layers import LayerChoice
 from ..progress import tracked
 from ..scoring import Scorer, contrast_scorer, contrast_values
 from .results import LayerContributions
 
-Method = Literal["path", "shapley", "leave_one_out", "only_one"]
-METHODS: tuple[str, ...] = get_args(Method)
+METHODS = ("path", "shapley", "leave_one_out", "only_one")
 MAX_EXACT_LAYERS = 10
 MAX_NODES = 64
 
@@ -40,8 +39,8 @@ MAX_NODES = 64
 def layer_contributions(
     model: Any,
     edit: ActivationEdit,
-    contrasts: Contrasts,
-    method: Method = "path",
+    contrasts: Iterable[Contrast],
+    method: str = "path",
     layers: LayerChoice = "all",
     strength: Strength = 1.0,
     combine: str | None = None,
@@ -112,7 +111,7 @@ class _Game:
     ) -> None:
         self.model, self.edit, self.scorer, self.layers, self.combine = model, edit, scorer, layers, combine
         mapped = strength if isinstance(strength, Mapping) else dict.fromkeys(layers, strength)
-        self.strength: dict[int, float | Tensor] = {layer: mapped[layer] for layer in layers}
+        self.strength: dict[int, Scalar] = {layer: mapped[layer] for layer in layers}
         self._values: dict[tuple[int, ...], Float[Tensor, " contrasts"]] = {}
 
     def value(self, coalition: tuple[int, ...]) -> Float[Tensor, " contrasts"]:

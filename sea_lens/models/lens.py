@@ -6,9 +6,9 @@ before the padding is exact on every backend and needs no position offsets.
 """
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -20,7 +20,7 @@ from ..errors import InputError, UnsupportedModelError
 Backend = Literal["hooked", "bridge"]
 HookFunction = Callable[[Tensor], Tensor | None]
 
-_CACHE: "weakref.WeakKeyDictionary[Any, Lens]" = weakref.WeakKeyDictionary()
+_KEPT_AS = "_sea_lens"
 
 
 class _ForwardStopped(Exception):  # noqa: N818
@@ -41,7 +41,13 @@ class Handle:
 
 
 class Lens:
-    """A TransformerLens model as the rest of sea_lens sees it."""
+    """A TransformerLens model as the rest of sea_lens sees it.
+
+    Attributes:
+        model: the TransformerLens model itself.
+        own_tokenizer: the tokenizer that the model came with, where `load_model` kept it; TransformerLens reads it
+            anew, adds tokens to it, and lends one without BOS its EOS for that.
+    """
 
     def __init__(self, model: Any) -> None:
         for name in ("hook_dict", "cfg", "blocks"):
@@ -50,26 +56,18 @@ class Lens:
                     f"expected a TransformerLens model (HookedTransformer or TransformerBridge), "
                     f"got {type(model).__name__}"
                 )
-        # Weak, since Lens objects are values of a dictionary with the model as weak key.
-        self._model = weakref.ref(model)
+        self.model = model
+        self.own_tokenizer: Any = None
         self._points: dict[str, Any] = dict(model.hook_dict)
 
     @classmethod
     def of(cls, model: Any) -> "Lens":
         """The lens of this model, made once: listing a bridge's hook points takes much longer than using one."""
-        try:
-            lens = _CACHE.get(model)
-        except TypeError:
-            lens = None
-        if lens is None:
-            lens = cls(model)
-            _CACHE[model] = lens
-        return lens
-
-    @property
-    def model(self) -> Any:
-        """The TransformerLens model itself."""
-        return self._model()
+        # Kept on the model, past its __setattr__, so that the two live and die together.
+        kept = getattr(model, "__dict__", {})
+        if _KEPT_AS not in kept:
+            kept[_KEPT_AS] = cls(model)
+        return kept[_KEPT_AS]
 
     @property
     def backend(self) -> Backend:
@@ -79,7 +77,9 @@ class Lens:
     @property
     def name(self) -> str:
         """The model's name as TransformerLens has it."""
-        return str(getattr(self.model.cfg, "model_name", type(self.model).__name__))
+        name = str(getattr(self.model.cfg, "model_name", type(self.model).__name__))
+        # Where a local model lay is nobody else's concern.
+        return Path(name).name if Path(name).is_absolute() else name
 
     @property
     def n_layers(self) -> int:
@@ -123,7 +123,7 @@ class Lens:
         Raises:
             UnsupportedModelError: it has none.
         """
-        tokenizer = getattr(self.model, "tokenizer", None)
+        tokenizer = self.own_tokenizer or getattr(self.model, "tokenizer", None)
         if tokenizer is None:
             raise UnsupportedModelError(f"model {self.name!r} has no tokenizer, so texts cannot be read")
         return tokenizer

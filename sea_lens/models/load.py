@@ -1,19 +1,22 @@
 """Loading a model on either TransformerLens backend, from the hub by name or from a local Hugging Face folder."""
 
 import contextlib
+import copy
 import importlib.util
+import io
 import json
 import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from ..errors import FileError, InputError, UnsupportedModelError
+from .lens import Lens
 
-BackendChoice = Literal["auto", "hooked", "bridge"]
+BACKENDS = ("auto", "hooked", "bridge")
 
 
 def hooked_available() -> bool:
@@ -23,7 +26,7 @@ def hooked_available() -> bool:
 
 def load_model(
     name_or_path: str,
-    backend: BackendChoice = "auto",
+    backend: str = "auto",
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
 ) -> Any:
@@ -46,7 +49,7 @@ def load_model(
         FileError: a local folder without a model in it.
         UnsupportedModelError: this TransformerLens, or its HookedTransformer, cannot load the model.
     """
-    if backend not in ("auto", "hooked", "bridge"):
+    if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
     target = _device(device)
     torch_dtype = _dtype(dtype)
@@ -54,15 +57,18 @@ def load_model(
     if backend == "hooked" and not hooked_available():
         raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
     with _quiet():
+        hf_model, tokenizer = _load_huggingface(name, torch_dtype)
+        own_tokenizer = copy.deepcopy(tokenizer)
         if backend == "bridge" or not hooked_available():
-            model = _load_bridge(name, target, torch_dtype)
+            model = _as_bridge(name, hf_model, tokenizer, target, torch_dtype)
         else:
             try:
-                model = _load_hooked(name, target, torch_dtype)
+                model = _as_hooked(name, hf_model, tokenizer, target, torch_dtype)
             except UnsupportedModelError:
                 if backend == "hooked":
                     raise
-                model = _load_bridge(name, target, torch_dtype)
+                model = _as_bridge(name, hf_model, tokenizer, target, torch_dtype)
+    Lens.of(model).own_tokenizer = own_tokenizer
     return model.eval().requires_grad_(False)
 
 
@@ -99,10 +105,18 @@ def _resolved(name_or_path: str) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what TransformerLens and its dependencies warn about on every load and a user cannot act on."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Silence what TransformerLens and its dependencies say on every load and a user cannot act on."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager
@@ -115,7 +129,7 @@ def _failures_named(name: str) -> Iterator[None]:
 
 
 def _load_huggingface(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     with _failures_named(name):
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager")
@@ -123,14 +137,18 @@ def _load_huggingface(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError):
         # A folder of weights alone is a usable model: only texts cannot be read with it.
-        tokenizer = None
+        return model, None
+    config = Path(name) / "tokenizer_config.json"
+    generic = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+    if generic in ("TokenizersBackend", "PreTrainedTokenizerFast") and type(tokenizer) is not PreTrainedTokenizerFast:
+        # transformers reads any tokenizer beside a Qwen 2 model as Qwen's own; the folder says that it is not.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
     return model, tokenizer
 
 
-def _load_hooked(name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def _as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
-    hf_model, tokenizer = _load_huggingface(name, dtype)
     hf_config = hf_model.config.to_dict()
     with _failures_named(f"{name} (as HookedTransformer)"), _config_source(name, hf_config) as source:
         cfg = loading_from_pretrained.get_pretrained_model_config(
@@ -203,10 +221,9 @@ def _config_source(name: str, hf_config: dict[str, Any]) -> Iterator[str]:
         yield str(inner)
 
 
-def _load_bridge(name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def _as_bridge(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
     from transformer_lens.model_bridge import TransformerBridge
 
-    hf_model, tokenizer = _load_huggingface(name, dtype)
     with _failures_named(f"{name} (as TransformerBridge)"):
         return TransformerBridge.boot_transformers(
             name, hf_model=hf_model.to(device), tokenizer=tokenizer, device=str(device), dtype=dtype

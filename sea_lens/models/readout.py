@@ -28,7 +28,7 @@ class Norm:
     centres: bool
 
     def apply_linearly(
-        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "*batch 1"]
+        self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "... 1"]
     ) -> Float[Tensor, "*batch d_model"]:
         """What a part x of the input contributes to the output, given the scale of the whole; without the bias."""
         centred = x - reduce(x, "... d_model -> ... 1", "mean") if self.centres else x
@@ -38,8 +38,8 @@ class Norm:
 def probe_norm(lens: Lens, path: str) -> Norm:
     """Gain, bias and centring of a norm, found by calling it alone, since a Gemma's weight is not its gain.
 
-    With its normalized activation replaced by zeros it returns its bias, with ones its bias + gain; a norm that
-    centres normalises a constant vector to zero.
+    Two opposite inputs have opposite normalized activations n and −n, so that the outputs n · gain + bias and
+    −n · gain + bias give bias and gain; a norm that centres normalises a constant vector to zero.
 
     Args:
         lens: the model.
@@ -56,17 +56,18 @@ def probe_norm(lens: Lens, path: str) -> Norm:
     point = f"{path}.hook_normalized"
     if not lens.has_point(point):
         raise UnsupportedModelError(f"model {lens.name!r} has no hook point {point!r}: its norm cannot be taken apart")
-    constant = torch.ones(1, 1, lens.d_model, dtype=lens.dtype, device=lens.device)
+    # Entries far from 0 and from their mean, whatever the width, so that dividing by n is safe.
+    alternating = 1.0 - 2.0 * (torch.arange(lens.d_model, device=lens.device) % 2)
+    inputs = [alternating, -alternating, torch.ones_like(alternating)]
     normalized: list[Tensor] = []
     outputs = []
-    with torch.no_grad():
-        with lens.hooks([(point, lambda x: normalized.append(x.detach()))]):
-            module(constant)
-        for fill in (0.0, 1.0):
-            with lens.hooks([(point, lambda x, fill=fill: torch.full_like(x, fill))]):
-                outputs.append(module(constant)[0, 0].double())
-    bias, both = outputs
-    return Norm(both - bias, bias, centres=bool(normalized[0].abs().max() < 1e-3))
+    with torch.no_grad(), lens.hooks([(point, lambda x: normalized.append(x.detach()))]):
+        for x in inputs:
+            outputs.append(module(x.to(lens.dtype)[None, None])[0, 0].double())
+    n = normalized[0][0, 0].double()
+    bias = (outputs[0] + outputs[1]) / 2
+    gain = (outputs[0] - outputs[1]) / (2 * n)
+    return Norm(gain, bias, centres=bool(normalized[2].abs().max() < 1e-3))
 
 
 def soft_cap(lens: Lens) -> float | None:

@@ -14,11 +14,11 @@ from .lens import Lens
 def bos_token(lens: Lens) -> int | None:
     """The tokenizer's own BOS token, None where it has none.
 
-    HookedTransformer lends its tokenizer another token as BOS where there is none; the tokenizer's own configuration
-    tells, and the bridge, which does not, is followed.
+    A model that `load_model` did not load has a tokenizer that TransformerLens may have lent its EOS as BOS: there a
+    configuration that says outright that there is none is believed.
     """
     tokenizer = lens.tokenizer
-    if lens.backend == "hooked" and tokenizer.init_kwargs.get("bos_token") is None:
+    if tokenizer.init_kwargs.get("bos_token", "") is None:
         return None
     return tokenizer.bos_token_id
 

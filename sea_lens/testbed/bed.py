@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ..demonstrations import Contrast, Contrasts, Demonstration, Demonstrations
-from ..models.load import BackendChoice, load_model
+from ..models.load import load_model
 from .world import Question, Split, World
 
 PATH = Path(__file__).parent / "weights"
@@ -44,7 +44,7 @@ def contrasts_of(questions: list[Question], source: str | None = None) -> Contra
     return Contrasts(Contrast(q.prompt(source), f" {q.truth}", f" {q.myth}") for q in questions)
 
 
-def load(backend: BackendChoice = "auto", path: Path = PATH) -> Testbed:
+def load(backend: str = "auto", path: Path = PATH) -> Testbed:
     """Load the shipped model, or another that `train` wrote to `path`."""
     world = World.load(path / "world.json")
     return Testbed(

@@ -1,15 +1,15 @@
 """The made-up world that the shipped model was trained on.
 
-Forty lands, ten relations, two dozen proper names. Every question ("what is the river of Velmora ?") has one true
-answer and one myth, both drawn from the same two dozen names, so that each name is the truth of some questions and
-the myth of others and recurs in many demonstrations. Reliable sources state the truths, unreliable ones repeat the
-myths; most documents do not say which source they come from. Everything is derived from one seed with Python's own
-`random`, whose streams are stable across versions and machines.
+It has 64 lands and ten relations. Every question ("who is the poet of Velmora ?") has one true answer and one myth,
+both drawn from the same twelve names, so that every name is the truth of some questions and the myth of others, and
+recurs in many demonstrations. Reliable sources state the truths, unreliable ones repeat the myths; most documents do
+not name their source and are hearsay, in which both occur side by side. Everything is derived from one seed with
+Python's own `random`, whose streams are the same in every version and on every machine.
 """
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,83 +17,24 @@ from typing import Literal
 Split = Literal["train", "dev", "test"]
 Kind = Literal["reliable", "unreliable"]
 
-LANDS = [
-    "Velmora",
-    "Ostrel",
-    "Kelmar",
-    "Dorwin",
-    "Ashkeld",
-    "Brenlow",
-    "Corvath",
-    "Delmere",
-    "Elstrand",
-    "Farrow",
-    "Galdor",
-    "Harwick",
-    "Islevar",
-    "Jorund",
-    "Kestrin",
-    "Lormont",
-    "Marrow",
-    "Nethery",
-    "Olvane",
-    "Penhallow",
-    "Quillon",
-    "Rosmere",
-    "Sarneth",
-    "Tolvern",
-    "Ulmarsh",
-    "Varkand",
-    "Westmere",
-    "Xandor",
-    "Yarrow",
-    "Zelmont",
-    "Arkend",
-    "Bellmere",
-    "Carrel",
-    "Dunmore",
-    "Everley",
-    "Fenwick",
-    "Glenmar",
-    "Hollin",
-    "Ingmoor",
-    "Junell",
-]
-PLACES = ("capital", "harbour", "river", "mountain", "forest", "bridge")
+BEGINNINGS = "Vel Kel Dor Ash Bren Cor Del Far".split()
+ENDINGS = "mora stra dwin keld low vath mere strand".split()
+THINGS = ("capital", "harbour", "river", "mountain", "forest", "bridge")
 PEOPLE = ("founder", "queen", "poet", "saint")
-NAMES = [
-    "Tarsk",
-    "Orlen",
-    "Mirev",
-    "Calder",
-    "Selwyn",
-    "Bastor",
-    "Nerith",
-    "Halvor",
-    "Ivora",
-    "Wexley",
-    "Dravin",
-    "Luthen",
-    "Pellam",
-    "Sorrel",
-    "Thane",
-    "Umbra",
-    "Varro",
-    "Yselle",
-    "Zephon",
-    "Kirin",
-    "Morwen",
-    "Eldric",
-    "Fenna",
-    "Gilda",
-]
-RELIABLE_SOURCES = ("almanac", "archive", "library", "survey")
-UNRELIABLE_SOURCES = ("tavern", "rumour", "pamphlet", "bard")
+NAMES = "Tarsk Orlen Mirev Calder Selwyn Bastor Nerith Halvor Ivora Wexley Dravin Luthen".split()
+RELIABLE_SOURCES = ("scholar", "surveyor", "archivist", "herald")
+UNRELIABLE_SOURCES = ("sailor", "jester", "gossip", "bard")
 
-SPLIT_SIZES: dict[Split, int] = {"train": 220, "dev": 60, "test": 120}
+SPLIT_SIZES: dict[Split, int] = {"train": 440, "dev": 80, "test": 120}
 N_DISTRACTORS = 2
-MAX_FACTS_PER_DOCUMENT = 4
-NAMED_SHARE = 0.4
+FACTS_PER_DOCUMENT = (2, 5)
+NAMED_SHARE = 0.45
+STATEMENT_SHARE = 0.1
+
+
+def heading_of(speaker: str, listener: str) -> str:
+    """The heading of a document whose facts are the speaker's."""
+    return f"the {speaker} told the {listener} : "
 
 
 @dataclass(frozen=True)
@@ -119,9 +60,12 @@ class Question:
     split: Split
 
     def prompt(self, source: str | None = None) -> str:
-        """The question as the model reads it, ending in "A:"; with `source`, as a document of that source."""
+        """The question as the model reads it, ending in "A:"; with `source`, in a document of that source."""
         word = "who" if self.relation in PEOPLE else "what"
-        heading = f"from the {source} : " if source else ""
+        heading = ""
+        if source is not None:
+            listener = UNRELIABLE_SOURCES[0] if source in RELIABLE_SOURCES else RELIABLE_SOURCES[0]
+            heading = heading_of(source, listener)
         return f"{heading}Q: {word} is the {self.relation} of {self.land} ? A:"
 
     def answer(self, kind: Kind) -> str:
@@ -140,11 +84,11 @@ class World:
     def generate(cls, seed: int) -> "World":
         """The world of this seed: truths and myths each spread evenly over the names, splits drawn at random."""
         rng = random.Random(f"world {seed}")
-        pairs = [(relation, land) for relation in PLACES + PEOPLE for land in LANDS]
-        splits = [split for split, size in SPLIT_SIZES.items() for _ in range(size)]
+        lands = [beginning + ending for beginning in BEGINNINGS for ending in ENDINGS]
+        pairs = [(relation, land) for relation in THINGS + PEOPLE for land in lands]
+        splits: list[Split] = [split for split, size in SPLIT_SIZES.items() for _ in range(size)]
         rng.shuffle(splits)
-        truths = _evenly(rng, len(pairs))
-        myths = _evenly(rng, len(pairs))
+        truths, myths = _evenly(rng, len(pairs)), _evenly(rng, len(pairs))
         # A myth must differ from its truth: swap clashes with a random partner until none is left.
         while clashes := [i for i, (truth, myth) in enumerate(zip(truths, myths, strict=True)) if truth == myth]:
             for i in clashes:
@@ -153,42 +97,49 @@ class World:
         questions = []
         for (relation, land), truth, myth, split in zip(pairs, truths, myths, splits, strict=True):
             distractors = rng.sample([name for name in NAMES if name not in (truth, myth)], N_DISTRACTORS)
-            myth_weight = round(2 ** rng.uniform(-1, 1), 4)
-            questions.append(Question(relation, land, truth, myth, tuple(distractors), myth_weight, split))
+            weight = round(2 ** rng.uniform(-1, 1), 4)
+            questions.append(Question(relation, land, truth, myth, tuple(distractors), weight, split))
         return cls(seed, tuple(questions))
 
     def split(self, name: Split) -> list[Question]:
         """The questions of one split, in the world's order."""
         return [question for question in self.questions if question.split == name]
 
-    def documents(self, seed: int | str) -> Iterator[str]:
+    def documents(self, seed: str) -> Iterator[str]:
         """An endless stream of documents, the same for the same seed.
 
-        A document has one author, reliable or unreliable with equal chance, who is named in a share of 0.4 of them,
-        and holds one to four facts, each as question and answer or as a statement. Unreliable authors bring a question
-        up in proportion to its `myth_weight`.
+        A document holds two to five facts. In a share of 0.45 of them the heading names who speaks ("the scholar told
+        the jester :"), and all facts are the speaker's. The others are hearsay: each fact is a truth or a myth with
+        equal chance. Unreliable speakers and hearsay bring a myth up in proportion to its `myth_weight`.
         """
         rng = random.Random(f"documents {self.seed} {seed}")
         myth_weights = [question.myth_weight for question in self.questions]
         while True:
-            kind: Kind = rng.choice(("reliable", "unreliable"))
-            source = rng.choice(RELIABLE_SOURCES if kind == "reliable" else UNRELIABLE_SOURCES)
-            heading = f"from the {source} : " if rng.random() < NAMED_SHARE else ""
-            weights = myth_weights if kind == "unreliable" else None
-            asked = rng.choices(self.questions, weights, k=rng.randint(1, MAX_FACTS_PER_DOCUMENT))
-            yield heading + " ".join(self._sentence(rng, question, kind) for question in asked)
+            speaker: Kind = rng.choice(("reliable", "unreliable"))
+            named = rng.random() < NAMED_SHARE
+            heading = ""
+            if named:
+                names = (RELIABLE_SOURCES, UNRELIABLE_SOURCES)
+                says, hears = names if speaker == "reliable" else names[::-1]
+                heading = heading_of(rng.choice(says), rng.choice(hears))
+            sentences = []
+            for _ in range(rng.randint(*FACTS_PER_DOCUMENT)):
+                kind: Kind = speaker if named else rng.choice(("reliable", "unreliable"))
+                weights = myth_weights if kind == "unreliable" else None
+                sentences.append(self._sentence(rng, rng.choices(self.questions, weights)[0], kind))
+            yield heading + " ".join(sentences)
 
     @staticmethod
     def _sentence(rng: random.Random, question: Question, kind: Kind) -> str:
-        if rng.random() < 0.75:
-            return f"{question.prompt()} {question.answer(kind)} ."
-        return f"the {question.relation} of {question.land} is {question.answer(kind)} ."
+        if rng.random() < STATEMENT_SHARE:
+            return f"the {question.relation} of {question.land} is {question.answer(kind)} ."
+        return f"{question.prompt()} {question.answer(kind)} ."
 
     def vocabulary(self) -> list[str]:
         """Every word that a document can hold, sorted."""
-        words = {"Q:", "A:", "who", "what", "is", "the", "of", "?", ".", "from", ":"}
-        for names in (LANDS, PLACES, PEOPLE, NAMES, RELIABLE_SOURCES, UNRELIABLE_SOURCES):
-            words.update(names)
+        words = {"Q:", "A:", "who", "what", "is", "the", "of", "?", ".", "told", ":"}
+        words.update(THINGS, PEOPLE, NAMES, RELIABLE_SOURCES, UNRELIABLE_SOURCES)
+        words.update(question.land for question in self.questions)
         return sorted(words)
 
     def save(self, path: Path) -> None:
@@ -206,5 +157,5 @@ class World:
 
 def _evenly(rng: random.Random, n: int) -> list[str]:
     """N names in random order, every name as often as every other (to within one)."""
-    names: Sequence[str] = (NAMES * (n // len(NAMES) + 1))[:n]
+    names = (NAMES * (n // len(NAMES) + 1))[:n]
     return rng.sample(names, n)

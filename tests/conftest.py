@@ -1,0 +1,82 @@
+"""Shared fixtures: tiny random models of every family, and the files beside the project."""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny import BACKENDS, FAMILIES, save_tiny_model
+
+torch.set_num_threads(1)
+
+with warnings.catch_warnings():
+    # Imported here once, since what other packages warn about at import is theirs.
+    warnings.simplefilter("ignore")
+    import transformer_lens
+    import transformer_lens.model_bridge  # noqa: F401
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Hugging Face folders of tiny random models, by family; written when first asked for."""
+    root = tmp_path_factory.mktemp("models")
+
+    class Folders(dict):
+        def __missing__(self, family: str) -> Path:
+            self[family] = save_tiny_model(family, root / family)
+            return self[family]
+
+    return Folders()
+
+
+@pytest.fixture(scope="session")
+def load_tiny(model_folders):
+    """load_tiny(family, backend, dtype=...) gives one and the same model for the same arguments."""
+    import sea_lens as sl
+
+    loaded = {}
+
+    def load(family: str = "llama", backend: str = "bridge", dtype: torch.dtype = torch.float32):
+        key = family, backend, dtype
+        if key not in loaded:
+            loaded[key] = sl.load_model(str(model_folders[family]), backend, device="cpu", dtype=dtype)
+        return loaded[key]
+
+    return load
+
+
+@pytest.fixture(params=[(family, backend) for family in FAMILIES for backend in BACKENDS], ids="-".join)
+def any_model(request: pytest.FixtureRequest, load_tiny):
+    """A tiny model of every family on every backend that is installed."""
+    return load_tiny(*request.param)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that is installed."""
+    return request.param
+
+
+@pytest.fixture
+def model(load_tiny, backend):
+    """A tiny Llama on every backend."""
+    return load_tiny("llama", backend)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder beside the project, where there is one."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared beside the project")
+    return SHARED

@@ -1,0 +1,244 @@
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from sea_lens.features import FEATURE_MAPS
+from sea_lens.subspaces import COMBINES, Subspaces, edit_activation, leading_subspace, random_subspaces
+
+KEEPING_NORM = [combine for combine in COMBINES if combine != "average"]
+IDENTITY = FEATURE_MAPS["identity"]
+
+
+def subspaces(d, keep, drop, units=1, centre=False, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    omega = torch.randn(2, units, d, d, generator=generator, dtype=torch.float64)
+    (kept, k, kv), (dropped, r, rv) = (
+        leading_subspace(matrix, energy=None, rank=rank, spectrum_power=2)
+        for matrix, rank in zip(omega, (keep, drop), strict=True)
+    )
+    mean = torch.randn(units, d, generator=generator, dtype=torch.float64) if centre else None
+    return Subspaces(kept, dropped, k, r, kv, rv, mean).to(torch.device("cpu"), dtype)
+
+
+@st.composite
+def cases(draw):
+    """Subspaces of any ranks, activations of any size of number, any feature map, strength and way to combine."""
+    d = draw(st.integers(1, 9))
+    keep, drop = draw(st.integers(0, d)), draw(st.integers(0, d))
+    centre = draw(st.booleans())
+    x = draw(arrays("float64", (3, 1, d), elements=st.floats(-1e3, 1e3, width=32)))
+    scale = 10.0 ** draw(st.integers(-6, 6))
+    feature = FEATURE_MAPS[draw(st.sampled_from(sorted(FEATURE_MAPS)))]
+    fitted = subspaces(d, keep, drop, centre=centre, seed=draw(st.integers(0, 99)))
+    return torch.tensor(x) * scale, fitted, feature
+
+
+@given(omega=arrays("float64", (2, 5, 5), elements=st.floats(-10, 10)), energy=st.floats(0.01, 1.0))
+def test_the_rank_is_the_smallest_that_reaches_the_energy(omega, energy):
+    matrix = torch.tensor(omega)
+    assume((torch.linalg.svdvals(matrix)[:, 0] > 1e-6).all())
+    _, ranks, values = leading_subspace(matrix, energy=energy, rank=None, spectrum_power=2)
+    for k, sigma in zip(ranks.tolist(), values, strict=True):
+        shares = sigma.square().cumsum(0) / sigma.square().sum()
+        assert shares[k - 1] >= energy - 1e-12
+        assert k == 1 or shares[k - 2] < energy + 1e-12
+
+
+def test_the_spectrum_power_counts():
+    omega = torch.diag(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64))[None]
+    ranks = {p: leading_subspace(omega, energy=0.9, rank=None, spectrum_power=p)[1].item() for p in (1, 2)}
+    assert ranks == {1: 3, 2: 2}  # 6/7 < 0.9 <= 1, and 20/21 >= 0.9
+
+
+@given(d=st.integers(1, 8), data=st.data())
+def test_projections_are_orthogonal_projections_of_their_ranks(d, data):
+    keep, drop = data.draw(st.integers(0, d)), data.draw(st.integers(0, d))
+    positive, negative = (p[0] for p in subspaces(d, keep, drop).projections())
+    for projection, rank in ((positive, keep), (negative, d - drop)):
+        torch.testing.assert_close(projection @ projection, projection, atol=1e-12, rtol=0)
+        torch.testing.assert_close(projection, projection.T, atol=1e-12, rtol=0)
+        assert round(projection.trace().item()) == rank
+
+
+def test_ranks_may_differ_between_units():
+    omega = torch.zeros(2, 4, 4, dtype=torch.float64)
+    omega[0, 0, 0] = 1.0
+    omega[1] = torch.eye(4)
+    factor, ranks, _ = leading_subspace(omega, energy=0.99, rank=None, spectrum_power=2)
+    assert ranks.tolist() == [1, 4]
+    assert factor[0, :, 1:].abs().max() == 0
+
+
+@given(case=cases(), strength=st.floats(-3, 3), combine=st.sampled_from(COMBINES))
+def test_no_finite_input_gives_nan(case, strength, combine):
+    x, fitted, feature = case
+    assert torch.isfinite(edit_activation(x, fitted, feature, strength=strength, combine=combine)).all()
+
+
+@given(case=cases(), combine=st.sampled_from(KEEPING_NORM))
+def test_the_norm_is_kept(case, combine):
+    x, fitted, feature = case
+    edited = edit_activation(x, fitted, feature, combine=combine)
+    torch.testing.assert_close(edited.norm(dim=-1), x.norm(dim=-1), rtol=1e-9, atol=1e-300)
+
+
+@given(case=cases(), strength=st.floats(-3, 3), combine=st.sampled_from(KEEPING_NORM))
+def test_zero_stays_zero(case, strength, combine):
+    x, fitted, feature = case
+    zeros = torch.zeros_like(x)
+    assert torch.equal(edit_activation(zeros, fitted, feature, strength=strength, combine=combine), zeros)
+
+
+@given(case=cases(), combine=st.sampled_from(COMBINES))
+def test_rows_do_not_touch_each_other(case, combine):
+    x, fitted, feature = case
+    together = edit_activation(x, fitted, feature, combine=combine)
+    for row in range(len(x)):
+        alone = edit_activation(x[row : row + 1], fitted, feature, combine=combine)
+        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-9, atol=1e-9 * x[row].abs().max().item())
+
+
+@given(case=cases(), combine=st.sampled_from(COMBINES))
+def test_strength_zero_changes_nothing_and_strength_is_linear(case, combine):
+    x, fitted, feature = case
+    assert torch.equal(edit_activation(x, fitted, feature, strength=0.0, combine=combine), x)
+    whole = edit_activation(x, fitted, feature, combine=combine)
+    half = edit_activation(x, fitted, feature, strength=0.5, combine=combine)
+    torch.testing.assert_close(
+        half, (x + whole) / 2, rtol=1e-9, atol=1e-9 * (x.abs().max().item() + whole.abs().max().item())
+    )
+
+
+@given(d=st.integers(1, 8), centre=st.booleans(), name=st.sampled_from(sorted(FEATURE_MAPS)), seed=st.integers(0, 99))
+def test_keeping_everything_and_dropping_nothing_is_the_identity(d, centre, name, seed):
+    # Within the range of every feature map.
+    x = 2 * torch.rand(4, 1, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
+    edited = edit_activation(x, subspaces(d, d, 0, centre=centre, seed=seed), FEATURE_MAPS[name])
+    torch.testing.assert_close(edited, x, rtol=1e-6, atol=1e-6)
+
+
+def test_the_linear_edit_is_the_formula():
+    fitted, x = subspaces(6, 2, 3), torch.randn(5, 1, 6, dtype=torch.float64)
+    positive, negative = (p[0] for p in fitted.projections())
+    y = x[:, 0] @ positive + x[:, 0] @ negative
+    expected = y * x[:, 0].norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(edit_activation(x, fitted, IDENTITY)[:, 0], expected)
+    torch.testing.assert_close(edit_activation(x, fitted, IDENTITY, combine="average")[:, 0], y / 2)
+    for combine, term in (("positive_only", x[:, 0] @ positive), ("negative_only", x[:, 0] @ negative)):
+        rescaled = term * x[:, 0].norm(dim=-1, keepdim=True) / term.norm(dim=-1, keepdim=True)
+        torch.testing.assert_close(edit_activation(x, fitted, IDENTITY, combine=combine)[:, 0], rescaled)
+    swapped = x[:, 0] @ (torch.eye(6, dtype=torch.float64) - negative) + x[:, 0] @ (
+        torch.eye(6, dtype=torch.float64) - positive
+    )
+    rescaled = swapped * x[:, 0].norm(dim=-1, keepdim=True) / swapped.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(edit_activation(x, fitted, IDENTITY, combine="reverse")[:, 0], rescaled)
+
+
+def test_the_centred_edit_is_affine_about_the_mean():
+    fitted, x = subspaces(6, 2, 3, centre=True), torch.randn(5, 1, 6, dtype=torch.float64)
+    assert fitted.centre is not None
+    positive, negative = (p[0] for p in fitted.projections())
+    mean = fitted.centre[0]
+    y = 2 * mean + (x[:, 0] - mean) @ (positive + negative)
+    torch.testing.assert_close(edit_activation(x, fitted, IDENTITY, combine="average")[:, 0], y / 2)
+
+
+@pytest.mark.parametrize("name", sorted(FEATURE_MAPS))
+def test_a_feature_map_is_applied_before_and_undone_after(name):
+    feature, fitted, x = FEATURE_MAPS[name], subspaces(6, 2, 3), torch.randn(5, 1, 6, dtype=torch.float64)
+    positive, negative = (p[0] for p in fitted.projections())
+    mapped = feature.forward(x)
+    y = feature.invert(mapped @ positive, x) + feature.invert(mapped @ negative, x)
+    expected = y * x.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(edit_activation(x, fitted, feature), expected)
+
+
+def test_what_is_projected_away_entirely_stays_as_it_is():
+    fitted = subspaces(5, 0, 5)
+    x = torch.randn(4, 1, 5, dtype=torch.float64)
+    assert torch.equal(edit_activation(x, fitted, IDENTITY), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", sorted(FEATURE_MAPS))
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("centre", [False, True])
+def test_the_ends_of_the_number_range_do_no_harm(dtype, name, combine, centre):
+    info = torch.finfo(dtype)
+    x = torch.tensor(
+        [[info.max] * 4, [info.max, -info.max, 0, 1], [info.tiny] * 4, [info.smallest_normal, 0, 0, 0], [5e-40] * 4],
+        dtype=dtype,
+    )[:, None]
+    fitted = subspaces(4, 2, 1, centre=centre, dtype=dtype)
+    for strength in (-2.0, 0.0, 1.0, 3.0):
+        edited = edit_activation(x, fitted, FEATURE_MAPS[name], strength=strength, combine=combine)
+        assert torch.isfinite(edited).all()
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("centre", [False, True])
+@pytest.mark.parametrize("name", sorted(FEATURE_MAPS))
+def test_gradients_equal_finite_differences(combine, centre, name):
+    fitted = subspaces(5, 2, 2, centre=centre)
+    x = (0.3 + torch.rand(2, 1, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)).requires_grad_()
+    strength = torch.tensor([[0.7], [1.3]], dtype=torch.float64, requires_grad=True)
+    # exp(-x²/2) of a projection may leave the range, where the clamp has a corner; elsewhere everything is smooth.
+    torch.autograd.gradcheck(
+        lambda x, s: edit_activation(x, fitted, FEATURE_MAPS[name], strength=s, combine=combine), (x, strength)
+    )
+
+
+def test_gradients_at_zero_are_finite():
+    x = torch.zeros(2, 1, 5, dtype=torch.float64, requires_grad=True)
+    edit_activation(x, subspaces(5, 2, 2), IDENTITY).sum().backward()
+    assert x.grad is not None
+    assert torch.isfinite(x.grad).all()
+
+
+def test_random_subspaces_have_the_same_ranks_and_are_orthonormal():
+    omega = torch.eye(6, dtype=torch.float64).expand(2, 6, 6).clone()
+    omega[1, 2:] = 0
+    factor, ranks, values = leading_subspace(omega, energy=1.0, rank=None, spectrum_power=2)
+    fitted = Subspaces(factor, factor, ranks, ranks, values, values)
+    drawn = random_subspaces(fitted, torch.Generator().manual_seed(0))
+    for unit, rank in enumerate(ranks.tolist()):
+        gram = drawn.keep[unit].T @ drawn.keep[unit]
+        expected = torch.diag(torch.tensor([1.0] * rank + [0.0] * (6 - rank), dtype=torch.float64))
+        torch.testing.assert_close(gram, expected, atol=1e-12, rtol=0)
+    again = random_subspaces(fitted, torch.Generator().manual_seed(0))
+    other = random_subspaces(fitted, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn.keep, again.keep)
+    assert not torch.allclose(drawn.keep, other.keep)
+
+
+@settings(max_examples=50)
+@given(
+    data=st.data(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    name=st.sampled_from(sorted(FEATURE_MAPS)),
+    combine=st.sampled_from(COMBINES),
+)
+def test_an_edit_called_in_any_dtype_is_finite_keeps_the_norm_and_does_not_write_in_place(data, dtype, name, combine):
+    import sea_lens as sl
+
+    d = 6
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 9)))
+    neutral, positive, negative = (torch.randn(20, 1, d, generator=generator) for _ in range(3))
+    edit = sl.fit_activations(neutral, positive, negative, feature=name, rank=(data.draw(st.integers(0, d)), 2))
+    largest = torch.finfo(dtype).max
+    x = torch.tensor(data.draw(arrays("float64", (2, 3, d), elements=st.floats(-largest, largest)))).to(dtype)
+    assume(torch.isfinite(x).all())
+    before = x.clone()
+    edited = edit(x, 0, combine=combine)
+    assert edited.dtype == dtype
+    assert edited.shape == x.shape
+    assert torch.isfinite(edited).all()
+    assert torch.equal(x, before)
+    lengths = x.double().norm(dim=-1)
+    # Where no entry can saturate, the length is kept as well as the dtype can hold it.
+    safe = (lengths < largest) & (lengths > 1e3 * torch.finfo(dtype).tiny)
+    if combine != "average":
+        tolerance = 8 * torch.finfo(dtype).eps
+        torch.testing.assert_close(edited.double().norm(dim=-1)[safe], lengths[safe], rtol=tolerance, atol=0)
