@@ -67,7 +67,7 @@ class _Items(Sequence[Item], Generic[Item]):
 
     _item_type: type[Any]
 
-    def __init__(self, items: Iterable[Item]) -> None:
+    def __init__(self, items: Iterable[Any]) -> None:
         self._items: tuple[Item, ...] = tuple(items)
         kind = self._item_type.__name__
         for index, item in enumerate(self._items):

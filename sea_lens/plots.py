@@ -82,12 +82,13 @@ def head_map(contributions: "HeadContributions", ax: Axes | None = None) -> Axes
     ax = new_axes(ax, (1.6 + 0.55 * n_heads, 1.6 + 0.5 * n_layers))
     bound = float(np.abs(values).max()) or 1.0
     image = ax.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
+    decimals = 2 if bound >= 0.1 else 3
     if values.size <= 64:
         for layer in range(n_layers):
             for head in range(n_heads):
                 value = values[layer, head]
                 shade = "white" if abs(value) > 0.6 * bound else "black"
-                ax.text(head, layer, f"{value:+.2f}", ha="center", va="center", fontsize=7, color=shade)
+                ax.text(head, layer, f"{value:+.{decimals}f}", ha="center", va="center", fontsize=7, color=shade)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("head")

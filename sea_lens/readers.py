@@ -5,7 +5,7 @@ import os
 import random
 import string
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from .demonstrations import Demonstration, Demonstrations
 from .errors import FileError, InputError
@@ -68,7 +68,7 @@ def truthfulqa(
     *,
     template: str = QUESTION,
     completion: str = COMPLETION,
-    pairs: Literal["best", "all"] = "best",
+    pairs: str = "best",
     limit: int | None = None,
 ) -> Demonstrations:
     """TruthfulQA, as `TruthfulQA.csv` or `mc_task.json`: positive is a true answer, negative a false one.
@@ -108,6 +108,8 @@ def _truthfulqa_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[st
             for name in ("Correct Answers", "Incorrect Answers")
         )
         true = [best, *(answer for answer in true if answer != best)]
+        # Some questions list one answer on both sides; as a demonstration it would contradict itself.
+        false = [answer for answer in false if answer not in true]
         yield number, {"question": text_field(path, number, row, "Question"), "true": true, "false": false}
 
 

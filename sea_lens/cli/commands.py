@@ -34,7 +34,7 @@ app = typer.Typer(
 console = Console()
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool | None) -> None:
     if wanted:
         console.print(f"sea-lens {__version__}", highlight=False)
         raise typer.Exit
@@ -42,7 +42,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")] = False,
+    version: Annotated[
+        bool | None, typer.Option("--version", callback=_version, is_eager=True, help="Show version.")
+    ] = None,
 ) -> None:
     pass
 
@@ -97,8 +99,8 @@ def fit(
     dtype: opt.DtypeOption = "float32",
 ) -> None:
     """Fit a spectral edit from a file of demonstrations."""
-    if form not in opt.Format.__args__:
-        raise InputError(f"--format {form!r}: expected one of {', '.join(opt.Format.__args__)}")
+    if form not in opt.FORMATS:
+        raise InputError(f"--format {form!r}: expected one of {', '.join(opt.FORMATS)}")
     chosen_energy = opt.read_pair(energy, "--energy", float)
     chosen_rank = None if rank is None else opt.read_pair(rank, "--rank", int)
     check_fit_options(chosen_energy, chosen_rank, spectrum_power)

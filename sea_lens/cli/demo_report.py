@@ -25,6 +25,7 @@ FIGURES = {
     "heads_direct.png": "Direct contribution of each head",
 }
 
+EFFECT_COLUMNS = ["method", "contrast", "effect (95 % interval)"]
 LEGEND = (
     "Contrast: mean of log p(truth) − log p(myth). Mass: probability left on the two answers. MC1, MC2: four choices, "
     "the truth, the myth and two other names. Loss: nats per token on held-out documents. Brackets: 95 % paired "
@@ -65,15 +66,15 @@ def comparison_rows(result: DemoResult) -> list[dict[str, Any]]:
     nothing = {"mass": "", "MC1": "", "MC2": "", "loss on documents": ""}
     return [
         row("spectral edit", result.spectral),
-        row("mean-difference steering", result.steering),
+        row("mean difference", result.steering),
         {
-            "method": f"random subspaces, {len(draws)} draws",
+            "method": f"random, {len(draws)} draws",
             "contrast": "",
-            "effect (95 % interval)": f"{draws[0]:+.3f} to {draws[-1]:+.3f} (all draws)",
+            "effect (95 % interval)": f"{draws[0]:+.3f} to {draws[-1]:+.3f}",
             **nothing,
         },
         {
-            "method": "naming a reliable source (no edit)",
+            "method": "naming a reliable source",
             "contrast": f"{result.reliable_source.before:+.3f} → {result.reliable_source.after:+.3f}",
             "effect (95 % interval)": str(result.reliable_source.interval),
             **nothing,
@@ -98,10 +99,15 @@ def _chosen(result: DemoResult) -> str:
 def print_demo(result: DemoResult, folder: Path, console: Console) -> None:
     """The table and the verdict, in the terminal."""
     rows = comparison_rows(result)
-    table = Table(*rows[0], title="Effect on the test questions (log p(truth) − log p(myth), nats)")
-    for row in rows:
-        table.add_row(*row.values())
-    console.print(table)
+    effects, sides = EFFECT_COLUMNS, [name for name in rows[0] if name not in EFFECT_COLUMNS[1:]]
+    for columns, title, shown in (
+        (effects, "Effect on the test questions: log p(truth) − log p(myth), nats", rows),
+        (sides, "Before → after [95 % interval of the change]", rows[:2]),
+    ):
+        table = Table(*columns, title=title)
+        for row in shown:
+            table.add_row(*(_cell(row[name], narrow=columns is sides) for name in columns))
+        console.print(table)
     console.print(f"Chosen on dev: {_chosen(result)}", highlight=False)
     for contributions in (result.leave_one_out, result.only_one):
         values = ", ".join(f"layer {layer} {value:+.3f}" for layer, value in contributions.top(10))
@@ -116,6 +122,12 @@ def print_demo(result: DemoResult, folder: Path, console: Console) -> None:
         )
     console.print(verdict(result), highlight=False, style="bold")
     console.print(f"Report: {folder / 'report.md'}", highlight=False)
+
+
+def _cell(text: str, *, narrow: bool) -> str:
+    """A table cell: brackets are not markup, and in a narrow column an interval stands on a line of its own."""
+    escaped = text.replace("[", "\\[")
+    return escaped.replace(" \\[", "\n\\[") if narrow else escaped
 
 
 def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:

@@ -7,6 +7,9 @@ import os
 import sys
 from typing import NoReturn
 
+# What typer makes of a KeyboardInterrupt.
+_INTERRUPTED = 130
+
 
 def main() -> NoReturn:
     """Run `sea-lens` with the process's arguments."""
@@ -30,6 +33,8 @@ def main() -> NoReturn:
         if type(error).__name__ == "Abort":
             _fail("interrupted", 1)
         raise
+    if status == _INTERRUPTED:
+        _fail("interrupted", 1)
     sys.exit(status if isinstance(status, int) else 0)
 
 

@@ -1,7 +1,7 @@
 """Options that several commands share, and how their texts are read."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +31,7 @@ SiteOption = Annotated[str, typer.Option(help=f"What is edited: {', '.join(SITES
 FeatureOption = Annotated[str, typer.Option(help=f"Feature map: {', '.join(FEATURE_MAPS)}.")]
 LimitOption = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
 
-Format: TypeAlias = Literal["jsonl", "halueval", "truthfulqa", "bbq"]
+FORMATS = ("jsonl", "halueval", "truthfulqa", "bbq")
 
 
 def read_layers(text: str) -> LayerChoice:
@@ -52,7 +52,7 @@ def read_pair(text: str, name: str, kind: type[int] | type[float]) -> Any:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
-def read_demonstrations(path: Path, form: Format, limit: int | None) -> Demonstrations:
+def read_demonstrations(path: Path, form: str, limit: int | None) -> Demonstrations:
     """Demonstrations from a file of one of the known forms."""
     readers = {
         "jsonl": Demonstrations.from_jsonl,

@@ -1,0 +1,83 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A first edit
+#
+# The package ships a small language model that knows, for every question of a made-up world, both the truth and a
+# myth. Asked without a source it hesitates between them. This notebook fits a spectral edit from demonstrations of
+# both, applies it, measures what it does, and looks at where the effect comes from.
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+import sea_lens as sl
+
+torch.set_num_threads(1)
+bed = sl.testbed.load()
+bed.demonstrations[0]
+
+# %% [markdown]
+# A demonstration is three full texts: the prompt, the prompt with the wanted answer, and the prompt with the unwanted
+# one. `capture` runs them through the model and sums up what a fit needs; `fit` finds, at the output of every MLP, the
+# directions of the prompt's activation that covary with the truth, and those that covary with the myth.
+
+# %%
+covariance = sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False)
+edit = sl.fit(covariance, rank=8)
+edit
+
+# %% [markdown]
+# Does it work? `effect` gives the change of log p(truth) − log p(myth) with its bootstrap interval. A number alone
+# says little: random subspaces of the same ranks move the model as well, so look at them together.
+
+# %%
+effect = sl.effect(bed.model, edit, bed.contrasts["dev"], batch_size=64)
+print("edit   ", effect)
+for seed in range(3):
+    print("random ", sl.effect(bed.model, sl.randomised(edit, seed), bed.contrasts["dev"], batch_size=64))
+effect.plot()
+plt.show()
+
+# %% [markdown]
+# Which layers does the effect come from? `leave_one_out` says what is lost without a layer's edit.
+
+# %%
+layers = sl.layer_contributions(bed.model, edit, bed.contrasts["dev"], "leave_one_out", batch_size=64)
+layers.plot()
+plt.show()
+layers.to_frame()
+
+# %% [markdown]
+# The edit acts on MLP outputs; heads carry its effect onwards. Direct contributions of all heads and everything else
+# add up to the change of the logit difference, which is checked in every call.
+
+# %%
+heads = sl.head_contributions(bed.model, edit, bed.contrasts["dev"], batch_size=64)
+print(f"change {heads.effect:+.4f}, sum of all contributions {heads.total:+.4f}, error {heads.closure_error:.0e}")
+heads.plot()
+plt.show()
+
+# %% [markdown]
+# In words, before and after; and in your own TransformerLens pipeline:
+
+# %%
+prompts = [contrast.prompt for contrast in bed.contrasts["dev"][:4]]
+before = sl.generate(bed.model, prompts, max_new_tokens=1)
+after = sl.generate(bed.model, prompts, edit, max_new_tokens=1)
+for prompt, one, two in zip(prompts, before, after, strict=True):
+    print(f"{prompt}{one}  →{two}")
+
+logits = bed.model.run_with_hooks(prompts[0], fwd_hooks=edit.fwd_hooks(bed.model, strength=0.5))
+logits.shape

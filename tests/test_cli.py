@@ -1,0 +1,214 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import N_CTX, contrasts, demonstrations, sentence
+
+import sea_lens as sl
+from sea_lens.cli import main
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """run("fit", "--model", …) gives (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["sea-lens", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def files(tmp_path, model_folders):
+    """Everything that a command needs: model, demonstrations, contrasts, and an edit to write."""
+    demonstrations().to_jsonl(tmp_path / "demos.jsonl")
+    contrasts().to_jsonl(tmp_path / "contrasts.jsonl")
+    return {
+        "model": model_folders["llama"],
+        "demonstrations": tmp_path / "demos.jsonl",
+        "contrasts": tmp_path / "contrasts.jsonl",
+        "edit": tmp_path / "edit.safetensors",
+        "folder": tmp_path,
+    }
+
+
+def fit_arguments(files, *more):
+    return (
+        "fit",
+        "--model",
+        files["model"],
+        "--demonstrations",
+        files["demonstrations"],
+        "--out",
+        files["edit"],
+        *more,
+    )
+
+
+@pytest.fixture
+def fitted_files(files, run):
+    assert run(*fit_arguments(files, "--rank", "3,2"))[0] == 0
+    return files
+
+
+def use_arguments(command, files, *more):
+    return (command, "--model", files["model"], "--edit", files["edit"], "--contrasts", files["contrasts"], *more)
+
+
+def test_the_whole_way_from_demonstrations_to_heads(fitted_files, run, load_tiny):
+    files = fitted_files
+    status, out, _ = run("inspect", files["edit"])
+    assert status == 0
+    assert "mlp_out" in out
+    assert "'rank': [3, 2]" in out
+
+    status, out, _ = run(*use_arguments("effect", files, "--out", files["folder"] / "effect"))
+    assert status == 0
+    assert "effect " in out
+    written = json.loads((files["folder"] / "effect" / "results.json").read_text())
+    edit = sl.SpectralEdit.load(files["edit"])
+    expected = sl.effect(sl.load_model(str(files["model"])), edit, contrasts())
+    assert written["effect"] == pytest.approx(expected.effect, abs=1e-6)
+    assert (files["folder"] / "effect" / "effect.png").stat().st_size > 5000
+
+    status, out, _ = run(*use_arguments("attribute", files, "--out", files["folder"] / "why", "--layers", "0,2"))
+    assert status == 0
+    names = {path.name for path in (files["folder"] / "why").iterdir()}
+    assert {"results.json", "report.md", "layers_path.png", "heads_direct.png", "spectra.png"} <= names
+    written = json.loads((files["folder"] / "why" / "results.json").read_text())
+    assert written["layers"]["leave_one_out"]["layers"] == [0, 2]
+    assert written["heads"]["direct"]["closure_error"] < 1e-4
+
+    prompts = ("--prompt", "w1 w2", "--prompt", "w3", "--max-new-tokens", 3)
+    generating = ("generate", "--model", files["model"], "--edit", files["edit"], *prompts)
+    status, out, _ = run(*generating)
+    assert status == 0
+    assert len(out.strip().splitlines()) == 2
+    status, out, _ = run(*generating, "--compare")
+    assert "unedited" in out
+
+
+@pytest.mark.parametrize("options", [("--site", "z"), ("--feature", "tanh", "--centre"), ("--neutral", "generated")])
+def test_fit_takes_every_kind_of_option(options, files, run):
+    status, _, err = run(*fit_arguments(files, "--energy", "0.9,0.99", "--layers", "last-2", *options))
+    assert status == 0, err
+    assert sl.SpectralEdit.load(files["edit"]).layers == (1, 2)
+
+
+def bad_file(folder, name, content):
+    path = folder / name
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+WRONG_FITS = {
+    "energy": (("--energy", "1.5"), "energy 1.5 is outside (0, 1]"),
+    "energies": (("--energy", "a"), "--energy 'a': expected one number"),
+    "rank": (("--rank", "-1"), "rank -1"),
+    "rank above d": (("--rank", "99"), "rank 99 is above the width of the activations, 32"),
+    "site": (("--site", "mlp"), "unknown site 'mlp'"),
+    "layers": (("--layers", "9"), "unknown layers [9]"),
+    "layer choice": (("--layers", "middle"), "unknown layer choice 'middle'"),
+    "backend": (("--backend", "nnsight"), "unknown backend 'nnsight'"),
+    "feature": (("--feature", "relu"), "unknown feature 'relu'"),
+    "position": (("--position", "first"), "unknown position 'first'"),
+    "format": (("--format", "csv"), "--format 'csv'"),
+    "dtype": (("--dtype", "int8"), "unknown dtype 'int8'"),
+    "model": (("--model", "./nowhere"), "./nowhere: no such model folder"),
+    "option": (("--ranks", "3"), "No such option"),
+    "out": (("--out", "nowhere/e.safetensors"), "no such folder nowhere"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FITS)
+def test_a_wrong_fit_is_one_line_and_status_two(case, files, run):
+    options, message = WRONG_FITS[case]
+    status, _, err = run(*fit_arguments(files, *options))
+    assert status == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert not files["edit"].exists()
+
+
+WRONG_ROWS = {
+    "not JSON": ('{"neutral": ', "row 2: not JSON"),
+    "missing field": ('{"neutral": "w1", "positive": "w1 w2"}', "row 2: no field 'negative'"),
+    "empty": ('{"neutral": "w1", "positive": "", "negative": "w1 w3"}', "row 2: field 'positive' must be"),
+    "equal": (
+        '{"neutral": "w1", "positive": "w1 w2", "negative": "w1 w2"}',
+        "row 2: positive and negative are the same",
+    ),
+    "no object": ("[1]", "row 2: expected a JSON object"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ROWS)
+def test_a_wrong_row_is_named(case, files, run):
+    row, message = WRONG_ROWS[case]
+    path = bad_file(files["folder"], "bad.jsonl", '{"neutral": "w1", "positive": "w1 w2", "negative": "w1 w3"}\n' + row)
+    status, _, err = run(*fit_arguments(files, "--demonstrations", path))
+    assert status == 2
+    assert f"{path.name}, {message}" in err
+
+
+def test_texts_longer_than_the_context_and_empty_files_are_refused(files, run):
+    long = json.dumps({"neutral": "w1", "positive": "w1 w2", "negative": "w1 " + sentence(0, N_CTX)})
+    status, _, err = run(*fit_arguments(files, "--demonstrations", bad_file(files["folder"], "long.jsonl", long)))
+    assert (status, "demonstration 0, negative text, has" in err) == (2, True)
+    status, _, err = run(*fit_arguments(files, "--demonstrations", bad_file(files["folder"], "empty.jsonl", "\n")))
+    assert (status, "has no rows" in err) == (2, True)
+    status, _, err = run(*fit_arguments(files, "--demonstrations", files["folder"] / "none.jsonl"))
+    assert (status, "No such file" in err) == (2, True)
+
+
+def test_a_wrong_edit_is_refused(fitted_files, run, model_folders):
+    files = fitted_files
+    whole = files["edit"].read_bytes()
+    for name, content, message in (
+        ("truncated.safetensors", whole[: len(whole) // 2], "not a complete safetensors file"),
+        ("pickle.pt", b"\x80\x04N.", "pickles are never read"),
+    ):
+        (files["folder"] / name).write_bytes(content)
+        status, _, err = run(*use_arguments("effect", files, "--edit", files["folder"] / name))
+        assert (status, message in err) == (2, True)
+    save_file({"a": torch.zeros(1)}, files["folder"] / "foreign.safetensors")
+    status, _, err = run("inspect", files["folder"] / "foreign.safetensors")
+    assert (status, "sea_lens did not write" in err) == (2, True)
+    x = torch.randn(8, 3, 16)
+    sl.fit_activations(x, x, x, rank=1).save(files["folder"] / "narrow.safetensors")
+    status, _, err = run(*use_arguments("effect", files, "--edit", files["folder"] / "narrow.safetensors"))
+    assert (status, "(units, width) (1, 16)" in err) == (2, True)
+    for options, message in ((("--layers", "last-9"), "asks for 9 layers"), (("--combine", "sum"), "--combine 'sum'")):
+        status, _, err = run(*use_arguments("attribute", files, "--out", files["folder"] / "x", *options))
+        assert (status, message in err) == (2, True)
+
+
+def test_an_interruption_leaves_no_file(files, run, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sea_lens.cli.commands.capture", interrupted)
+    status, _, err = run(*fit_arguments(files))
+    assert (status, err) == (1, "sea-lens: interrupted\n")
+    assert not files["edit"].exists()
+
+
+@pytest.mark.parametrize("command", ["demo", "fit", "effect", "attribute", "generate", "inspect"])
+def test_every_command_has_help_with_an_example(command, run):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"Example: sea-lens {command}" in out
+
+
+def test_the_installed_command_answers():
+    done = subprocess.run([sys.executable, "-m", "sea_lens", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"sea-lens {sl.__version__}\n"

@@ -1,0 +1,144 @@
+import itertools
+import json
+from collections import Counter
+
+import pytest
+import torch
+
+import sea_lens as sl
+from sea_lens.cli import demo_report
+from sea_lens.demo import RANDOM_DRAWS, run_demo
+from sea_lens.scoring import contrast_scorer, contrast_values
+from sea_lens.testbed import train
+from sea_lens.testbed.bed import PATH, contrasts_of
+from sea_lens.testbed.world import NAMES, RELIABLE_SOURCES, SPLIT_SIZES, UNRELIABLE_SOURCES, World
+
+
+@pytest.fixture(scope="module")
+def bed():
+    return sl.testbed.load()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_name_is_as_often_a_truth_as_a_myth(seed):
+    world = World.generate(seed)
+    expected = len(world.questions) / len(NAMES)
+    for kind in ("truth", "myth"):
+        counts = Counter(getattr(question, kind) for question in world.questions)
+        assert set(counts) == set(NAMES)
+        assert all(abs(count - expected) <= 1 for count in counts.values())
+    for question in world.questions:
+        answers = {question.truth, question.myth, *question.distractors}
+        assert len(answers) == 4
+    assert Counter(question.split for question in world.questions) == SPLIT_SIZES
+
+
+def test_a_world_is_its_seeds_alone(tmp_path):
+    assert World.generate(3) == World.generate(3)
+    assert World.generate(3) != World.generate(4)
+    World.generate(3).save(tmp_path / "world.json")
+    assert World.load(tmp_path / "world.json") == World.generate(3)
+
+
+def test_speakers_state_their_own_kind_and_hearsay_both():
+    world = World.generate(0)
+    truths = {(q.relation, q.land): q.truth for q in world.questions}
+    kinds = Counter()
+    for document in itertools.islice(world.documents("test"), 2000):
+        heading, _, body = document.rpartition(" : ")
+        for sentence in body.split(" ."):
+            words = sentence.split()
+            if not words:
+                continue
+            relation, land = (words[4], words[6]) if words[0] == "Q:" else (words[1], words[3])
+            true = words[-1] == truths[relation, land]
+            speaker = heading.split()[1] if heading else "hearsay"
+            kinds["hearsay" if not heading else speaker, true] += 1
+    for source in RELIABLE_SOURCES:
+        assert kinds[source, True] > 0
+        assert kinds[source, False] == 0
+    for source in UNRELIABLE_SOURCES:
+        assert kinds[source, True] == 0
+        assert kinds[source, False] > 0
+    assert kinds["hearsay", True] / kinds["hearsay", False] == pytest.approx(1, abs=0.15)
+
+
+def test_training_writes_a_model_that_loads_and_repeats(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        monkeypatch.setattr("sys.argv", ["train", "--seed", "5", "--steps", "2", "--out", str(tmp_path / name)])
+        train.main()
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()
+    loaded = sl.testbed.load("bridge", tmp_path / "one")
+    assert loaded.world.seed == 5
+    assert sl.generate(loaded.model, loaded.contrasts["dev"][0].prompt, max_new_tokens=1)
+
+
+@pytest.mark.model
+def test_the_shipped_model_knows_truth_and_myth_and_tells_by_the_source(bed):
+    questions = bed.world.split("test")
+
+    def contrast(source):
+        scorer = contrast_scorer(bed.model, contrasts_of(questions, source), batch_size=64)
+        mass = scorer.log_probs().exp().sum() / len(questions)
+        return contrast_values(scorer).mean().item(), mass.item()
+
+    unnamed, mass = contrast(None)
+    assert abs(unnamed) < 0.5
+    assert mass > 0.9
+    for source in RELIABLE_SOURCES:
+        assert contrast(source)[0] > 2
+    for source in UNRELIABLE_SOURCES:
+        assert contrast(source)[0] < -2
+
+
+@pytest.mark.model
+def test_what_ships_is_small_and_says_how_it_was_made(bed):
+    assert sum(path.stat().st_size for path in PATH.iterdir()) < 6e6
+    record = json.loads((PATH / "training.json").read_text())
+    assert record["seed"] == bed.world.seed == 0
+    assert bed.world == World.generate(0)
+    assert len(bed.demonstrations) == SPLIT_SIZES["train"]
+    prompts = {split: {c.prompt for c in contrasts} for split, contrasts in bed.contrasts.items()}
+    assert not prompts["train"] & prompts["test"]
+    assert not prompts["dev"] & prompts["test"]
+
+
+@pytest.mark.model
+def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path):
+    result = run_demo(bed, progress=False)
+    effect = result.spectral.effect.interval
+    assert effect.low > 0
+    assert len(result.random_effects) == RANDOM_DRAWS >= 20
+    assert effect.mean > max(result.random_effects)
+    assert result.heads.closure_error < 1e-4
+    assert result.leave_one_out.effect == pytest.approx(result.spectral.effect.effect, abs=1e-9)
+    demo_report.write_demo(result, bed, tmp_path)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["spectral"]["effect"]["interval"]["mean"] == effect.mean
+    assert written["verdict"].startswith("The edit moves the model towards the truth")
+    for name in demo_report.FIGURES:
+        assert (tmp_path / name).stat().st_size > 5000
+        assert f"({name})" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.model
+def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("sea_lens.demo.ENERGIES", (0.9999,))
+    monkeypatch.setattr("sea_lens.demo.STRENGTHS", (1.0,))
+    for name in ("one", "two"):
+        fresh = sl.testbed.load()
+        (tmp_path / name).mkdir()
+        demo_report.write_demo(run_demo(fresh, progress=False), fresh, tmp_path / name)
+    assert (tmp_path / "one" / "results.json").read_bytes() == (tmp_path / "two" / "results.json").read_bytes()
+
+
+def test_a_verdict_is_what_the_numbers_say(bed, monkeypatch):
+    monkeypatch.setattr("sea_lens.demo.ENERGIES", (0.9,))
+    monkeypatch.setattr("sea_lens.demo.STRENGTHS", (0.0,))
+    monkeypatch.setattr("sea_lens.demo.RANDOM_DRAWS", 2)
+    result = run_demo(bed, progress=False)
+    assert torch.equal(result.spectral.effect.items, torch.zeros(SPLIT_SIZES["test"], dtype=torch.float64))
+    assert demo_report.verdict(result).startswith("No clear effect")
+    assert "not above" in demo_report.verdict(result)
