@@ -52,6 +52,7 @@ def _root(
 @app.command(epilog="Example: [bold]sea-lens demo --out demo[/bold]")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo"),
+    testbed: Annotated[Path, typer.Option(help="Another model that sea_lens.testbed.train wrote.")] = opt.TESTBED,
     backend: opt.BackendOption = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; one is fastest for this small model.", min=1)] = 1,
 ) -> None:
@@ -61,8 +62,10 @@ def demo(
     from ..demo import run_demo
 
     torch.set_num_threads(threads)
+    if not (testbed / "world.json").is_file():
+        raise InputError(f"--testbed {testbed}: expected a folder that sea_lens.testbed.train wrote, with world.json")
     folder = output_folder(out)
-    bed = load_testbed(backend)
+    bed = load_testbed(backend, testbed)
     result = run_demo(bed)
     write_demo(result, bed, folder)
     print_demo(result, folder, console)
