@@ -50,9 +50,7 @@ def main() -> None:
             for codes in rearrange(coefficients, "(kind name) d -> kind name d", kind=2)
         )
         overlap = torch.linalg.svdvals(einsum(truth, myth, "d i, d j -> i j")).square().mean()
-        print(
-            f"layer {layer}: truth and myth explain {explained:.0%} of the variance, their subspaces overlap {overlap:.2f}"
-        )
+        print(f"layer {layer}: truth and myth explain {explained:.0%} of the variance, overlap {overlap:.2f}")
         ranks = torch.tensor([rank])
         known[layer] = replace(
             edit.subspaces[layer], keep=truth[None], drop=myth[None], keep_rank=ranks, drop_rank=ranks, centre=None
