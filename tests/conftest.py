@@ -11,12 +11,16 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 import torch
+from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny import BACKENDS, FAMILIES, save_tiny_model
 
 torch.set_num_threads(1)
+# No deadline: machines are shared, and a slow example is no wrong one. In CI the same examples every time.
+settings.register_profile("sea_lens", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("sea_lens")
 
 with warnings.catch_warnings():
     # Imported here once, since what other packages warn about at import is theirs.

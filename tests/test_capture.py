@@ -16,10 +16,10 @@ def means(covariance, layer):
 
 def oracle(model_folder, texts, points):
     """Activations of the original model: point(model, layer) names a module whose output is read, one text a run."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     model = AutoModelForCausalLM.from_pretrained(model_folder, attn_implementation="eager")
-    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_folder)
     found = []
     for text in texts:
         ids = torch.tensor([[1, *tokenizer(text, add_special_tokens=False).input_ids]])

@@ -127,6 +127,8 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path):
 def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("sea_lens.demo.ENERGIES", (0.9999,))
     monkeypatch.setattr("sea_lens.demo.STRENGTHS", (1.0,))
+    monkeypatch.setattr("sea_lens.demo.LAYERS", ("all",))
+    monkeypatch.setattr("sea_lens.demo.RANDOM_DRAWS", 4)
     for name in ("one", "two"):
         fresh = sl.testbed.load()
         (tmp_path / name).mkdir()

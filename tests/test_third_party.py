@@ -17,7 +17,7 @@ def stories(shared):
 
 @pytest.fixture(scope="module")
 def halueval(shared):
-    return sl.Demonstrations.from_halueval(shared / "data" / "halueval" / "qa_data.jsonl", limit=60)
+    return sl.Demonstrations.from_halueval(shared / "data" / "halueval" / "qa_data.jsonl", limit=24)
 
 
 def test_a_fit_on_halueval_changes_what_the_model_writes(stories, halueval):
