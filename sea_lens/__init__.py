@@ -9,8 +9,18 @@ print(sl.effect(bed.model, edit, bed.contrasts["dev"]))
 
 from . import testbed
 from .capture import capture
-from .contributions import HeadContributions, LayerContributions, head_contributions, layer_contributions
-from .controls import MeanDifference, mean_difference, randomised
+from .contributions import (
+    DirectionContributions,
+    DirectionDescription,
+    HeadContributions,
+    LayerContributions,
+    PositionContributions,
+    direction_contributions,
+    head_contributions,
+    layer_contributions,
+    position_contributions,
+)
+from .controls import MeanDifference, mean_difference, permuted, randomised
 from .covariance import CrossCovariance
 from .demonstrations import Contrast, Contrasts, Demonstration, Demonstrations
 from .effect import Effect, effect
@@ -46,6 +56,8 @@ __all__ = [
     "Demonstration",
     "DemonstrationError",
     "Demonstrations",
+    "DirectionContributions",
+    "DirectionDescription",
     "Effect",
     "FeatureMap",
     "FileError",
@@ -55,11 +67,13 @@ __all__ = [
     "LayerContributions",
     "MeanDifference",
     "MismatchError",
+    "PositionContributions",
     "SeaLensError",
     "SpectralEdit",
     "UnsupportedModelError",
     "bootstrap",
     "capture",
+    "direction_contributions",
     "effect",
     "fit",
     "fit_activations",
@@ -68,6 +82,8 @@ __all__ = [
     "layer_contributions",
     "load_model",
     "mean_difference",
+    "permuted",
+    "position_contributions",
     "randomised",
     "testbed",
 ]

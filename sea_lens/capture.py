@@ -1,7 +1,7 @@
 """From a model and demonstrations to cross-covariances, in one streamed pass (SEA.md sections 1 and 2)."""
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from .arguments import as_integer
 from .covariance import CrossCovariance
 from .demonstrations import Demonstration, Demonstrations
 from .errors import InputError, MismatchError
@@ -21,6 +22,7 @@ from .models.readout import FINAL_NORM, probe_norm
 from .models.sites import SITES, check_site, site_point, site_shape, to_units
 from .models.texts import bos_token, encode, pad
 from .progress import tracked
+from .spectral import SpectralEdit
 
 POSITIONS = ("last", "mean", "random")
 NEUTRALS = ("prompt", "generated")
@@ -92,27 +94,13 @@ def capture(
         ActivationError: NaN or infinite activations; names the layer and the demonstration.
     """
     lens = Lens.of(model)
-    check_site(site)
     read_site = site if fit_site is None else fit_site
-    if read_site != "hidden_states" and read_site not in SITES:
-        raise InputError(f"unknown fit_site {fit_site!r}: expected one of {', '.join(SITES)}, hidden_states")
-    if ("z" in (site, read_site)) and site != read_site:
-        raise MismatchError(f"fit_site {read_site!r} and site {site!r} have activations of different widths")
-    for name, given, known in (("position", position, POSITIONS), ("neutral", neutral, NEUTRALS)):
-        if given not in known:
-            raise InputError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
-    if batch_size < 1:
-        raise InputError(f"batch_size {batch_size} is not positive")
+    check_capture_options(site, read_site, position, neutral)
+    batch_size = as_integer(batch_size, "batch_size", least=1)
+    max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)
     chosen = choose_layers(layers, range(lens.n_layers))
-    names, convert = _points(lens, read_site, chosen)
     if not isinstance(demonstrations, Demonstrations):
         demonstrations = Demonstrations(demonstrations)
-
-    texts = [_encoded(lens, demonstration, i, prepend_bos) for i, demonstration in enumerate(demonstrations)]
-    if neutral == "generated":
-        prompts = [sequences[0] for sequences in texts]
-        continued = generate_greedily(lens, prompts, max_new_tokens, batch_size=batch_size)
-        texts = [(prompt + more, *rest) for (prompt, *rest), more in zip(texts, continued, strict=True)]
 
     provenance = {
         "model": describe(lens),
@@ -130,6 +118,80 @@ def capture(
     covariance = CrossCovariance.empty(
         chosen, units, width, site=site, feature=feature_map(feature), provenance=provenance, device=device
     )
+    options = {"position": position, "neutral": neutral, "prepend_bos": prepend_bos}
+    options |= {"max_new_tokens": max_new_tokens, "seed": seed, "batch_size": batch_size, "progress": progress}
+    for indices, stacked in _activations(lens, demonstrations, site, read_site, chosen, **options):
+        # Readings come in threes: the neutral, positive and negative text of each demonstration.
+        x = stacked.to(device)
+        names = [demonstrations.names[i] for i in indices]
+        covariance = covariance.updated(x[0::3], x[1::3], x[2::3], names)
+    return covariance.to("cpu")
+
+
+def check_capture_options(site: str, fit_site: str, position: str, neutral: str) -> None:
+    """Refuse options that no capture can have; raises as `capture`."""
+    check_site(site)
+    if fit_site != "hidden_states" and fit_site not in SITES:
+        raise InputError(f"unknown fit_site {fit_site!r}: expected one of {', '.join(SITES)}, hidden_states")
+    if ("z" in (site, fit_site)) and site != fit_site:
+        raise MismatchError(f"fit_site {fit_site!r} and site {site!r} have activations of different widths")
+    for name, given, known in (("position", position, POSITIONS), ("neutral", neutral, NEUTRALS)):
+        if given not in known:
+            raise InputError(f"unknown {name} {given!r}: expected one of {', '.join(known)}")
+
+
+def neutral_activations(
+    model: Any, edit: SpectralEdit, demonstrations: Demonstrations, layers: Sequence[int]
+) -> dict[int, Float[Tensor, "n units d"]]:
+    """The neutral activation of each demonstration at some layers, read as the edit's were; float64 on the CPU.
+
+    Raises:
+        InputError: the edit does not say how its activations were read.
+    """
+    lens = Lens.of(model)
+    options = capture_options(edit)
+    read_site = options.pop("fit_site")
+    options = {"max_new_tokens": 32, "seed": 0, "batch_size": 16, "progress": False} | options
+    found = torch.zeros(len(demonstrations), len(layers), *edit.shape, dtype=torch.float64)
+    for indices, stacked in _activations(lens, demonstrations, edit.site, read_site, tuple(layers), **options):
+        found[indices] = stacked[0::3].cpu()
+    return {layer: found[:, place] for place, layer in enumerate(layers)}
+
+
+def capture_options(edit: SpectralEdit) -> dict[str, Any]:
+    """How the activations of a captured edit were read: `fit_site`, `position`, … as in `capture`.
+
+    Raises:
+        InputError: it was not fitted from `capture`.
+    """
+    if "position" not in edit.provenance:
+        raise InputError("this edit was not fitted from captured activations, so it does not say how to read them")
+    names = ("fit_site", "position", "neutral", "prepend_bos", "max_new_tokens", "seed")
+    return {name: edit.provenance[name] for name in names if name in edit.provenance}
+
+
+def _activations(
+    lens: Lens,
+    demonstrations: Demonstrations,
+    site: str,
+    read_site: str,
+    layers: Sequence[int],
+    *,
+    position: str,
+    neutral: str,
+    prepend_bos: bool,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int,
+    progress: bool,
+) -> Iterator[tuple[list[int], Float[Tensor, "readings layers units d"]]]:
+    """Batches of demonstrations, by index, with three readings of each, in float64; all texts are encoded first."""
+    names, convert = _points(lens, read_site, layers)
+    texts = [_encoded(lens, *named, prepend_bos) for named in zip(demonstrations.names, demonstrations, strict=True)]
+    if neutral == "generated":
+        prompts = [sequences[0] for sequences in texts]
+        continued = generate_greedily(lens, prompts, max_new_tokens, batch_size=batch_size)
+        texts = [(prompt + more, *rest) for (prompt, *rest), more in zip(texts, continued, strict=True)]
     first_token = 1 if prepend_bos and bos_token(lens) is not None else 0
     order = sorted(range(len(texts)), key=lambda i: -max(map(len, texts[i])))
     starts = range(0, len(order), batch_size)
@@ -144,10 +206,7 @@ def capture(
 
         with torch.no_grad():
             seen = lens.read(tokens, mask, names, reduce=gather)
-        # Readings come in threes: the neutral, positive and negative text of each demonstration.
-        stacked = torch.stack([seen[name] for name in names], dim=1).to(device)
-        covariance = covariance.updated(stacked[0::3], stacked[1::3], stacked[2::3], indices=indices)
-    return covariance.to("cpu")
+        yield indices, torch.stack([seen[name] for name in names], dim=1)
 
 
 def describe(lens: Lens) -> dict[str, Any]:
@@ -173,9 +232,9 @@ def _points(lens: Lens, read_site: str, layers: Sequence[int]) -> tuple[list[str
     return names, lambda x, name: x * norm.gain + norm.bias if name == normalized else x
 
 
-def _encoded(lens: Lens, demonstration: Demonstration, index: int, prepend_bos: bool) -> tuple[list[int], ...]:
+def _encoded(lens: Lens, name: str, demonstration: Demonstration, prepend_bos: bool) -> tuple[list[int], ...]:
     return tuple(
-        encode(lens, getattr(demonstration, kind), prepend_bos=prepend_bos, what=f"demonstration {index}, {kind} text,")
+        encode(lens, getattr(demonstration, kind), prepend_bos=prepend_bos, what=f"{name}, {kind} text,")
         for kind in KINDS
     )
 

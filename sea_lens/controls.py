@@ -1,17 +1,20 @@
 """What a spectral edit is compared with: random subspaces of the same ranks, and mean-difference steering."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .capture import capture, capture_options
 from .covariance import CrossCovariance
+from .demonstrations import Demonstration, Demonstrations
 from .errors import InputError
 from .intervention import ActivationEdit
-from .spectral import SpectralEdit, with_subspaces
+from .progress import tracked
+from .spectral import SpectralEdit, fit, with_subspaces
 from .subspaces import random_subspaces
 
 
@@ -26,7 +29,48 @@ def randomised(edit: SpectralEdit, seed: int) -> SpectralEdit:
     return with_subspaces(edit, drawn, f"random subspaces, seed {seed}")
 
 
-@dataclass(frozen=True)
+def permuted(
+    model: Any,
+    edit: SpectralEdit,
+    demonstrations: Iterable[Demonstration],
+    draws: int = 8,
+    seed: int = 0,
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[SpectralEdit]:
+    """The edit fitted anew with positives and negatives shuffled: what an analysis shows where there is nothing to see.
+
+    Read and fitted as the edit was, at its ranks, from demonstrations whose positive and negative text are swapped by
+    the toss of a coin. Each draw costs one `capture`.
+
+    Args:
+        model: the model that the edit was fitted on.
+        edit: an edit from `capture` and `fit`.
+        demonstrations: those that it was fitted from.
+        draws: how many edits to return.
+        seed: of the tosses.
+        batch_size: demonstrations at a time.
+        progress: show a progress bar.
+
+    Raises:
+        InputError: the edit was not fitted from captured activations.
+        Otherwise as `capture`.
+    """
+    if not isinstance(demonstrations, Demonstrations):
+        demonstrations = Demonstrations(demonstrations)
+    how = capture_options(edit) | {"site": edit.site, "layers": edit.layers, "feature": edit.feature}
+    centre, power = edit.options["centre"], edit.options["spectrum_power"]
+    edits = []
+    for draw in tracked(range(draws), "permutation control", draws, show=progress):
+        shuffled = demonstrations.shuffled(seed * draws + draw)
+        covariance = capture(model, shuffled, batch_size=batch_size, progress=False, **how)
+        refitted = fit(covariance, rank=edit.ranks, centre=centre, spectrum_power=power)
+        edits.append(with_subspaces(refitted, refitted.subspaces, f"positives and negatives shuffled, draw {draw}"))
+    return edits
+
+
+@dataclass(frozen=True, eq=False)
 class MeanDifference(ActivationEdit):
     """Steering by the difference of means (CAA, arXiv 2312.06681): x + α (mean positive − mean negative).
 

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from .errors import ActivationError, MismatchError
 from .features import FeatureMap, recorded_feature_map
-from .storage import read_tensors, write_tensors
+from .storage import as_file_errors, read_tensors, write_tensors
 
 KIND = "cross-covariance"
 SUMS = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CrossCovariance:
     """Sufficient statistics of a spectral fit, for several layers at once.
 
@@ -84,21 +84,21 @@ class CrossCovariance:
         neutral: Float[Tensor, "batch layers units d"],
         positive: Float[Tensor, "batch layers units d"],
         negative: Float[Tensor, "batch layers units d"],
-        indices: Sequence[int] | None = None,
+        names: Sequence[str] | None = None,
     ) -> "CrossCovariance":
         """These statistics with a batch of activations added; the sums are updated in place, for streaming.
 
         Args:
             neutral, positive, negative: activations before φ.
-            indices: what errors call the demonstrations; counted on from those already added by default.
+            names: what errors call the demonstrations; counted on from those already added by default.
 
         Raises:
             ActivationError: a value is NaN or infinite; names the layer and the demonstration.
         """
-        indices = range(self.n, self.n + len(neutral)) if indices is None else indices
+        names = names or [f"demonstration {i}" for i in range(self.n, self.n + len(neutral))]
         mapped = []
         for kind, activations in (("neutral", neutral), ("positive", positive), ("negative", negative)):
-            self._refuse_non_finite(kind, activations, indices)
+            self._refuse_non_finite(kind, activations, names)
             mapped.append(self.feature.forward(activations.to(self.sum_neutral)))
         h, plus, minus = mapped
         pattern = "batch layers units i, batch layers units j -> layers units i j"
@@ -109,13 +109,13 @@ class CrossCovariance:
         return replace(self, n=self.n + len(neutral))
 
     def _refuse_non_finite(
-        self, kind: str, activations: Float[Tensor, "batch layers units d"], indices: Sequence[int]
+        self, kind: str, activations: Float[Tensor, "batch layers units d"], names: Sequence[str]
     ) -> None:
         finite = reduce(torch.isfinite(activations), "batch layers units d -> batch layers", "all")
         if not finite.all():
             row, layer = (~finite).nonzero()[0].tolist()
             raise ActivationError(
-                f"the {kind} activation of demonstration {indices[row]} at layer {self.layers[layer]}, "
+                f"the {kind} activation of {names[row]} at layer {self.layers[layer]}, "
                 f"site {self.site!r}, holds NaN or infinite values"
             )
 
@@ -139,12 +139,16 @@ class CrossCovariance:
         provenance = self.provenance | ({"demonstrations": sources} if sources else {})
         return replace(self, n=self.n + other.n, provenance=provenance, **sums)
 
+    def __radd__(self, other: object) -> "CrossCovariance":
+        """So that `sum` merges a list of shards."""
+        return self if other == 0 else NotImplemented
+
     def signature_of_kind(self) -> dict[str, Any]:
         """What two shards must agree on."""
         return {
             "layers": self.layers,
             "site": self.site,
-            "feature": self.feature.name,
+            "feature": self.feature.record,
             "units": self.units,
             "width": self.d,
         }
@@ -158,7 +162,7 @@ class CrossCovariance:
         header = {
             "layers": list(self.layers),
             "site": self.site,
-            "feature": self.feature.name,
+            "feature": self.feature.record,
             "n": self.n,
             "provenance": self.provenance,
         }
@@ -172,14 +176,15 @@ class CrossCovariance:
             FileError: missing, truncated, foreign, or with a feature map that is neither known nor given.
         """
         tensors, header = read_tensors(path, kind=KIND)
-        return cls(
-            layers=tuple(header["layers"]),
-            site=header["site"],
-            feature=recorded_feature_map(path, header["feature"], feature),
-            n=header["n"],
-            provenance=header["provenance"],
-            **{name: tensors[name] for name in SUMS},
-        )
+        with as_file_errors(path):
+            return cls(
+                layers=tuple(header["layers"]),
+                site=header["site"],
+                feature=recorded_feature_map(path, header["feature"], feature),
+                n=header["n"],
+                provenance=header["provenance"],
+                **{name: tensors[name] for name in SUMS},
+            )
 
     def to(self, device: torch.device | str) -> "CrossCovariance":
         """The same statistics on another device."""

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .capture import capture
-from .contributions import HeadContributions, LayerContributions, head_contributions, layer_contributions
+from .contributions import direction_contributions, head_contributions, layer_contributions
+from .contributions.results import Contributions
 from .controls import mean_difference, randomised
 from .effect import Effect, effect_between, effect_from
 from .generation import generate
@@ -37,10 +38,12 @@ MEAN_DIFFERENCE_STRENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 MINIMUM_MASS = 0.9
 DEV_DRAWS = 4
 RULE = (
-    f"the largest effect on the dev questions beyond the mean of its control ({DEV_DRAWS} draws of random subspaces of "
-    f"the same ranks; none for steering), among the settings that leave at least {MINIMUM_MASS:.0%} of the unedited "
-    "model's probability mass on the two answers"
+    "the largest lower end of the effect's 95 % interval on the dev questions, less the mean of its control "
+    f"({DEV_DRAWS} draws of random subspaces of the same ranks; none for steering), among the settings that leave at "
+    f"least {MINIMUM_MASS:.0%} of the unedited model's probability mass on the two answers"
 )
+LAYER_METHODS = ("path", "shapley", "leave_one_out", "only_one")
+HEAD_METHODS = ("direct", "sufficiency", "necessity", "gradient")
 RANDOM_DRAWS = 20
 BATCH_SIZE = 64
 
@@ -56,8 +59,8 @@ class Choice:
 
     @property
     def margin(self) -> float:
-        """Effect beyond the control, which the rule asks to be largest."""
-        return self.effect.effect - self.control
+        """Lower end of the effect beyond the control, which the rule asks to be largest."""
+        return self.effect.interval.low - self.control
 
     @property
     def allowed(self) -> bool:
@@ -96,7 +99,11 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Everything that the demo measured."""
+    """Everything that the demo measured.
+
+    Attributes:
+        contributions: of layers, directions and heads to the effect on test, by name, such as "layers_path".
+    """
 
     edit: SpectralEdit
     grid: list[dict[str, Any]]
@@ -104,9 +111,7 @@ class DemoResult:
     steering: MethodResult
     random_effects: list[float]
     reliable_source: Effect
-    leave_one_out: LayerContributions
-    only_one: LayerContributions
-    heads: HeadContributions
+    contributions: dict[str, Contributions]
     answers: list[dict[str, str]]
 
 
@@ -150,7 +155,6 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
         effect_from(test, test_unedited, model, randomised(edit, seed), **where).effect
         for seed in tracked(draws, "random subspaces", RANDOM_DRAWS, show=progress)
     ]
-    contrasts = bed.contrasts["test"]
     return DemoResult(
         edit=edit,
         grid=[choice.row() for choice in choices],
@@ -158,11 +162,27 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
         steering=measure(_best(steering_choices)),
         random_effects=random_effects,
         reliable_source=_reliable_source(bed, test_unedited),
-        leave_one_out=layer_contributions(model, edit, contrasts, "leave_one_out", **where, batch_size=BATCH_SIZE),
-        only_one=layer_contributions(model, edit, contrasts, "only_one", **where, batch_size=BATCH_SIZE),
-        heads=head_contributions(model, edit, contrasts, **where, batch_size=BATCH_SIZE),
+        contributions=_contributions(bed, chosen, progress),
         answers=_answers(bed, chosen),
     )
+
+
+def _contributions(bed: Testbed, chosen: Choice, progress: bool) -> dict[str, Contributions]:
+    """What carries the effect of the chosen edit on test."""
+    model, contrasts, edit = bed.model, bed.contrasts["test"], chosen.edit
+    options: dict[str, Any] = {"layers": chosen.options["layers"], "strength": chosen.options["strength"]}
+    options["batch_size"] = BATCH_SIZE
+    found: dict[str, Contributions] = {
+        f"layers_{method}": layer_contributions(model, edit, contrasts, method, **options) for method in LAYER_METHODS
+    }
+    found["directions_path"] = direction_contributions(
+        model, edit, contrasts, demonstrations=bed.demonstrations, **options
+    )
+    heads = {
+        f"heads_{method}": head_contributions(model, edit, contrasts, method, progress=progress, **options)
+        for method in HEAD_METHODS
+    }
+    return found | heads
 
 
 def _best(choices: list[Choice]) -> Choice:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar, overload
@@ -57,23 +58,32 @@ def _refuse_empty(item: Demonstration | Contrast, what: str) -> None:
     for name, text in asdict(item).items():
         if not isinstance(text, str) or not text.strip():
             raise DemonstrationError(f"{what}: {name} is empty" if text == "" else f"{what}: {name} is {text!r}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise DemonstrationError(f"{what}: {name} holds half a character (a lone surrogate)")
 
 
 Item = TypeVar("Item", Demonstration, Contrast)
 
 
 class _Items(Sequence[Item], Generic[Item]):
-    """An immutable, checked list of demonstrations or contrasts."""
+    """An immutable, checked list of demonstrations or contrasts.
+
+    Attributes:
+        names: what errors call each of them: its file and row, where it was read from one.
+    """
 
     _item_type: type[Any]
 
-    def __init__(self, items: Iterable[Any]) -> None:
+    def __init__(self, items: Iterable[Any], names: Iterable[str] | None = None) -> None:
         self._items: tuple[Item, ...] = tuple(items)
         kind = self._item_type.__name__
-        for index, item in enumerate(self._items):
+        self.names = (
+            tuple(names) if names is not None else tuple(f"{kind.lower()} {i}" for i in range(len(self._items)))
+        )
+        for name, item in zip(self.names, self._items, strict=True):
             if not isinstance(item, self._item_type):
-                raise DemonstrationError(f"{kind.lower()} {index}: expected a {kind}, got {type(item).__name__}")
-            item.check(f"{kind.lower()} {index}")
+                raise DemonstrationError(f"{name}: expected a {kind}, got {type(item).__name__}")
+            item.check(name)
         if not self._items:
             raise DemonstrationError(f"no {kind.lower()}s: expected at least one")
 
@@ -106,17 +116,21 @@ class _Items(Sequence[Item], Generic[Item]):
     ):
         """Convert numbered rows of a file, each to one or several items, with errors that name file and row."""
         items: list[Item] = []
+        names: list[str] = []
         for number, row in rows:
             converted = convert(number, row)
             for item in converted if isinstance(converted, Iterable) else (converted,):
+                names.append(f"{path}, row {number}")
                 try:
-                    item.check(f"{path}, row {number}")
+                    item.check(names[-1])
                 except DemonstrationError as error:
                     raise FileError(str(error)) from None
                 items.append(item)
             if limit is not None and len(items) >= limit:
                 break
-        return cls(items[:limit])
+        if not items:
+            raise FileError(f"{path} has no row that a {cls._item_type.__name__.lower()} can be made from")
+        return cls(items[:limit], names[:limit])
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:
         """Write JSON Lines that `from_jsonl` reads."""
@@ -132,7 +146,9 @@ class _Items(Sequence[Item], Generic[Item]):
     @overload
     def __getitem__(self, index: slice) -> "_Items[Item]": ...
     def __getitem__(self, index: int | slice) -> "Item | _Items[Item]":
-        return type(self)(self._items[index]) if isinstance(index, slice) else self._items[index]
+        if isinstance(index, slice):
+            return type(self)(self._items[index], self.names[index])
+        return self._items[index]
 
     def __len__(self) -> int:
         return len(self._items)
@@ -158,6 +174,14 @@ class Demonstrations(_Items[Demonstration]):
     """
 
     _item_type = Demonstration
+
+    def shuffled(self, seed: int) -> "Demonstrations":
+        """Positive and negative of each swapped by the toss of a coin, so that nothing tells the two sets apart."""
+        rng = random.Random(seed)
+        swapped = (
+            Demonstration(item.neutral, item.negative, item.positive) if rng.random() < 0.5 else item for item in self
+        )
+        return Demonstrations(swapped, self.names)
 
     @classmethod
     def from_halueval(cls, path: str | os.PathLike[str], **options: Any) -> "Demonstrations":

@@ -5,9 +5,9 @@ The spectral projection acts on φ(x); its result may lie outside φ's range and
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -55,6 +55,13 @@ class FeatureMap:
             low if self.closed in ("left", "both") else low + self.eps,
             high if self.closed in ("right", "both") else high - self.eps,
         )
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a file says of the map: everything but its two functions."""
+        low, high = (end if math.isfinite(end) else None for end in self.range)
+        kept = {name: getattr(self, name) for name in ("name", "closed", "eps", "carry_sign")}
+        return kept | {"range": [low, high]}
 
     @property
     def is_identity(self) -> bool:
@@ -111,9 +118,12 @@ def feature_map(feature: str | FeatureMap) -> FeatureMap:
     """The feature map of this name, or the given map itself.
 
     Raises:
-        InputError: the name is not one of `FEATURE_MAPS`.
+        InputError: the name is not one of `FEATURE_MAPS`, or is one of them but the map is another.
     """
     if isinstance(feature, FeatureMap):
+        known = FEATURE_MAPS.get(feature.name)
+        if known is not None and (feature.forward, feature.inverse) != (known.forward, known.inverse):
+            raise InputError(f"feature {feature.name!r} is the name of a map that sea_lens has: give yours another")
         return feature
     if feature not in FEATURE_MAPS:
         known = ", ".join(FEATURE_MAPS)
@@ -121,14 +131,22 @@ def feature_map(feature: str | FeatureMap) -> FeatureMap:
     return FEATURE_MAPS[feature]
 
 
-def recorded_feature_map(path: str | os.PathLike[str], name: str, given: FeatureMap | None) -> FeatureMap:
+def recorded_feature_map(
+    path: str | os.PathLike[str], record: Mapping[str, Any], given: FeatureMap | None
+) -> FeatureMap:
     """The feature map that a file was made with: a known one, or the user's own, which has to be given again.
 
     Raises:
-        FileError: the name is not known and no map was given, or the one given has another name.
+        FileError: the map is not known and none was given, or the one given is another.
     """
-    if given is not None and given.name != name:
-        raise FileError(f"{path} was made with the feature map {name!r}, got {given.name!r}")
+    name = record["name"]
     if given is None and name not in FEATURE_MAPS:
         raise FileError(f"{path} was made with a feature map of the user's own, {name!r}: pass it as feature=")
-    return given or FEATURE_MAPS[name]
+    found = FEATURE_MAPS[name] if given is None else feature_map(given)
+    if given is None:
+        found = replace(found, eps=record["eps"])
+    different = [key for key, value in found.record.items() if value != record[key]]
+    if different:
+        key = different[0]
+        raise FileError(f"{path} was made with a feature map of {key} {record[key]!r}, got {found.record[key]!r}")
+    return found

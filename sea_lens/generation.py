@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from .errors import InputError
+from .arguments import as_integer
 from .intervention import ActivationEdit, Strength
 from .layers import LayerChoice
 from .models.generate import generate_greedily
@@ -41,8 +41,8 @@ def generate(
     Raises:
         DemonstrationError: an empty prompt, or one that does not fit the model's context with its continuation.
     """
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens {max_new_tokens} is not positive")
+    batch_size = as_integer(batch_size, "batch_size", least=1)
+    max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)
     lens = Lens.of(model)
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     tokens = [encode(lens, text, prepend_bos=prepend_bos, what=f"prompt {i}") for i, text in enumerate(texts)]

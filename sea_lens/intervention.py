@@ -6,20 +6,20 @@ on all of them.
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .arguments import Scalar, as_integer, as_strength
 from .errors import InputError, MismatchError
 from .layers import LayerChoice, choose_layers
 from .models.lens import Handle, HookFunction, Lens
 from .models.sites import from_units, site_point, site_shape, to_units
 
-Scalar: TypeAlias = float | int | Tensor
 Strength: TypeAlias = Scalar | Mapping[int, Scalar]
 
 
@@ -41,8 +41,22 @@ class Installation:
         self.remove()
 
 
+def strength_of_layers(strength: Strength, layers: Iterable[int]) -> dict[int, float | Tensor]:
+    """The strength of each layer.
+
+    Raises:
+        InputError: strengths are given for other layers, or one is not a finite number.
+    """
+    chosen = list(layers)
+    if not isinstance(strength, Mapping):
+        return dict.fromkeys(chosen, as_strength(strength))
+    if set(strength) != set(chosen):
+        raise InputError(f"strengths are given for layers {sorted(strength)}, the chosen ones are {chosen}")
+    return {layer: as_strength(strength[layer]) for layer in chosen}
+
+
 class ActivationEdit(ABC):
-    """A change of activations at one site of some layers.
+    """A change of activations at one site of some layers, proportional to its strength: x + α (edited − x).
 
     Attributes:
         combines: the values that `combine` may take, the default first.
@@ -73,39 +87,54 @@ class ActivationEdit(ABC):
 
     @abstractmethod
     def edit_units(
-        self, x: Float[Tensor, "*batch units d"], layer: int, strength: Scalar, combine: str
+        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | Tensor, combine: str
     ) -> Float[Tensor, "*batch units d"]:
-        """Edit activations in float32 or float64 whose units are an axis."""
+        """Edit float32 or float64 activations whose units are an axis; a strength broadcasts to (*batch, units)."""
+
+    def per_unit(self, strength: float | Tensor) -> float | Tensor:
+        """A strength with the units as its last axis, which only site `z` has already."""
+        return strength[..., None] if isinstance(strength, Tensor) and self.site != "z" else strength
 
     def __call__(
-        self, x: Float[Tensor, "..."], layer: int, strength: Scalar = 1.0, combine: str | None = None
+        self, x: Float[Tensor, "..."], layer: SupportsIndex, strength: Scalar = 1.0, combine: str | None = None
     ) -> Float[Tensor, "..."]:
         """Edit a tensor of activations; never in place.
 
         Args:
             x: (…, d_model), or (…, n_heads, d_head) at site `z`, in any floating dtype; computed in float32 at least.
             layer: which layer's edit.
-            strength: α, any real number; or a tensor that broadcasts against (…, units), differentiable.
+            strength: α, any real number; or a tensor of them that broadcasts against x without its last axis, so one
+                for each token, at site `z` for each token and head; differentiable.
             combine: one of `combines`; the first of them by default.
 
         Returns:
             A tensor of the shape and dtype of x.
 
         Raises:
-            InputError: a layer that there is no edit for, or an unknown `combine`.
+            InputError: a layer that there is no edit for, an unknown `combine`, or a strength that is no finite number
+                or does not broadcast.
             MismatchError: x is not as wide as the edit.
         """
         self._check_combine(combine)
-        if layer not in self.layers:
-            raise InputError(f"no edit for layer {layer}: expected one of {list(self.layers)}")
+        at, strength = as_integer(layer, "layer"), as_strength(strength)
+        if at not in self.layers:
+            raise InputError(f"no edit for layer {at}: expected one of {list(self.layers)}")
         units, width = self.shape
         expected = (units, width) if self.site == "z" else (width,)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise InputError(f"expected a tensor of floating-point activations, got {getattr(x, 'dtype', type(x))}")
         if tuple(x.shape[-len(expected) :]) != expected:
-            raise MismatchError(f"the edit is for activations of shape (…, {str(expected)[1:]}, got {tuple(x.shape)}")
+            wanted = ", ".join(map(str, expected))
+            raise MismatchError(f"the edit is for activations of shape (…, {wanted}), got {tuple(x.shape)}")
+        if isinstance(strength, Tensor):
+            places = tuple(x.shape[:-1])
+            ends = zip(strength.shape[::-1], places[::-1], strict=False)
+            if strength.ndim > len(places) or any(given not in (1, held) for given, held in ends):
+                raise InputError(f"strength of shape {tuple(strength.shape)} does not broadcast against {places}")
         computed = self.edit_units(
             to_units(x.to(torch.promote_types(x.dtype, torch.float32)), self.site),
-            layer,
-            strength,
+            at,
+            self.per_unit(strength),
             combine or self.combines[0],
         )
         largest = torch.finfo(x.dtype).max
@@ -146,12 +175,10 @@ class ActivationEdit(ABC):
         self._check_combine(combine)
         lens = Lens.of(model)
         chosen = self.choose_layers(layers)
-        if isinstance(strength, Mapping) and set(strength) != set(chosen):
-            raise InputError(f"strengths are given for layers {sorted(strength)}, the chosen ones are {list(chosen)}")
+        strengths = strength_of_layers(strength, chosen)
 
         def function(layer: int) -> HookFunction:
-            alpha = strength[layer] if isinstance(strength, Mapping) else strength
-            return lambda x: self(x, layer, alpha, combine)
+            return lambda x: self(x, layer, strengths[layer], combine)
 
         return [(site_point(lens, self.site, layer), function(layer)) for layer in chosen]
 

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import SupportsIndex, TypeAlias
 
+from .arguments import as_integer
 from .errors import InputError
 
-LayerChoice: TypeAlias = str | int | Iterable[int]
+LayerChoice: TypeAlias = str | SupportsIndex | Iterable[SupportsIndex]
 
 _COUNTED = re.compile(r"(first|last|signature)-(\d+)")
 
@@ -29,12 +30,9 @@ def choose_layers(
     if isinstance(choice, str):
         if choice == "all":
             return tuple(layers)
+        check_layer_choice(choice)
         match = _COUNTED.fullmatch(choice)
-        if match is None:
-            raise InputError(
-                f"unknown layer choice {choice!r}: expected 'all', 'first-L', 'last-L', 'signature-L' or a list of "
-                "layers"
-            )
+        assert match is not None
         kind, count = match[1], int(match[2])
         if not 1 <= count <= len(layers):
             raise InputError(f"layer choice {choice!r} asks for {count} layers, expected 1 to {len(layers)}")
@@ -46,10 +44,25 @@ def choose_layers(
             raise InputError(f"layer choice {choice!r} needs layer signatures, which only a fitted edit has")
         strongest = sorted(layers, key=lambda layer: -signature[layer])
         return tuple(sorted(strongest[:count]))
-    chosen = [choice] if isinstance(choice, int) else list(choice)
+    whole = isinstance(choice, SupportsIndex) and getattr(choice, "ndim", 0) == 0
+    if not whole and not isinstance(choice, Iterable):
+        raise InputError(f"unknown layer choice {choice!r}: expected a text, a layer or a list of layers")
+    chosen = [as_integer(layer, "layer") for layer in ([choice] if whole else choice)]  # type: ignore[union-attr]
     unknown = [layer for layer in chosen if layer not in layers]
     if unknown or not chosen:
         raise InputError(f"unknown layers {unknown}: expected some of {layers}" if unknown else "no layers chosen")
     if len(set(chosen)) != len(chosen):
         raise InputError(f"layers {chosen} name a layer twice")
     return tuple(sorted(chosen))
+
+
+def check_layer_choice(choice: str) -> None:
+    """Refuse a text that is no layer choice of any model.
+
+    Raises:
+        InputError: it is not.
+    """
+    if choice != "all" and _COUNTED.fullmatch(choice) is None:
+        raise InputError(
+            f"unknown layer choice {choice!r}: expected 'all', 'first-L', 'last-L', 'signature-L' or a list of layers"
+        )

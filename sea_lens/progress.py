@@ -10,8 +10,9 @@ Step = TypeVar("Step")
 
 
 def tracked(steps: Iterable[Step], description: str, total: int, *, show: bool = True) -> Iterator[Step]:
-    """The steps one by one under a progress bar on stderr; in notebooks as well."""
-    if not show:
+    """The steps one by one under a progress bar on stderr, in a terminal or a notebook; elsewhere without one."""
+    console = Console(stderr=True)
+    if not show or not (console.is_terminal or console.is_jupyter):
         yield from steps
         return
     columns = (
@@ -22,5 +23,5 @@ def tracked(steps: Iterable[Step], description: str, total: int, *, show: bool =
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=console, transient=True) as progress:
         yield from progress.track(steps, total=total, description=description)

@@ -20,8 +20,10 @@ COMPLETION = " {answer}"
 def _check_template(name: str, template: str, allowed: set[str]) -> None:
     try:
         used = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-    except ValueError as error:
-        raise InputError(f"{name} {template!r} is not a format string: {error}") from error
+        if used and used <= allowed:
+            template.format(**dict.fromkeys(allowed, "text"))
+    except (ValueError, IndexError, KeyError, AttributeError) as error:
+        raise InputError(f"{name} {template!r} is not a format string for texts: {error}") from error
     if not used or not used <= allowed:
         raise InputError(f"{name} {template!r} must use some of {sorted(allowed)} and nothing else")
 
@@ -123,17 +125,16 @@ def _truthfulqa_json(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[s
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
             raise FileError(f"{path}, row {number}: expected an object, got {type(row).__name__}")
-        targets = row.get("mc2_targets")
-        if not isinstance(targets, dict) or set(targets.values()) != {0, 1}:
-            raise FileError(f"{path}, row {number}: mc2_targets must map answers to 1 (true) and 0 (false)")
-        yield (
-            number,
-            {
-                "question": text_field(path, number, row, "question"),
-                "true": [answer for answer, label in targets.items() if label == 1],
-                "false": [answer for answer, label in targets.items() if label == 0],
-            },
-        )
+        sides = {}
+        for name in ("mc1_targets", "mc2_targets"):
+            targets = row.get(name)
+            if not isinstance(targets, dict) or {str(label) for label in targets.values()} != {"0", "1"}:
+                raise FileError(f"{path}, row {number}: {name} must map answers to 1 (true) and 0 (false)")
+            sides[name] = [[answer for answer, label in targets.items() if label == side] for side in (1, 0)]
+        # The one true answer of mc1_targets is the best one.
+        best, (true, false) = sides["mc1_targets"][0], sides["mc2_targets"]
+        true = [*best, *(answer for answer in true if answer not in best)]
+        yield number, {"question": text_field(path, number, row, "question"), "true": true, "false": false}
 
 
 def bbq(
@@ -163,7 +164,7 @@ def bbq(
     def convert(number: int, row: dict[str, Any]) -> Demonstration:
         fields = {name: text_field(path, number, row, name) for name in ("context", "question", "ans0", "ans1", "ans2")}
         label = row.get("label")
-        if label not in (0, 1, 2):
+        if isinstance(label, bool) or not isinstance(label, int) or label not in (0, 1, 2):
             raise FileError(f"{path}, row {number}: field 'label' must be 0, 1 or 2, got {label!r}")
         wrong = random.Random(f"{seed} {number}").choice([i for i in range(3) if i != label])
         prompt = template.format(context=fields["context"], question=fields["question"])

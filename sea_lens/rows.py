@@ -1,6 +1,7 @@
 """Reading rows of text files, with errors that name the file and the row (counted from 1)."""
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -40,6 +41,8 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise FileError(f"{path}, row {number}: not JSON ({error.msg}, column {error.colno})") from error
+        except (ValueError, RecursionError) as error:
+            raise FileError(f"{path}, row {number}: JSON that Python cannot hold ({error})") from error
         if not isinstance(row, dict):
             raise FileError(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
         found = True
@@ -54,8 +57,8 @@ def read_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]
     Raises:
         FileError: no header, no records, or a record with more or fewer fields than the header.
     """
-    lines = read_text(path).splitlines(keepends=True)
-    reader = csv.DictReader(lines, strict=True, restkey="", restval=None)
+    # Lines end at newlines only: a field may hold other Unicode line separators.
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True, restkey="", restval=None)
     number = 0
     try:
         for number, row in enumerate(reader, start=1):

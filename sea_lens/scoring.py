@@ -9,8 +9,9 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .arguments import as_integer
 from .demonstrations import Contrast, Contrasts
-from .errors import DemonstrationError
+from .errors import ActivationError, DemonstrationError
 from .models.lens import Lens
 from .models.texts import batches, encode, encode_completion
 
@@ -57,6 +58,7 @@ class Scorer:
         cls, lens: Lens, completions: Sequence[tuple[list[int], int]], items: Sequence[int], batch_size: int
     ) -> "Scorer":
         """Plan the scoring of (tokens, start of the completion) pairs, each belonging to an item."""
+        batch_size = as_integer(batch_size, "batch_size", least=1)
         inputs: dict[tuple[int, ...], int] = {}
         owners: list[list[tuple[int, int]]] = []
         for index, ((tokens, start), item) in enumerate(zip(completions, items, strict=True)):
@@ -94,11 +96,18 @@ class Scorer:
         return counts
 
     def log_probs(self) -> Float[Tensor, " completions"]:
-        """Summed log-probability of each completion under the model as it is now, float64 on the CPU, no gradient."""
+        """Summed log-probability of each completion under the model as it is now, float64 on the CPU, no gradient.
+
+        Raises:
+            ActivationError: one is NaN or infinite.
+        """
         total = torch.zeros(self.n, dtype=torch.float64)
         with torch.no_grad():
             for batch in self.batches:
                 total.index_add_(0, batch.completion, self.batch_log_probs(batch).double().cpu())
+        if not torch.isfinite(total).all():
+            completion = int((~torch.isfinite(total)).nonzero()[0])
+            raise ActivationError(f"the model gives completion {completion} a log-probability of {total[completion]}")
         return total
 
 
@@ -128,8 +137,8 @@ def contrast_scorer(
     if not isinstance(contrasts, Contrasts):
         contrasts = Contrasts(contrasts)
     completions = [
-        encode_completion(lens, contrast.prompt, text, prepend_bos=prepend_bos, what=f"contrast {i}, {name},")
-        for i, contrast in enumerate(contrasts)
+        encode_completion(lens, contrast.prompt, text, prepend_bos=prepend_bos, what=f"{what}, {name},")
+        for what, contrast in zip(contrasts.names, contrasts, strict=True)
         for name, text in (("target", contrast.target), ("foil", contrast.foil))
     ]
     return Scorer.of(lens, completions, [i // 2 for i in range(len(completions))], batch_size)

@@ -3,27 +3,28 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .arguments import as_integer, as_number
 from .covariance import CrossCovariance
 from .errors import ActivationError, InputError, MismatchError
 from .features import FeatureMap, feature_map, recorded_feature_map
 from .intervention import ActivationEdit
 from .models.sites import check_site, to_units
-from .storage import read_header, read_tensors, write_tensors
+from .storage import as_file_errors, read_header, read_tensors, write_tensors
 from .subspaces import COMBINES, Subspaces, edit_activation, leading_subspace
 from .versions import versions
 
 # A pair may come as any sequence; its length is checked with the values.
-Energy: TypeAlias = float | int | Sequence[float | int]
-Rank: TypeAlias = int | Sequence[int]
+Energy: TypeAlias = SupportsFloat | Sequence[SupportsFloat]
+Rank: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | Mapping[Any, Sequence[SupportsIndex]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SpectralEdit(ActivationEdit):
     """A fitted spectral edit: call it on activations, or put it into a model with `applied` or `install`.
 
@@ -78,16 +79,17 @@ class SpectralEdit(ActivationEdit):
         return found
 
     def projections(
-        self, layer: int, head: int | None = None
+        self, layer: SupportsIndex, head: SupportsIndex | None = None
     ) -> tuple[Float[Tensor, "*heads d d"], Float[Tensor, "*heads d d"]]:
         """(P⁺, P⁻) of a layer as full float64 matrices, each (d, d); at site `z` (heads, d, d), or of one `head`.
 
         Raises:
             InputError: a layer that there is no edit for.
         """
-        if layer not in self.subspaces:
-            raise InputError(f"no edit for layer {layer}: expected one of {list(self.layers)}")
-        keep, drop = self.subspaces[layer].projections()
+        at = as_integer(layer, "layer")
+        if at not in self.subspaces:
+            raise InputError(f"no edit for layer {at}: expected one of {list(self.layers)}")
+        keep, drop = self.subspaces[at].projections()
         if self.site != "z":
             return keep[0], drop[0]
         return (keep, drop) if head is None else (keep[head], drop[head])
@@ -97,7 +99,9 @@ class SpectralEdit(ActivationEdit):
     ) -> Float[Tensor, "*batch units d"]:
         key = (layer, x.device, x.dtype)
         if key not in self._cast:
-            self._cast[key] = self.subspaces[layer].to(x.device, x.dtype)
+            # What is made in inference mode could never be part of a backward pass later on.
+            with torch.inference_mode(False):
+                self._cast[key] = self.subspaces[layer].to(x.device, x.dtype)
         return edit_activation(x, self._cast[key], self.feature, strength=strength, combine=combine)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -113,7 +117,7 @@ class SpectralEdit(ActivationEdit):
                     tensors[f"layers.{layer}.{name}"] = tensor
         header = {
             "site": self.site,
-            "feature": self.feature.name,
+            "feature": self.feature.record,
             "options": dict(self.options),
             "n": self.n,
             "signatures": {str(layer): value for layer, value in self.signatures.items()},
@@ -133,19 +137,20 @@ class SpectralEdit(ActivationEdit):
             FileError: missing, truncated, foreign, or fitted with a feature map that is neither known nor given.
         """
         tensors, header = read_tensors(path, kind="spectral edit")
-        grouped: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in tensors.items():
-            _, layer, field_name = key.split(".")
-            grouped.setdefault(int(layer), {})[field_name] = tensor
-        return cls(
-            site=header["site"],
-            subspaces={layer: Subspaces(**grouped[layer]) for layer in sorted(grouped)},
-            feature=recorded_feature_map(path, header["feature"], feature),
-            options=header["options"],
-            n=header["n"],
-            signatures={int(layer): value for layer, value in header["signatures"].items()},
-            provenance=header["provenance"],
-        )
+        with as_file_errors(path):
+            grouped: dict[int, dict[str, Tensor]] = {}
+            for key, tensor in tensors.items():
+                _, layer, field_name = key.split(".")
+                grouped.setdefault(int(layer), {})[field_name] = tensor
+            return cls(
+                site=header["site"],
+                subspaces={layer: Subspaces(**grouped[layer]) for layer in sorted(grouped)},
+                feature=recorded_feature_map(path, header["feature"], feature),
+                options=header["options"],
+                n=header["n"],
+                signatures={int(layer): value for layer, value in header["signatures"].items()},
+                provenance=header["provenance"],
+            )
 
     @staticmethod
     def header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -163,7 +168,7 @@ def fit(
     energy: Energy = 0.998,
     rank: Rank | None = None,
     centre: bool = False,
-    spectrum_power: float | int = 2,
+    spectrum_power: SupportsFloat = 2,
 ) -> SpectralEdit:
     """Fit a spectral edit from captured cross-covariances (SEA.md section 2).
 
@@ -172,7 +177,8 @@ def fit(
         energy: share K of spectral energy that the kept and the dropped subspace must reach, each in (0, 1]; one
             number or a pair (K⁺, K⁻). Uncentred, the first direction is close to the mean activation and takes most
             of the energy, so compare ranks between models, not energies.
-        rank: (k⁺, k⁻) instead of an energy, or one number for both.
+        rank: (k⁺, k⁻) instead of an energy, or one number for both; or a pair for each layer, as `SpectralEdit.ranks`
+            gives them.
         centre: subtract the sample mean of each of the three sets, after φ, and edit about the neutral mean.
         spectrum_power: the power of the singular values that counts as energy; 2 as the release.
 
@@ -184,8 +190,9 @@ def fit(
         ActivationError: no demonstrations, or a cross-covariance that is zero.
     """
     check_fit_options(energy, rank, spectrum_power, covariance.d)
-    ranks = None if rank is None else _pair(rank)
-    energies = _pair(energy)
+    ranks = None if rank is None else _ranks_of_layers(rank, covariance)
+    energies = _energies(energy)
+    power, centre = as_number(spectrum_power, "spectrum_power"), bool(centre)
     if covariance.n == 0:
         raise ActivationError("no demonstrations to fit from")
 
@@ -193,16 +200,17 @@ def fit(
     for layer in covariance.layers:
         sides = []
         for side, omega in enumerate(covariance.omega(layer, centre=centre)):
-            side_energy, side_rank = (energies[side], None) if ranks is None else (None, ranks[side])
+            side_energy = energies[side] if ranks is None else None
+            side_rank = None if ranks is None else torch.tensor([pair[side] for pair in ranks[layer]])
             try:
-                sides.append(leading_subspace(omega, energy=side_energy, rank=side_rank, spectrum_power=spectrum_power))
+                sides.append(leading_subspace(omega, energy=side_energy, rank=side_rank, spectrum_power=power))
             except ActivationError as error:
                 raise ActivationError(f"layer {layer}: {error}") from None
         (keep, keep_rank, keep_values), (drop, drop_rank, drop_values) = sides
         mean = covariance.means(layer)[0] if centre else None
         subspaces[layer] = Subspaces(keep, drop, keep_rank, drop_rank, keep_values, drop_values, mean)
-    options = {"centre": centre, "spectrum_power": spectrum_power}
-    options |= {"energy": list(energies)} if ranks is None else {"rank": list(ranks)}
+    options: dict[str, Any] = {"centre": centre, "spectrum_power": power}
+    options |= {"energy": list(energies)} if rank is None else {"rank": _recorded(rank)}
     return SpectralEdit(
         site=covariance.site,
         subspaces=subspaces,
@@ -217,7 +225,7 @@ def fit(
 def check_fit_options(
     energy: Energy,
     rank: Rank | None,
-    spectrum_power: float | int,
+    spectrum_power: SupportsFloat,
     width: int | None = None,
 ) -> None:
     """Refuse options that no fit can have; `width` bounds the ranks where it is known already.
@@ -225,18 +233,51 @@ def check_fit_options(
     Raises:
         InputError: as `fit`.
     """
-    if rank is None and not all(0 < k <= 1 for k in _pair(energy)):
+    if rank is None and not all(0 < k <= 1 for k in _energies(energy)):
         raise InputError(f"energy {energy} is outside (0, 1]")
-    if rank is not None and not all(isinstance(k, int) and k >= 0 for k in _pair(rank)):
-        raise InputError(f"rank {rank}: expected whole numbers from 0 on")
-    if rank is not None and width is not None and max(_pair(rank)) > width:
+    given = [] if rank is None else rank.values() if isinstance(rank, Mapping) else [rank]
+    pairs = [_ranks(pair) for pair in given]
+    if width is not None and any(max(pair) > width for pair in pairs):
         raise InputError(f"rank {rank} is above the width of the activations, {width}")
-    if not spectrum_power > 0:
+    if not as_number(spectrum_power, "spectrum_power") > 0:
         raise InputError(f"spectrum_power {spectrum_power} is not positive")
 
 
+def _ranks_of_layers(rank: Rank, covariance: CrossCovariance) -> dict[int, list[tuple[int, int]]]:
+    """(k⁺, k⁻) of each unit of each layer."""
+    keys = {
+        layer: [(layer, head) for head in range(covariance.units)] if covariance.site == "z" else [layer]
+        for layer in covariance.layers
+    }
+    if not isinstance(rank, Mapping):
+        return {layer: [_ranks(rank)] * len(names) for layer, names in keys.items()}
+    if set(rank) != {name for names in keys.values() for name in names}:
+        what = "(layer, head)" if covariance.site == "z" else "layer"
+        raise InputError(f"ranks are given for {list(rank)}, expected a pair for each {what} of {covariance.layers}")
+    return {layer: [_ranks(rank[name]) for name in names] for layer, names in keys.items()}
+
+
+def _recorded(rank: Rank) -> Any:
+    """A rank as JSON values; a head is written as layer.head."""
+    if not isinstance(rank, Mapping):
+        return list(_ranks(rank))
+    return {".".join(map(str, key)) if isinstance(key, tuple) else str(key): list(_ranks(rank[key])) for key in rank}
+
+
+def _ranks(value: Any) -> tuple[int, int]:
+    """(k⁺, k⁻) from one whole number or two."""
+    positive, negative = _pair(value)
+    return as_integer(positive, "rank", least=0), as_integer(negative, "rank", least=0)
+
+
+def _energies(value: Any) -> tuple[float, float]:
+    """(K⁺, K⁻) from one number or two."""
+    positive, negative = _pair(value)
+    return as_number(positive, "energy"), as_number(negative, "energy")
+
+
 def _pair(value: Any) -> tuple[Any, Any]:
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, (tuple, list)) or getattr(value, "ndim", 0) == 1:
         if len(value) != 2:
             raise InputError(f"expected one number or a pair (positive, negative), got {value}")
         return value[0], value[1]
@@ -251,7 +292,7 @@ def fit_activations(
     energy: Energy = 0.998,
     rank: Rank | None = None,
     centre: bool = False,
-    spectrum_power: float | int = 2,
+    spectrum_power: SupportsFloat = 2,
     site: str = "mlp_out",
 ) -> SpectralEdit:
     """Fit a spectral edit from activations that are already at hand.
@@ -270,6 +311,8 @@ def fit_activations(
     """
     check_site(site)
     axes = 4 if site == "z" else 3
+    if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (neutral, positive, negative)):
+        raise InputError("expected three floating-point tensors")
     shapes = [tuple(x.shape) for x in (neutral, positive, negative)]
     if len(set(shapes)) > 1 or len(shapes[0]) != axes:
         wanted = "(n, layers, n_heads, d_head)" if site == "z" else "(n, layers, d)"

@@ -45,12 +45,28 @@ def bootstrap(
         seed: of the draws; the same seed gives the same interval.
     """
     values = np.asarray(items, dtype=np.float64)
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    # In blocks, so that memory stays small for thousands of items.
-    block = max(1, 2_000_000 // len(values))
-    for start in range(0, resamples, block):
-        stop = min(start + block, resamples)
-        means[start:stop] = values[rng.integers(len(values), size=(stop - start, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high), level)
+    low, high = bootstrap_bounds(values[:, None], level=level, resamples=resamples, seed=seed)
+    return Interval(float(values.mean()), float(low[0]), float(high[0]), level)
+
+
+def bootstrap_bounds(
+    items: Float[np.ndarray, "n parts"], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Float[np.ndarray, " parts"], Float[np.ndarray, " parts"]]:
+    """Ends of `bootstrap`'s interval for each column; the same draws for all, so that columns stay paired."""
+    values = np.asarray(items, dtype=np.float64)
+    n, parts = values.shape
+    ends = np.empty((2, parts))
+    # In blocks of columns and of resamples, so that memory stays small for many parts and for many items.
+    width, depth = max(1, 20_000_000 // resamples), max(1, 2_000_000 // n)
+    for first in range(0, parts, width):
+        columns = values[:, first : first + width]
+        rng = np.random.default_rng(seed)
+        means = np.empty((resamples, columns.shape[1]))
+        for start in range(0, resamples, depth):
+            rows = min(depth, resamples - start)
+            drawn = rng.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+            # How often each item was drawn says as much as which were, and makes the means one matrix product.
+            counts = np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n)
+            means[start : start + rows] = counts @ columns / n
+        ends[:, first : first + width] = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return ends[0], ends[1]

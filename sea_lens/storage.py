@@ -1,9 +1,10 @@
 """Safetensors files with a JSON header, and writing that leaves no half-written file behind."""
 
+import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import FileError
+from .errors import FileError, SeaLensError
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:
@@ -71,12 +72,24 @@ def read_header(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
     if found != kind:
         what = f"a sea_lens {found}" if found else "a safetensors file that sea_lens did not write"
         raise FileError(f"{path} is {what}: expected a sea_lens {kind}")
-    return json.loads(metadata["sea_lens.header"])
+    with as_file_errors(path):
+        return json.loads(metadata["sea_lens.header"])
+
+
+@contextlib.contextmanager
+def as_file_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What goes wrong in reading the content of a file that says it is one of ours, as a FileError."""
+    try:
+        yield
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, SeaLensError):
+            raise
+        raise FileError(f"{path} is damaged, or was not written by sea_lens ({error})") from error
 
 
 def _opened(path: str | os.PathLike[str], read: Callable[[Any], Any]) -> Any:
     if not Path(path).is_file():
-        raise FileError(f"{path}: no such file")
+        raise FileError(f"{path} is a folder: expected a file" if Path(path).is_dir() else f"{path}: no such file")
     try:
         with safe_open(path, "pt") as file:
             return read(file)

@@ -17,7 +17,7 @@ from .features import FeatureMap
 COMBINES = ("norm", "average", "positive_only", "negative_only", "reverse")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Subspaces:
     """Kept and dropped subspaces of one layer, one pair for each unit, in factored form.
 
@@ -66,26 +66,32 @@ class Subspaces:
 
 
 def leading_subspace(
-    omega: Float[Tensor, "units d d"], *, energy: float | int | None, rank: int | None, spectrum_power: float | int
+    omega: Float[Tensor, "units d d"],
+    *,
+    energy: float | int | None,
+    rank: Int[Tensor, " units"] | None,
+    spectrum_power: float | int,
 ) -> tuple[Float[Tensor, "units d k"], Int[Tensor, " units"], Float[Tensor, "units d"]]:
     """Left singular vectors of Ω up to an energy or a rank, the ranks, and all singular values.
 
     energy(k) = Σ_{j≤k} σⱼᵖ / Σ σⱼᵖ with p = `spectrum_power`, and k is the smallest with energy(k) ≥ `energy`
-    (SEA.md section 2).
+    (SEA.md section 2); or a rank is given for each unit.
 
     Raises:
         ActivationError: Ω is zero, so that no direction has any energy.
     """
+    if not torch.isfinite(omega).all():
+        raise ActivationError("the cross-covariance overflows: these activations are too large to fit from")
     left, values, _ = torch.linalg.svd(omega)
+    if not (values[:, 0] > 0).all():
+        raise ActivationError("the cross-covariance is zero: these activations carry nothing to fit from")
     # The sign of a singular vector is arbitrary and differs between LAPACK builds: make its largest entry positive.
     largest = left.abs().argmax(dim=-2, keepdim=True)
     left = left * left.gather(-2, largest).sign()
     if rank is not None:
-        ranks = torch.full((len(omega),), rank, dtype=torch.int64)
+        ranks = rank
     else:
         assert energy is not None
-        if not (values[:, 0] > 0).all():
-            raise ActivationError("the cross-covariance is zero: these activations carry nothing to fit from")
         cumulative = values.div(values[:, :1]).pow(spectrum_power).cumsum(-1)
         reached = cumulative >= energy * cumulative[:, -1:]
         ranks = reached.to(torch.int64).argmax(-1).cpu() + 1

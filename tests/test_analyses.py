@@ -10,7 +10,10 @@ pytestmark = pytest.mark.model
 ANALYSES = Path(__file__).parents[1] / "analyses"
 
 
-@pytest.mark.parametrize(("name", "rows"), [("layers", 2 * N_LAYERS), ("heads", 4 * N_LAYERS + 4 * N_LAYERS)])
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [("layers", 4 * N_LAYERS), ("heads", 4 * 4 * N_LAYERS + 4 * N_LAYERS), ("directions", (3 + 2 + 1) * N_LAYERS)],
+)
 def test_an_analysis_writes_a_table_and_a_figure(name, rows, model_folders, load_tiny, tmp_path, monkeypatch):
     fitted(load_tiny()).save(tmp_path / "edit.safetensors")
     contrasts().to_jsonl(tmp_path / "contrasts.jsonl")
@@ -25,3 +28,12 @@ def test_an_analysis_writes_a_table_and_a_figure(name, rows, model_folders, load
     runpy.run_path(str(ANALYSES / f"{name}.py"), run_name="__main__")
     assert len(pd.read_csv(tmp_path / "out" / f"{name}.csv")) == rows
     assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
+
+
+def test_the_planted_circuits_are_all_found(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["planted"])
+    runpy.run_path(str(ANALYSES / "planted.py"), run_name="__main__")
+    header, *rows = capsys.readouterr().out.strip().splitlines()
+    assert header.split()[-2:] == ["planted", "others"]
+    assert len(rows) == 6 * 9 + 3
+    assert max(float(number) for row in rows for number in row.split()[-2:]) < 0.01

@@ -9,6 +9,7 @@ from tiny import N_CTX, contrasts, demonstrations, sentence
 
 import sea_lens as sl
 from sea_lens.cli import main
+from sea_lens.cli.attribution import NAMES
 
 pytestmark = pytest.mark.model
 
@@ -80,13 +81,31 @@ def test_the_whole_way_from_demonstrations_to_heads(fitted_files, run, load_tiny
     assert written["effect"] == pytest.approx(expected.effect, abs=1e-6)
     assert (files["folder"] / "effect" / "effect.png").stat().st_size > 5000
 
-    status, out, _ = run(*use_arguments("attribute", files, "--out", files["folder"] / "why", "--layers", "0,2"))
+    assert written["before"] == pytest.approx(expected.before, abs=1e-6)
+    assert written["model"]["backend"] in ("hooked", "bridge")
+    assert "effect.png" in (files["folder"] / "effect" / "report.md").read_text()
+
+    demos = ("--demonstrations", files["demonstrations"], "--control-draws", 2)
+    status, out, _ = run(
+        *use_arguments("attribute", files, "--out", files["folder"] / "why", "--layers", "0,2", *demos)
+    )
     assert status == 0
-    names = {path.name for path in (files["folder"] / "why").iterdir()}
-    assert {"results.json", "report.md", "layers_path.png", "heads_direct.png", "spectra.png"} <= names
+    figures = {path.stem for path in (files["folder"] / "why").glob("*.png")}
+    assert figures == {*NAMES, "effect", "spectra"}
+    report = (files["folder"] / "why" / "report.md").read_text()
+    assert all(f"({name}.png)" in report for name in figures)
+    assert "fires on demonstrations" in report
     written = json.loads((files["folder"] / "why" / "results.json").read_text())
-    assert written["layers"]["leave_one_out"]["layers"] == [0, 2]
-    assert written["heads"]["direct"]["closure_error"] < 1e-4
+    by_layer = written["contributions"]["layers_leave_one_out"]["values"]
+    assert [row["layer"] for row in by_layer] == [0, 2]
+    assert all(row["control_low"] <= row["control_high"] for row in by_layer)
+    assert written["contributions"]["heads_direct"]["closure_error"] < 1e-4
+    alone = sl.layer_contributions(load_tiny("llama"), edit, contrasts(), "leave_one_out", layers=[0, 2])
+    assert [row["value"] for row in by_layer] == pytest.approx(alone.values.tolist(), abs=1e-5)
+    some = ("--methods", "layers_only_one, heads_gradient")
+    assert run(*use_arguments("attribute", files, "--out", files["folder"] / "some", *some))[0] == 0
+    figures = {path.stem for path in (files["folder"] / "some").glob("*.png")}
+    assert figures == {"layers_only_one", "heads_gradient", "effect", "spectra"}
 
     prompts = ("--prompt", "w1 w2", "--prompt", "w3", "--max-new-tokens", 3)
     generating = ("generate", "--model", files["model"], "--edit", files["edit"], *prompts)
@@ -126,6 +145,8 @@ WRONG_FITS = {
     "model": (("--model", "./nowhere"), "./nowhere: no such model folder"),
     "option": (("--ranks", "3"), "No such option"),
     "out": (("--out", "nowhere/e.safetensors"), "no such folder nowhere"),
+    "superscript layers": (("--layers", "²"), "unknown layer choice '²'"),
+    "empty model": (("--model", ""), "the model's name is empty"),
 }
 
 
@@ -148,6 +169,9 @@ WRONG_ROWS = {
         "row 2: positive and negative are the same",
     ),
     "no object": ("[1]", "row 2: expected a JSON object"),
+    "surrogate": ('{"neutral": "w1", "positive": "w1 \\ud800", "negative": "w1 w2"}', "row 2: positive holds half a"),
+    "huge number": ('{"neutral": ' + "1" * 5000 + "}", "row 2: JSON that Python cannot hold"),
+    "deep": ("[" * 100_000, "row 2: JSON that Python cannot hold"),
 }
 
 
@@ -158,12 +182,13 @@ def test_a_wrong_row_is_named(case, files, run):
     status, _, err = run(*fit_arguments(files, "--demonstrations", path))
     assert status == 2
     assert f"{path.name}, {message}" in err
+    assert f"--demonstrations {path}" in err
 
 
 def test_texts_longer_than_the_context_and_empty_files_are_refused(files, run):
     long = json.dumps({"neutral": "w1", "positive": "w1 w2", "negative": "w1 " + sentence(0, N_CTX)})
     status, _, err = run(*fit_arguments(files, "--demonstrations", bad_file(files["folder"], "long.jsonl", long)))
-    assert (status, "demonstration 0, negative text, has" in err) == (2, True)
+    assert (status, "long.jsonl, row 1, negative text, has" in err) == (2, True)
     status, _, err = run(*fit_arguments(files, "--demonstrations", bad_file(files["folder"], "empty.jsonl", "\n")))
     assert (status, "has no rows" in err) == (2, True)
     status, _, err = run(*fit_arguments(files, "--demonstrations", files["folder"] / "none.jsonl"))
@@ -187,7 +212,12 @@ def test_a_wrong_edit_is_refused(fitted_files, run, model_folders):
     sl.fit_activations(x, x, x, rank=1).save(files["folder"] / "narrow.safetensors")
     status, _, err = run(*use_arguments("effect", files, "--edit", files["folder"] / "narrow.safetensors"))
     assert (status, "(units, width) (1, 16)" in err) == (2, True)
-    for options, message in ((("--layers", "last-9"), "asks for 9 layers"), (("--combine", "sum"), "--combine 'sum'")):
+    for options, message in (
+        (("--layers", "last-9"), "asks for 9 layers"),
+        (("--combine", "sum"), "--combine 'sum'"),
+        (("--strength", "nan"), "--strength nan"),
+        (("--methods", "x"), "--methods 'x'"),
+    ):
         status, _, err = run(*use_arguments("attribute", files, "--out", files["folder"] / "x", *options))
         assert (status, message in err) == (2, True)
 

@@ -67,7 +67,7 @@ def test_rows_that_cannot_be_used_are_named(tmp_path):
     with pytest.raises(sl.FileError, match=r"t\.csv, row 2: expected 4 fields"):
         sl.Demonstrations.from_truthfulqa(table)
     choices = tmp_path / "t.json"
-    choices.write_text(json.dumps([{"question": "q", "mc2_targets": {"a": 1}}]))
+    choices.write_text(json.dumps([{"question": "q", "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 1}}]))
     with pytest.raises(sl.FileError, match="row 1: mc2_targets must map"):
         sl.Demonstrations.from_truthfulqa(choices)
     with pytest.raises(sl.InputError, match="unknown pairs 'some'"):

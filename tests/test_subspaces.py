@@ -15,7 +15,7 @@ def subspaces(d, keep, drop, units=1, centre=False, seed=0, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     omega = torch.randn(2, units, d, d, generator=generator, dtype=torch.float64)
     (kept, k, kv), (dropped, r, rv) = (
-        leading_subspace(matrix, energy=None, rank=rank, spectrum_power=2)
+        leading_subspace(matrix, energy=None, rank=torch.full((units,), rank), spectrum_power=2)
         for matrix, rank in zip(omega, (keep, drop), strict=True)
     )
     mean = torch.randn(units, d, generator=generator, dtype=torch.float64) if centre else None

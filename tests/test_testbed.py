@@ -112,8 +112,13 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path):
     assert effect.low > 0
     assert len(result.random_effects) == RANDOM_DRAWS >= 20
     assert effect.mean > max(result.random_effects)
-    assert result.heads.closure_error < 1e-4
-    assert result.leave_one_out.effect == pytest.approx(result.spectral.effect.effect, abs=1e-9)
+    found = result.contributions
+    assert found["heads_direct"].closure_error < 1e-4
+    assert found["layers_shapley"].closure_error < 1e-9
+    assert found["layers_path"].closure_error < 1e-3 * abs(effect.mean)
+    assert found["directions_path"].closure_error < 1e-3 * abs(effect.mean)
+    for name in ("layers_path", "layers_shapley", "layers_only_one", "heads_necessity"):
+        assert found[name].effect == pytest.approx(effect.mean, abs=1e-6)
     demo_report.write_demo(result, bed, tmp_path)
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["spectral"]["effect"]["interval"]["mean"] == effect.mean

@@ -1,84 +1,170 @@
-"""Files of `sea-lens attribute`."""
+"""The analyses of `sea-lens attribute`, and its files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import plots
-from ..contributions import HeadContributions, LayerContributions
+from ..capture import describe
+from ..contributions import (
+    direction_contributions,
+    head_contributions,
+    layer_contributions,
+    position_contributions,
+)
+from ..contributions.games import MAX_EXACT_PLAYERS
+from ..contributions.heads import METHODS as HEAD_METHODS
+from ..contributions.layers import METHODS as LAYER_METHODS
+from ..contributions.results import Contributions, DirectionContributions
+from ..controls import permuted
+from ..demonstrations import Contrasts, Demonstrations
 from ..effect import Effect
+from ..models.lens import Lens
 from ..report import markdown_table, write_figure, write_json
 from ..spectral import SpectralEdit
 from ..storage import write_atomically
 from ..versions import versions
 
+# What is measured, in the order of the report: kind, method.
+ANALYSES = (
+    *(("layers", method) for method in LAYER_METHODS),
+    ("positions", "path"),
+    ("directions", "path"),
+    *(("heads", method) for method in HEAD_METHODS),
+)
+NAMES = tuple(f"{kind}_{method}" for kind, method in ANALYSES)
+TITLES = {"layers": "Layers", "positions": "Positions", "directions": "Singular directions", "heads": "Heads"}
+
+
+def default_analyses(edit: SpectralEdit, layers: Sequence[int]) -> list[str]:
+    """All analyses; Shapley values only where they are exact, since sampling takes thousands of runs."""
+    return [name for name in NAMES if name != "layers_shapley" or len(layers) <= MAX_EXACT_PLAYERS]
+
+
+def run_analyses(
+    model: Any,
+    edit: SpectralEdit,
+    contrasts: Contrasts,
+    names: Sequence[str],
+    where: dict[str, Any],
+    demonstrations: Demonstrations | None,
+    control_draws: int,
+    *,
+    batch_size: int,
+    prepend_bos: bool,
+) -> dict[str, Contributions]:
+    """Each analysis by name, with a permutation control where there are demonstrations."""
+    common = {**where, "batch_size": batch_size, "prepend_bos": prepend_bos}
+    control: Sequence[SpectralEdit] = ()
+    if demonstrations is not None and control_draws:
+        control = permuted(model, edit, demonstrations, control_draws, batch_size=batch_size, progress=True)
+    results: dict[str, Contributions] = {}
+    for kind, method in (ANALYSES[NAMES.index(name)] for name in names):
+        name = f"{kind}_{method}"
+        if kind == "layers":
+            results[name] = layer_contributions(
+                model, edit, contrasts, method, **common, control=control, progress=True
+            )
+        elif kind == "positions":
+            results[name] = position_contributions(model, edit, contrasts, **common)
+        elif kind == "directions":
+            results[name] = direction_contributions(
+                model, edit, contrasts, **common, demonstrations=demonstrations, control=control
+            )
+        else:
+            # A control of patching would cost as much as the patching, for each draw.
+            controls = control if method in ("direct", "gradient") else ()
+            results[name] = head_contributions(
+                model, edit, contrasts, method, **common, control=controls, progress=True
+            )
+    return results
+
 
 def write_attribution(
     folder: Path,
+    model: Any,
     edit: SpectralEdit,
     effect: Effect,
-    by_layer: Sequence[LayerContributions],
-    heads: HeadContributions,
+    results: dict[str, Contributions],
     settings: dict[str, Any],
 ) -> None:
     """Write results.json, report.md and the figures."""
     write_figure(folder / "effect.png", effect.plot())
-    for contributions in by_layer:
-        write_figure(folder / f"layers_{contributions.method}.png", contributions.plot())
-    write_figure(folder / "heads_direct.png", heads.plot())
     write_figure(folder / "spectra.png", plots.spectra(edit))
+    for name, contributions in results.items():
+        write_figure(folder / f"{name}.png", contributions.plot())
     write_json(
         folder / "results.json",
         {
-            "effect": {"value": effect.effect, "interval": effect.interval, "items": effect.items},
-            "layers": {c.method: layer_numbers(c) for c in by_layer},
-            "heads": {"direct": head_numbers(heads)},
+            **effect_numbers(effect),
+            "contributions": {name: contribution_numbers(contributions) for name, contributions in results.items()},
             "settings": settings,
+            "model": describe(Lens.of(model)),
             "edit": {"options": edit.options, "n": edit.n, "site": edit.site, "provenance": edit.provenance},
             "versions": versions(),
         },
     )
-    top = [{"head": f"{layer}.{head}", "direct": value} for (layer, head), value in heads.top(10)]
-    sections = [
-        "# Why the edit works\n",
-        f"{effect}\n",
-        "![effect](effect.png)\n",
-        "## Layers\n",
-        *(
-            f"{c.method}: sum {c.total:+.4f} of the effect {c.effect:+.4f} (difference {c.closure_error:.1e})\n\n"
-            f"{markdown_table(c.to_frame().to_dict(orient='records'))}\n\n![{c.method}](layers_{c.method}.png)\n"
-            for c in by_layer
-        ),
-        "## Heads\n",
-        (
-            f"Direct contributions to the change of the logit difference ({heads.effect:+.4f}); closure error "
-            f"{heads.closure_error:.1e}.\n\n{markdown_table(top)}\n\n![heads](heads_direct.png)\n"
-        ),
-        "## Spectra\n",
-        "![spectra](spectra.png)\n",
-    ]
-    write_atomically(folder / "report.md", "\n".join(sections))
+    sections = ["# Why the edit works\n", f"{effect}\n", "![effect](effect.png)\n"]
+    kinds = [ANALYSES[NAMES.index(name)][0] for name in results]
+    for place, (name, contributions) in enumerate(results.items()):
+        if place == 0 or kinds[place] != kinds[place - 1]:
+            sections.append(f"## {TITLES[kinds[place]]}\n")
+        sections += [*section(contributions), f"![{name}]({name}.png)\n"]
+    write_atomically(folder / "report.md", "\n".join([*sections, "## Spectra\n", "![spectra](spectra.png)\n"]))
 
 
-def layer_numbers(contributions: LayerContributions) -> dict[str, Any]:
-    """Every number of a layer analysis."""
+def write_effect(folder: Path, model: Any, effect: Effect, settings: dict[str, Any]) -> None:
+    """Write results.json, report.md and the figure of an effect alone."""
+    write_figure(folder / "effect.png", effect.plot())
+    about = {"settings": settings, "model": describe(Lens.of(model)), "versions": versions()}
+    write_json(folder / "results.json", {**effect_numbers(effect), **about})
+    described = ", ".join(f"{name} {value}" for name, value in settings.items())
+    write_atomically(
+        folder / "report.md", f"# Effect of the edit\n\n{effect}\n\n![effect](effect.png)\n\nSettings: {described}\n"
+    )
+
+
+def section(contributions: Contributions, rows: int = 10) -> list[str]:
+    """A result in words and a table of its largest values."""
+    frame = contributions.to_frame()
+    table = frame.loc[frame["value"].abs().sort_values(ascending=False).index[:rows]]
+    # Columns that nothing in the table uses say nothing.
+    table = table.dropna(axis=1, how="all").loc[:, lambda kept: ~(kept == "").all()]
+    parts = [f"**{contributions.method}**: {contributions}\n", markdown_table(table.to_dict(orient="records")) + "\n"]
+    if isinstance(contributions, DirectionContributions):
+        for label, description in contributions.descriptions.items():
+            if description.fires_on:
+                named = ", ".join(f"{index} ({value:+.2f})" for index, value in description.fires_on)
+                parts.append(f"- {'.'.join(map(str, label))} fires on demonstrations {named}")
+        parts.append("")
+    return parts
+
+
+def effect_numbers(effect: Effect) -> dict[str, Any]:
+    """Every number of an effect."""
     return {
-        "layers": contributions.layers,
+        "effect": effect.effect,
+        "before": effect.before,
+        "after": effect.after,
+        "interval": effect.interval,
+        "items": effect.to_frame().to_dict(orient="records"),
+    }
+
+
+def contribution_numbers(contributions: Contributions) -> dict[str, Any]:
+    """Every number of a contribution analysis."""
+    numbers = {
+        "method": contributions.method,
+        "unit": contributions.unit,
         "effect": contributions.effect,
         "total": contributions.total,
         "closure_error": contributions.closure_error,
         "details": contributions.details,
-        "values": contributions.to_frame().to_dict(orient="records"),
+        "values": contributions.to_frame().astype(object).where(lambda kept: kept.notna(), None).to_dict("records"),
         "item_values": contributions.item_values,
+        "item_effects": contributions.item_effects,
     }
-
-
-def head_numbers(heads: HeadContributions) -> dict[str, Any]:
-    """Every number of a head analysis."""
-    return {
-        "effect": heads.effect,
-        "total": heads.total,
-        "closure_error": heads.closure_error,
-        "values": heads.values,
-        "others": heads.others,
-    }
+    if isinstance(contributions, DirectionContributions):
+        described = contributions.descriptions
+        numbers["descriptions"] = {".".join(map(str, label)): about for label, about in described.items()}
+    return numbers

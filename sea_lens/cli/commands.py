@@ -8,20 +8,21 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..capture import capture
-from ..contributions import head_contributions, layer_contributions
+from ..arguments import as_number
+from ..capture import capture, check_capture_options
 from ..effect import effect as measure_effect
 from ..errors import InputError
 from ..features import feature_map
 from ..generation import generate as generate_texts
 from ..layers import choose_layers
-from ..report import output_folder, write_json
+from ..models.lens import Lens
+from ..models.sites import site_shape
+from ..report import output_folder
 from ..spectral import SpectralEdit, check_fit_options
 from ..spectral import fit as fit_edit
 from ..testbed.bed import load as load_testbed
-from ..versions import versions
 from . import options as opt
-from .attribution import write_attribution
+from .attribution import NAMES, default_analyses, run_analyses, write_attribution, write_effect
 from .demo_report import print_demo, write_demo
 
 app = typer.Typer(
@@ -79,9 +80,7 @@ def fit(
     model: opt.ModelOption,
     demonstrations: Annotated[Path, typer.Option("--demonstrations", help="File of demonstrations.")],
     out: Annotated[Path, typer.Option("--out", help="The edit to write (safetensors).")],
-    form: Annotated[
-        str, typer.Option("--format", help="jsonl (neutral, positive, negative), halueval, truthfulqa or bbq.")
-    ] = "jsonl",
+    form: opt.FormatOption = "jsonl",
     energy: Annotated[str, typer.Option(help="K in (0, 1], or K+,K- .")] = "0.998",
     rank: Annotated[str | None, typer.Option(help="Rank k, or k+,k- ; instead of --energy.")] = None,
     site: opt.SiteOption = "mlp_out",
@@ -102,21 +101,23 @@ def fit(
     dtype: opt.DtypeOption = "float32",
 ) -> None:
     """Fit a spectral edit from a file of demonstrations."""
-    if form not in opt.FORMATS:
-        raise InputError(f"--format {form!r}: expected one of {', '.join(opt.FORMATS)}")
+    opt.check_format(form)
     chosen_energy = opt.read_pair(energy, "--energy", float)
     chosen_rank = None if rank is None else opt.read_pair(rank, "--rank", int)
     check_fit_options(chosen_energy, chosen_rank, spectrum_power)
     feature_map(feature)
+    check_capture_options(site, site if fit_site is None else fit_site, position, neutral)
+    choice = opt.read_layers(layers)
     opt.check_output_file(out)
     demos = opt.read_demonstrations(demonstrations, form, limit)
     loaded = opt.open_model(model, backend, device, dtype)
+    check_fit_options(chosen_energy, chosen_rank, spectrum_power, site_shape(Lens.of(loaded), site)[1])
     covariance = capture(
         loaded,
         demos,
         site=site,
         fit_site=fit_site,
-        layers=opt.read_layers(layers),
+        layers=choice,
         position=position,
         neutral=neutral,
         feature=feature,
@@ -158,38 +159,36 @@ def effect(
     dtype: opt.DtypeOption = "float32",
 ) -> None:
     """Measure an edit's effect on contrasts, with a paired bootstrap interval."""
-    loaded_edit, items, where = _edit_inputs(edit, contrasts, limit, layers, strength, combine)
+    loaded_edit, where = _edit_and_where(edit, layers, strength, combine)
+    items = opt.read_contrasts(contrasts, limit)
     folder = None if out is None else output_folder(out)
     loaded = opt.open_model(model, backend, device, dtype)
-    result = measure_effect(loaded, loaded_edit, items, **where, batch_size=batch_size, prepend_bos=prepend_bos)
+    common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    result = measure_effect(loaded, loaded_edit, items, **where, **common)
     console.print(str(result), highlight=False, soft_wrap=True)
     if folder is not None:
-        from ..report import write_figure
-
-        write_figure(folder / "effect.png", result.plot())
-        content = {
-            "effect": result.effect,
-            "before": result.before,
-            "after": result.after,
-            "interval": result.interval,
-            "items": result.to_frame().to_dict(orient="records"),
-            "settings": {**where, "contrasts": {"n": len(items), "sha256": items.digest}},
-            "edit": {"file": str(edit), **SpectralEdit.header(edit)},
-            "versions": versions(),
-        }
-        write_json(folder / "results.json", content)
+        write_effect(folder, loaded, result, opt.settings(where, edit, items, **common))
         console.print(f"wrote {folder}", highlight=False)
 
 
 @app.command(
     epilog="Example: [bold]sea-lens attribute --model gpt2 --edit edit.safetensors --contrasts contrasts.jsonl "
-    "--out why[/bold]"
+    "--demonstrations demos.jsonl --out why[/bold]"
 )
 def attribute(
     model: opt.ModelOption,
     edit: opt.EditOption,
     contrasts: opt.ContrastsOption,
     out: Annotated[Path, typer.Option("--out", help="Folder for the report.")],
+    methods: Annotated[
+        str | None, typer.Option(help=f"Comma-separated, of {', '.join(NAMES)}; by default all that are cheap enough.")
+    ] = None,
+    demonstrations: Annotated[
+        Path | None,
+        typer.Option(help="What the edit was fitted from: adds a permutation control, and what directions fire on."),
+    ] = None,
+    form: opt.FormatOption = "jsonl",
+    control_draws: Annotated[int, typer.Option(help="Permuted edits to compare with.", min=0)] = 8,
     layers: opt.LayersOption = "all",
     strength: opt.StrengthOption = 1.0,
     combine: opt.CombineOption = "norm",
@@ -200,44 +199,37 @@ def attribute(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "float32",
 ) -> None:
-    """Trace an edit's effect to layers and heads."""
-    loaded_edit, items, where = _edit_inputs(edit, contrasts, limit, layers, strength, combine)
+    """Trace an edit's effect to layers, positions, singular directions and heads."""
+    loaded_edit, where = _edit_and_where(edit, layers, strength, combine)
+    names = (
+        default_analyses(loaded_edit, loaded_edit.choose_layers(where["layers"]))
+        if methods is None
+        else opt.read_names(methods, "--methods", NAMES)
+    )
+    opt.check_format(form)
+    items = opt.read_contrasts(contrasts, limit)
+    demos = None if demonstrations is None else opt.read_demonstrations(demonstrations, form, None)
     folder = output_folder(out)
     loaded = opt.open_model(model, backend, device, dtype)
-    common = {**where, "batch_size": batch_size, "prepend_bos": prepend_bos}
-    result = measure_effect(loaded, loaded_edit, items, **common)
-    by_layer = [
-        layer_contributions(loaded, loaded_edit, items, method, **common)
-        for method in ("path", "leave_one_out", "only_one")
-    ]
-    heads = head_contributions(loaded, loaded_edit, items, **common)
-    settings = {**where, "contrasts": {"n": len(items), "sha256": items.digest}}
-    write_attribution(folder, loaded_edit, result, by_layer, heads, settings)
+    common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    result = measure_effect(loaded, loaded_edit, items, **where, **common)
+    results = run_analyses(loaded, loaded_edit, items, names, where, demos, control_draws, **common)
+    settings = opt.settings(where, edit, items, **common)
+    write_attribution(folder, loaded, loaded_edit, result, results, settings)
     console.print(str(result), highlight=False, soft_wrap=True)
-    for contributions in by_layer:
-        table = Table("layer", "contribution", "95 % interval", title=contributions.method)
-        for layer, value in contributions.top(10):
-            interval = contributions.interval(layer)
-            table.add_row(str(layer), f"{value:+.4f}", f"{interval.low:+.4f} to {interval.high:+.4f}")
-        console.print(table)
-    table = Table("head", "direct contribution", title=f"heads (closure error {heads.closure_error:.0e})")
-    for (layer, head), value in heads.top(10):
-        table.add_row(f"{layer}.{head}", f"{value:+.4f}")
-    console.print(table)
+    for contributions in results.values():
+        console.print(str(contributions), highlight=False, markup=False, soft_wrap=True)
     console.print(f"wrote {folder}", highlight=False)
 
 
-def _edit_inputs(
-    edit: Path, contrasts: Path, limit: int | None, layers: str, strength: float, combine: str
-) -> tuple[SpectralEdit, Any, dict[str, Any]]:
-    """The edit, the contrasts, and where and how to apply; everything that can be refused without a model."""
+def _edit_and_where(edit: Path, layers: str, strength: float, combine: str) -> tuple[SpectralEdit, dict[str, Any]]:
+    """The edit, and where and how to apply it; everything that can be refused without a model."""
     loaded = SpectralEdit.load(edit)
     if combine not in loaded.combines:
         raise InputError(f"--combine {combine!r}: expected one of {', '.join(loaded.combines)}")
     choice = opt.read_layers(layers)
     choose_layers(choice, loaded.layers, loaded.signature)
-    where = {"layers": choice, "strength": strength, "combine": combine}
-    return loaded, opt.read_contrasts(contrasts, limit), where
+    return loaded, {"layers": choice, "strength": as_number(strength, "--strength"), "combine": combine}
 
 
 @app.command(
@@ -259,12 +251,10 @@ def generate(
     dtype: opt.DtypeOption = "float32",
 ) -> None:
     """Continue prompts greedily under an edit."""
-    loaded_edit = SpectralEdit.load(edit)
-    choice = opt.read_layers(layers)
-    choose_layers(choice, loaded_edit.layers, loaded_edit.signature)
+    loaded_edit, where = _edit_and_where(edit, layers, strength, combine)
     loaded = opt.open_model(model, backend, device, dtype)
     common = {"max_new_tokens": max_new_tokens, "prepend_bos": prepend_bos}
-    edited = generate_texts(loaded, prompt, loaded_edit, choice, strength, combine, **common)
+    edited = generate_texts(loaded, prompt, loaded_edit, **where, **common)
     if not compare:
         for text, continuation in zip(prompt, edited, strict=True):
             console.print(text + continuation, highlight=False, markup=False, soft_wrap=True)

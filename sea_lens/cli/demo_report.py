@@ -13,16 +13,22 @@ from ..statistics import Interval
 from ..storage import write_atomically
 from ..testbed.bed import Testbed
 from ..versions import versions
-from .attribution import head_numbers, layer_numbers
+from .attribution import contribution_numbers, section
 
 FIGURES = {
     "comparison.png": "The edit beside its controls, on the test questions",
     "effect.png": "Contrast of every test question, before and after",
     "spectra.png": "Spectra of the cross-covariances, by layer",
     "signature.png": "Signature, by layer",
+    "layers_path.png": "Layers, integrated along the strength: they sum to the effect",
+    "layers_shapley.png": "Layers, Shapley values: they sum to the effect",
     "layers_leave_one_out.png": "What is lost without a layer's edit",
     "layers_only_one.png": "What a layer's edit does alone",
+    "directions_path.png": "Share of each singular direction",
     "heads_direct.png": "Direct contribution of each head",
+    "heads_sufficiency.png": "Heads: effect of the edited z in the unedited run",
+    "heads_necessity.png": "Heads: what is lost with the unedited z in the edited run",
+    "heads_gradient.png": "Heads: first-order estimate of sufficiency",
 }
 
 EFFECT_COLUMNS = ["method", "contrast", "effect (95 % interval)"]
@@ -109,11 +115,8 @@ def print_demo(result: DemoResult, folder: Path, console: Console) -> None:
             table.add_row(*(_cell(row[name], narrow=columns is sides) for name in columns))
         console.print(table)
     console.print(f"Chosen on dev: {_chosen(result)}", highlight=False)
-    for contributions in (result.leave_one_out, result.only_one):
-        values = ", ".join(f"layer {layer} {value:+.3f}" for layer, value in contributions.top(10))
-        console.print(f"Layers, {contributions.method}: {values}", highlight=False)
-    heads = ", ".join(f"{layer}.{head} {value:+.4f}" for (layer, head), value in result.heads.top(4))
-    console.print(f"Heads, direct: {heads} (closure error {result.heads.closure_error:.0e})", highlight=False)
+    for contributions in result.contributions.values():
+        console.print(str(contributions), highlight=False, markup=False, soft_wrap=True)
     for answer in result.answers:
         console.print(
             f"{answer['question']} {answer['before']} → {answer['after']}   (truth {answer['truth']}, "
@@ -141,9 +144,7 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
         "effect.png": result.spectral.effect.plot(),
         "spectra.png": plots.spectra(result.edit),
         "signature.png": plots.signature(result.edit),
-        "layers_leave_one_out.png": result.leave_one_out.plot(),
-        "layers_only_one.png": result.only_one.plot(),
-        "heads_direct.png": result.heads.plot(),
+        **{f"{name}.png": contributions.plot() for name, contributions in result.contributions.items()},
     }
     for name, drawn in axes.items():
         write_figure(folder / name, drawn)
@@ -157,8 +158,7 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
             "mean_difference": _method_numbers(result.steering),
             "random_effects": result.random_effects,
             "reliable_source": result.reliable_source.interval,
-            "layers": {c.method: layer_numbers(c) for c in (result.leave_one_out, result.only_one)},
-            "heads": {"direct": head_numbers(result.heads)},
+            "contributions": {name: contribution_numbers(found) for name, found in result.contributions.items()},
             "answers": result.answers,
             "world_seed": bed.world.seed,
             "provenance": result.edit.provenance,
@@ -200,24 +200,9 @@ def _markdown(result: DemoResult) -> str:
         "## Greedy answers\n",
         markdown_table(answers) + "\n",
         *(f"## {caption}\n\n![{caption}]({name})\n" for name, caption in FIGURES.items()),
-        "## Layers and heads in numbers\n",
-        *(
-            f"{c.method}: {', '.join(f'layer {layer} {value:+.3f}' for layer, value in c.top(10))} "
-            f"(sum {c.total:+.3f}, whole edit {c.effect:+.3f})\n"
-            for c in (result.leave_one_out, result.only_one)
-        ),
-        _heads_sentence(result),
+        "## What carries the effect, in numbers\n",
+        *(line for contributions in result.contributions.values() for line in section(contributions, rows=6)),
         f"## The ten best settings on dev (of {len(result.grid)}; mass at least {MINIMUM_MASS:.0%} of before)\n",
         markdown_table(allowed[:10]) + "\n" if allowed else "The rule admitted none.\n",
     ]
     return "\n".join(parts)
-
-
-def _heads_sentence(result: DemoResult) -> str:
-    heads = result.heads
-    top = ", ".join(f"{layer}.{head} {value:+.4f}" for (layer, head), value in heads.top(8))
-    others = "; ".join(f"{name} {values.sum():+.4f}" for name, values in heads.others.items())
-    return (
-        f"Heads, direct: {top}. All heads {heads.values.sum():+.4f}; {others}; sum {heads.total:+.4f} of "
-        f"{heads.effect:+.4f}, closure error {heads.closure_error:.1e}.\n"
-    )

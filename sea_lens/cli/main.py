@@ -3,12 +3,16 @@
 0 done; 2 the user's input is wrong, one line on stderr; 1 anything else.
 """
 
+import itertools
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 # What typer makes of a KeyboardInterrupt.
 _INTERRUPTED = 130
+# Options whose values are files, folders or models.
+_NAMED = ("--demonstrations", "--contrasts", "--edit", "--testbed", "--data", "--out", "--model")
 
 
 def main() -> NoReturn:
@@ -16,26 +20,40 @@ def main() -> NoReturn:
     # Set before anything imports transformers or matplotlib: a command prints its own progress and no window opens.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows no Greek gets question marks, not a traceback.
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     from ..errors import SeaLensError
     from .commands import app
 
     try:
         status = app(standalone_mode=False)
     except SeaLensError as error:
-        _fail(" ".join(str(error).split()), 2)
+        _fail(naming_the_option(" ".join(str(error).split()), sys.argv), 2)
     except KeyboardInterrupt:
         _fail("interrupted", 1)
     except Exception as error:
         # Errors of the command line itself: typer carries its own copy of click, whose classes these are.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-            _fail(" ".join(error.format_message().split()), 2)  # type: ignore[attr-defined]
+            if not (message := error.format_message()):  # type: ignore[attr-defined]
+                sys.exit(2)  # Help was shown.
+            _fail(" ".join(message.split()), 2)
         if type(error).__name__ == "Abort":
             _fail("interrupted", 1)
         raise
     if status == _INTERRUPTED:
         _fail("interrupted", 1)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def naming_the_option(message: str, arguments: Sequence[str]) -> str:
+    """The message with the option in front of a file or name that was given by it and that the message speaks of."""
+    for option, value in itertools.pairwise(arguments):
+        if option in _NAMED and value and value in message and option not in message:
+            return message.replace(value, f"{option} {value}", 1)
+    return message
 
 
 def _fail(message: str, status: int) -> NoReturn:

@@ -1,5 +1,7 @@
 """Options that several commands share, and how their texts are read."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +10,7 @@ import typer
 from ..demonstrations import Contrasts, Demonstrations
 from ..errors import FileError, InputError
 from ..features import FEATURE_MAPS
-from ..layers import LayerChoice
+from ..layers import LayerChoice, check_layer_choice
 from ..models.load import load_model
 from ..models.sites import SITES
 from ..subspaces import COMBINES
@@ -29,6 +31,9 @@ StrengthOption = Annotated[float, typer.Option(help="α; 1 is the edit as fitted
 CombineOption = Annotated[str, typer.Option(help=f"One of {', '.join(COMBINES)}.")]
 SiteOption = Annotated[str, typer.Option(help=f"What is edited: {', '.join(SITES)}.")]
 FeatureOption = Annotated[str, typer.Option(help=f"Feature map: {', '.join(FEATURE_MAPS)}.")]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="jsonl (neutral, positive, negative), halueval, truthfulqa or bbq.")
+]
 LimitOption = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
 
 FORMATS = ("jsonl", "halueval", "truthfulqa", "bbq")
@@ -36,8 +41,10 @@ FORMATS = ("jsonl", "halueval", "truthfulqa", "bbq")
 
 def read_layers(text: str) -> LayerChoice:
     """A layer choice, or a comma-separated list of layers."""
-    if text.replace(",", "").replace(" ", "").isdigit():
-        return [int(part) for part in text.split(",") if part.strip()]
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if parts and all(part.isascii() and part.isdigit() for part in parts):
+        return [int(part) for part in parts]
+    check_layer_choice(text)
     return text
 
 
@@ -50,6 +57,32 @@ def read_pair(text: str, name: str, kind: type[int] | type[float]) -> Any:
     if len(numbers) not in (1, 2):
         raise InputError(f"{name} {text!r}: expected one number, or two with a comma between them")
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def read_names(text: str, name: str, known: Sequence[str]) -> list[str]:
+    """Comma-separated names of known things, each once."""
+    names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    unknown = [given for given in names if given not in known]
+    if unknown or not names:
+        raise InputError(f"{name} {text!r}: expected some of {', '.join(known)}")
+    return names
+
+
+def check_format(form: str) -> None:
+    """Refuse an unknown --format."""
+    if form not in FORMATS:
+        raise InputError(f"--format {form!r}: expected one of {', '.join(FORMATS)}")
+
+
+def settings(where: dict[str, Any], edit: Path, contrasts: Contrasts, **common: Any) -> dict[str, Any]:
+    """What a result was measured with, for its file."""
+    digest = hashlib.sha256(edit.read_bytes()).hexdigest()[:16]
+    return {
+        **where,
+        **common,
+        "edit": {"file": edit.name, "sha256": digest},
+        "contrasts": {"n": len(contrasts), "sha256": contrasts.digest},
+    }
 
 
 def read_demonstrations(path: Path, form: str, limit: int | None) -> Demonstrations:

@@ -1,41 +1,36 @@
-"""Which layers carry an edit's effect (SEA.md section 7, Layers).
+"""Which layers, and which positions in them, carry an edit's effect (SEA.md section 7, Layers).
 
-Let f(α₁ … α_L) be the mean contrast with strength αₗ on layer l's edit and Δ = f(s) − f(0) for the strengths s asked
-for. Four answers, each a different question:
-
-- `only_one`: f(sₗ alone) − f(0), what the layer does by itself;
-- `leave_one_out`: f(s) − f(s without layer l), what is lost without it;
-- `shapley`: the average over all orders of adding the layers of what each adds (Shapley 1953; Castro et al. 2009 for
-  sampling); sums to Δ exactly;
-- `path`: cₗ = ∫₀¹ sₗ ∂f/∂αₗ (t·s) dt, the integrated gradient (Sundararajan et al. 2017) along the common strength, by
-  Gauss-Legendre quadrature; one forward and one backward pass per node give every layer; sums to Δ up to quadrature.
+Let f(α) be the mean contrast with strength αₗ on layer l's edit, s the strengths asked for, and Δ = f(s) − f(0). The
+methods are those of `games` (only one, leave one out, Shapley) and of `path` (the integrated gradient).
 """
 
-import itertools
-import math
-import warnings
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from einops import rearrange
-from jaxtyping import Float
+from einops import reduce
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..demonstrations import Contrast
+from ..demonstrations import Contrast, Contrasts
 from ..errors import InputError
-from ..intervention import ActivationEdit, Scalar, Strength
+from ..intervention import ActivationEdit, Strength, strength_of_layers
 from ..layers import LayerChoice
-from ..progress import tracked
-from ..scoring import Scorer, contrast_scorer, contrast_values
-from .results import LayerContributions
+from ..models.texts import encode
+from ..scoring import Scorer, contrast_scorer
+from .games import METHODS as GAME_METHODS
+from .games import Game, Player
+from .path import Path, Slope, displaced, outside_inference_mode
+from .results import Contributions, LayerContributions, PositionContributions
 
-METHODS = ("path", "shapley", "leave_one_out", "only_one")
-MAX_EXACT_LAYERS = 10
-MAX_NODES = 64
+METHODS = ("path", *GAME_METHODS)
+PATH_TOLERANCE = 1e-3
+
+Result = TypeVar("Result", bound=Contributions)
 
 
+@outside_inference_mode
 def layer_contributions(
     model: Any,
     edit: ActivationEdit,
@@ -47,9 +42,10 @@ def layer_contributions(
     *,
     batch_size: int = 16,
     prepend_bos: bool = True,
-    tolerance: float = 1e-3,
+    tolerance: float = PATH_TOLERANCE,
     permutations: int = 64,
     seed: int = 0,
+    control: Sequence[ActivationEdit] = (),
     progress: bool = False,
 ) -> LayerContributions:
     """Contribution of each edited layer to the effect on contrasts.
@@ -58,13 +54,15 @@ def layer_contributions(
         model: a TransformerLens model.
         edit: the edit.
         contrasts: what the effect is measured on.
-        method: see the module's documentation.
+        method: "path" (sums to the effect up to quadrature), "shapley" (sums to it exactly), "leave_one_out" or
+            "only_one" (need not sum to it).
         layers, strength, combine: as in `applied`.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         tolerance: `path` doubles its nodes from 4 until |Σ − Δ| ≤ tolerance · |Δ|, at most to 64.
         permutations: for `shapley` with more than 10 layers: orders drawn, each together with its reverse.
         seed: of those orders.
+        control: edits to measure in the same way beside this one, such as `sl.permuted` or `sl.randomised` ones.
         progress: show a progress bar.
 
     Returns:
@@ -79,136 +77,149 @@ def layer_contributions(
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
-    edit.functions(model, layers=layers, strength=strength, combine=combine)
-    scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
-    game = _Game(model, edit, scorer, edit.choose_layers(layers), strength, combine)
-    unedited, edited = game.value(()), game.value(game.layers)
-    delta = edited - unedited
-    details: dict[str, Any] = {}
-    if method == "only_one":
-        items = torch.stack([game.value((layer,)) - unedited for layer in game.layers], 1)
-    elif method == "leave_one_out":
-        rest = [tuple(other for other in game.layers if other != layer) for layer in game.layers]
-        items = torch.stack([edited - game.value(others) for others in rest], 1)
-    elif method == "shapley":
-        items, details = _shapley(game, permutations, seed, progress)
+    setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
+    if method == "path":
+        items, details = setup.path.integrate(
+            lambda slope: reduce(displaced(edit, slope, combine), "batch pos units d -> batch", "sum"),
+            setup.effects,
+            tolerance,
+        )
+        values = torch.stack(items, 1)
     else:
-        items, details = _path(game, delta, tolerance)
-    return LayerContributions(method, game.layers, delta.mean().item(), items, delta, details)
+        values, details = setup.game.values(method, permutations=permutations, seed=seed, progress=progress)
+    result = LayerContributions(method, values, setup.effects, layers=setup.layers, details=details)
+    return with_control(
+        result,
+        [
+            layer_contributions(
+                model,
+                other,
+                contrasts,
+                method,
+                setup.layers,
+                strength,
+                combine,
+                batch_size=batch_size,
+                prepend_bos=prepend_bos,
+                tolerance=tolerance,
+                permutations=permutations,
+                seed=seed,
+            )
+            for other in control
+        ],
+    )
 
 
-class _Game:
-    """The contrast of each item as a function of which layers are edited, each coalition evaluated once."""
+@outside_inference_mode
+def position_contributions(
+    model: Any,
+    edit: ActivationEdit,
+    contrasts: Iterable[Contrast],
+    layers: LayerChoice = "all",
+    strength: Strength = 1.0,
+    combine: str | None = None,
+    *,
+    batch_size: int = 16,
+    prepend_bos: bool = True,
+    tolerance: float = PATH_TOLERANCE,
+) -> PositionContributions:
+    """Path contribution of each edited layer at each position: where in the text the edit does its work.
 
-    def __init__(
-        self,
+    Arguments, errors and warnings as in `layer_contributions`; summed over positions, the values are those of its
+    "path".
+
+    Returns:
+        Values in nats by layer and position, counted from the prompt's last token.
+    """
+    if not isinstance(contrasts, Contrasts):
+        contrasts = Contrasts(contrasts)
+    setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
+    lens = setup.scorer.lens
+    lengths = torch.tensor([len(encode(lens, contrast.prompt, prepend_bos=prepend_bos)) for contrast in contrasts])
+    # Column 0 is the first token of the longest prompt; the last token of every prompt is in one column.
+    origin = int(lengths.max()) - 1
+    longest = max(int((batch.mask.sum(1) - lengths[batch.items]).max()) for batch in setup.scorer.batches)
+    width = origin + 1 + max(0, longest)
+
+    def shares(slope: Slope) -> Float[Tensor, "batch positions"]:
+        values = reduce(displaced(edit, slope, combine), "batch pos units d -> batch pos", "sum").cpu()
+        return _aligned(values, origin + 1 - lengths[slope.batch.items], slope.batch.mask, width)
+
+    items, details = setup.path.integrate(shares, setup.effects, tolerance)
+    return PositionContributions(
+        "path",
+        torch.stack(items, 1),
+        setup.effects,
+        layers=setup.layers,
+        positions=tuple(range(-origin, width - origin)),
+        details=details,
+    )
+
+
+def _aligned(
+    values: Float[Tensor, "batch pos"], offsets: Int[Tensor, " batch"], mask: Int[Tensor, "batch pos"], width: int
+) -> Float[Tensor, "batch positions"]:
+    """Each row moved to the right by its offset; padding, where all gradients are zero, is left out."""
+    aligned = torch.zeros(len(values), width, dtype=values.dtype)
+    rows, positions = mask.bool().nonzero(as_tuple=True)
+    aligned[rows, positions + offsets[rows]] = values[rows, positions]
+    return aligned
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every analysis of an edit begins with, checked before any long work.
+
+    Attributes:
+        layers: the chosen layers.
+        strength: of each.
+        effects: Δ of each contrast.
+        game: whose players are the layers, or at `heads=True` their heads.
+        path: the same edit for integration.
+    """
+
+    layers: tuple[int, ...]
+    strength: Mapping[int, float | Tensor]
+    scorer: Scorer
+    effects: Float[Tensor, " contrasts"]
+    game: Game
+    path: Path
+
+    @classmethod
+    def of(
+        cls,
         model: Any,
         edit: ActivationEdit,
-        scorer: Scorer,
-        layers: tuple[int, ...],
+        contrasts: Iterable[Contrast],
+        layers: LayerChoice,
         strength: Strength,
         combine: str | None,
-    ) -> None:
-        self.model, self.edit, self.scorer, self.layers, self.combine = model, edit, scorer, layers, combine
-        mapped = strength if isinstance(strength, Mapping) else dict.fromkeys(layers, strength)
-        self.strength: dict[int, Scalar] = {layer: mapped[layer] for layer in layers}
-        self._values: dict[tuple[int, ...], Float[Tensor, " contrasts"]] = {}
-
-    def value(self, coalition: tuple[int, ...]) -> Float[Tensor, " contrasts"]:
-        """Contrast of each item with only these layers edited; they are given ascending."""
-        if coalition not in self._values:
-            if not coalition:
-                self._values[coalition] = contrast_values(self.scorer)
-            else:
-                strengths = {layer: self.strength[layer] for layer in coalition}
-                with self.edit.applied(self.model, coalition, strengths, self.combine):
-                    self._values[coalition] = contrast_values(self.scorer)
-        return self._values[coalition]
-
-
-def _shapley(
-    game: _Game, permutations: int, seed: int, progress: bool
-) -> tuple[Float[Tensor, "contrasts layers"], dict[str, Any]]:
-    n = len(game.layers)
-    if n <= MAX_EXACT_LAYERS:
-        items = torch.zeros(len(game.value(())), n, dtype=torch.float64)
-        sizes = list(range(n))
-        subsets = [subset for size in sizes for subset in itertools.combinations(sizes, size)]
-        for subset in tracked(subsets, "Shapley values", len(subsets), show=progress):
-            weight = math.factorial(len(subset)) * math.factorial(n - len(subset) - 1) / math.factorial(n)
-            for player in set(sizes) - set(subset):
-                joined = _coalition(game, {*subset, player})
-                items[:, player] += weight * (game.value(joined) - game.value(_coalition(game, set(subset))))
-        return items, {"evaluations": 2**n, "exact": True}
-    generator = torch.Generator().manual_seed(seed)
-    samples = []
-    for _ in tracked(range(permutations), "Shapley values", permutations, show=progress):
-        order = torch.randperm(n, generator=generator).tolist()
-        # An order and its reverse are averaged into one sample: their errors tend to cancel.
-        samples.append(sum(_marginals(game, one) for one in (order, order[::-1])) / 2)
-    stacked = torch.stack(samples)
-    error = stacked.mean(1).std(0) / math.sqrt(permutations) if permutations > 1 else torch.full((n,), math.nan)
-    return stacked.mean(0), {"exact": False, "permutations": 2 * permutations, "standard_errors": error.tolist()}
+        batch_size: int,
+        prepend_bos: bool,
+        *,
+        heads: bool = False,
+    ) -> "Setup":
+        """Check the arguments, tokenise the contrasts, and measure the effect on each."""
+        edit.functions(model, layers=layers, strength=strength, combine=combine)
+        scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
+        chosen = edit.choose_layers(layers)
+        strengths = strength_of_layers(strength, chosen)
+        units: Sequence[int | None] = range(edit.shape[0]) if heads else (None,)
+        players: list[Player] = [(layer, unit) for layer in chosen for unit in units]
+        game = Game(model, edit, scorer, players, strengths, combine)
+        effects = game.value(game.everybody) - game.value(frozenset())
+        return cls(chosen, strengths, scorer, effects, game, Path(model, edit, scorer, chosen, strengths, combine))
 
 
-def _coalition(game: _Game, players: set[int]) -> tuple[int, ...]:
-    return tuple(game.layers[player] for player in sorted(players))
+def with_control(result: Result, controls: Sequence[Contributions]) -> Result:
+    """The result with the values of its controls beside it.
 
-
-def _marginals(game: _Game, order: list[int]) -> Float[Tensor, "contrasts layers"]:
-    items = torch.zeros(len(game.value(())), len(order), dtype=torch.float64)
-    before = game.value(())
-    for place, player in enumerate(order):
-        after = game.value(_coalition(game, set(order[: place + 1])))
-        items[:, player] = after - before
-        before = after
-    return items
-
-
-def _path(
-    game: _Game, delta: Float[Tensor, " contrasts"], tolerance: float
-) -> tuple[Float[Tensor, "contrasts layers"], dict[str, Any]]:
-    nodes = 4
-    while True:
-        positions, weights = np.polynomial.legendre.leggauss(nodes)
-        items = sum(
-            weight / 2 * _gradient(game, (position + 1) / 2)
-            for position, weight in zip(positions.tolist(), weights.tolist(), strict=True)
-        )
-        assert isinstance(items, Tensor)
-        error = abs((items.sum(1) - delta).mean().item())
-        allowed = tolerance * abs(delta.mean().item())
-        if error <= allowed or nodes >= MAX_NODES:
-            break
-        nodes *= 2
-    if error > allowed:
-        warnings.warn(
-            f"path contributions close to {error:.2e} nats with {nodes} nodes, not to the {allowed:.2e} asked for "
-            f"({tolerance:g} of the effect)",
-            stacklevel=3,
-        )
-    return items, {"nodes": nodes, "tolerance": tolerance}
-
-
-def _gradient(game: _Game, t: float) -> Float[Tensor, "contrasts layers"]:
-    """sₗ ∂f/∂αₗ at strengths t·s, for each contrast.
-
-    Every row of a batch has a strength of its own, so that one backward pass gives each contrast's gradient.
+    Raises:
+        InputError: a control has other parts, for instance another rank.
     """
-    scorer = game.scorer
-    items = torch.zeros(scorer.n // 2, len(game.layers), dtype=torch.float64)
-    for batch in scorer.batches:
-        rows = len(batch.tokens)
-        variables = {
-            layer: torch.full((rows, 1, 1), t, dtype=torch.float32, device=scorer.lens.device, requires_grad=True)
-            for layer in game.layers
-        }
-        strengths = {layer: variables[layer] * game.strength[layer] for layer in game.layers}
-        with torch.enable_grad(), game.edit.applied(game.model, game.layers, strengths, game.combine):
-            log_probs = scorer.batch_log_probs(batch)
-            # Even completions are targets, odd ones foils.
-            signs = 1.0 - 2.0 * (batch.completion % 2).to(log_probs)
-            gradients = torch.autograd.grad((signs * log_probs).sum(), list(variables.values()))
-        stacked = rearrange(list(gradients), "layers rows 1 1 -> rows layers").double().cpu()
-        items.index_add_(0, batch.items, stacked)
-    return items
+    if not controls:
+        return result
+    for control in controls:
+        if control.labels != result.labels:
+            raise InputError("a control edit has other layers, heads or ranks than the edit")
+    return replace(result, control_values=torch.stack([control.values for control in controls]))

@@ -5,6 +5,7 @@ import copy
 import importlib.util
 import io
 import json
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..errors import FileError, InputError, UnsupportedModelError
 from .lens import Lens
@@ -25,7 +27,7 @@ def hooked_available() -> bool:
 
 
 def load_model(
-    name_or_path: str,
+    name_or_path: str | os.PathLike[str],
     backend: str = "auto",
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
@@ -53,7 +55,7 @@ def load_model(
         raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
     target = _device(device)
     torch_dtype = _dtype(dtype)
-    name = _resolved(name_or_path)
+    name = _resolved(os.fspath(name_or_path))
     if backend == "hooked" and not hooked_available():
         raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
     with _quiet():
@@ -77,8 +79,8 @@ def _device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=target).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
     return target
 
@@ -87,12 +89,14 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype is None:
         return torch.float32
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise InputError(f"unknown dtype {dtype!r}: expected float32, bfloat16, float16 or float64")
     return found
 
 
 def _resolved(name_or_path: str) -> str:
+    if not name_or_path.strip():
+        raise InputError("the model's name is empty: expected a Hugging Face name or a local folder")
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -123,7 +127,7 @@ def _quiet() -> Iterator[None]:
 def _failures_named(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
 
@@ -135,9 +139,8 @@ def _load_huggingface(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError):
-        # A folder of weights alone is a usable model: only texts cannot be read with it.
-        return model, None
+    except (OSError, ValueError) as error:
+        raise UnsupportedModelError(f"model {name!r} has no tokenizer that can be read, so texts cannot be") from error
     config = Path(name) / "tokenizer_config.json"
     generic = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
     if generic in ("TokenizersBackend", "PreTrainedTokenizerFast") and type(tokenizer) is not PreTrainedTokenizerFast:

@@ -67,7 +67,8 @@ def probe_norm(lens: Lens, path: str) -> Norm:
     n = normalized[0][0, 0].double()
     bias = (outputs[0] + outputs[1]) / 2
     gain = (outputs[0] - outputs[1]) / (2 * n)
-    return Norm(gain, bias, centres=bool(normalized[2].abs().max() < 1e-3))
+    centres = normalized[2].abs().max() < 1e-3 * normalized[0].abs().max()
+    return Norm(gain, bias, centres=bool(centres))
 
 
 def soft_cap(lens: Lens) -> float | None:

@@ -29,6 +29,8 @@ def encode(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "text
     Raises:
         DemonstrationError: the text has no tokens or more than fit the model's context; `what` names it.
     """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise DemonstrationError(f"{what} holds half a character (a lone surrogate)")
     tokens: list[int] = lens.tokenizer(text, add_special_tokens=False).input_ids
     bos = bos_token(lens)
     if prepend_bos and bos is not None and tokens[:1] != [bos]:

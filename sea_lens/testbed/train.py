@@ -16,39 +16,21 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from rich.progress import track
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
+from .tokenizer import BOS, EOS, PAD, word_tokenizer
 from .world import NAMES, World
 
-PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
-STEPS = 2500
+STEPS = 4000
 BATCH_SIZE = 32
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 100
 WEIGHT_DECAY = 0.1
 ANSWER_WEIGHT = 6.0
 CONTEXT = 80
-
-
-def build_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """One token for each word of the world, words separated by white space."""
-    words = [PAD, BOS, EOS, UNK, *world.vocabulary()]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNK))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=CONTEXT,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        unk_token=UNK,
-    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -93,7 +75,7 @@ def weighted_loss(
 def train(seed: int, steps: int) -> tuple[World, PreTrainedTokenizerFast, LlamaForCausalLM, list[float]]:
     """Train one model; the same seed and step count give the same weights on the same machine and thread count."""
     world = World.generate(seed)
-    tokenizer = build_tokenizer(world)
+    tokenizer = word_tokenizer(world.vocabulary(), CONTEXT)
     vocabulary = tokenizer.get_vocab()
     weights = torch.ones(len(vocabulary))
     weights[[vocabulary[name] for name in NAMES]] = ANSWER_WEIGHT

@@ -1,4 +1,4 @@
-"""Figures; every function draws on given axes, or on new ones, and returns them."""
+"""Figures of an edit and its effect."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -8,27 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from .statistics import Interval
+from ..statistics import Interval
+from .axes import AFTER, BEFORE, KEEP, new_axes
 
 if TYPE_CHECKING:
-    from .contributions.results import HeadContributions, LayerContributions
-    from .effect import Effect
-    from .spectral import SpectralEdit
-
-BEFORE, AFTER, NEUTRAL = "#8c8c8c", "#1b6ca8", "#c9c9c9"
-KEEP, DROP = "#1b6ca8", "#c44536"
-
-METHOD_TITLES = {
-    "path": "integrated along the edit's strength",
-    "shapley": "Shapley values",
-    "leave_one_out": "what is lost without the layer's edit",
-    "only_one": "what the layer's edit does alone",
-}
-
-
-def new_axes(ax: Axes | None, size: tuple[float, float] = (6.0, 3.6)) -> Axes:
-    """The given axes, or the axes of a new figure."""
-    return ax if ax is not None else plt.subplots(figsize=size, layout="constrained")[1]
+    from ..effect import Effect
+    from ..spectral import SpectralEdit
 
 
 def before_after(effect: "Effect", ax: Axes | None = None) -> Axes:
@@ -47,60 +32,6 @@ def before_after(effect: "Effect", ax: Axes | None = None) -> Axes:
     ax.set_ylabel("contrasts")
     ax.set_title(f"Effect of the edit: {effect.interval} nats")
     ax.legend(frameon=False)
-    return ax
-
-
-def layer_bars(contributions: "LayerContributions", ax: Axes | None = None) -> Axes:
-    """A bar for each edited layer, with its bootstrap interval over contrasts."""
-    ax = new_axes(ax)
-    frame = contributions.to_frame()
-    values = frame["value"].to_numpy()
-    errors = np.abs(np.stack([values - frame["low"], frame["high"] - values]))
-    ax.bar(frame["layer"], values, yerr=errors, color=[KEEP if v >= 0 else DROP for v in values], capsize=4)
-    ax.axhline(0, color="black", linewidth=0.8)
-    ax.axhline(contributions.effect, color=BEFORE, linestyle="--", linewidth=1.2)
-    ax.annotate(
-        f"whole edit {contributions.effect:+.2f}",
-        (1.0, contributions.effect),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        color=BEFORE,
-    )
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("layer")
-    ax.set_ylabel("contribution to the effect, nats")
-    ax.set_title(f"Layers: {METHOD_TITLES[contributions.method]}")
-    ax.margins(y=0.15)
-    return ax
-
-
-def head_map(contributions: "HeadContributions", ax: Axes | None = None) -> Axes:
-    """Head × layer map of direct contributions."""
-    values = contributions.values.numpy()
-    n_layers, n_heads = values.shape
-    ax = new_axes(ax, (1.6 + 0.55 * n_heads, 1.6 + 0.5 * n_layers))
-    bound = float(np.abs(values).max()) or 1.0
-    image = ax.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
-    decimals = 2 if bound >= 0.1 else 3
-    if values.size <= 64:
-        for layer in range(n_layers):
-            for head in range(n_heads):
-                value = values[layer, head]
-                shade = "white" if abs(value) > 0.6 * bound else "black"
-                ax.text(head, layer, f"{value:+.{decimals}f}", ha="center", va="center", fontsize=7, color=shade)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("head")
-    ax.set_ylabel("layer")
-    ax.set_title(
-        f"Heads' direct share of the change of the logit difference ({contributions.effect:+.2f})\n"
-        f"closure error {contributions.closure_error:.0e}",
-        fontsize=10,
-    )
-    figure = ax.get_figure()
-    assert figure is not None
-    figure.colorbar(image, ax=ax, label="logits")
     return ax
 
 

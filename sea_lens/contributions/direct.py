@@ -1,0 +1,266 @@
+"""Direct contributions of heads to the change of the logit difference (SEA.md section 7, Heads, *direct*).
+
+The direct contribution of a head is what it writes at the last prompt position, read off as logit difference through
+the final norm and the unembedding, in the edited run minus the unedited run, each run with its own norm scale. The
+final norm given its scale is linear, so the contributions of all heads, MLPs, biases, the embedding and the edit's own
+displacements add up to the change of the logit difference. That closure is checked in every call, together with the two
+identities that it rests on: the heads and the bias of a layer sum to its attention output, and the parts read off sum
+to the logits. Where one does not hold numerically, the function refuses.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from einops import einsum, rearrange, reduce
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..arguments import as_integer
+from ..demonstrations import Contrasts
+from ..errors import DemonstrationError, UnsupportedModelError
+from ..intervention import ActivationEdit, Strength
+from ..layers import LayerChoice
+from ..models.lens import HookFunction, Lens
+from ..models.readout import (
+    FINAL_NORM,
+    Norm,
+    attention_bias,
+    attention_norm,
+    head_outputs,
+    probe_norm,
+    soft_cap,
+    unembedding_bias,
+    unembedding_columns,
+)
+from ..models.texts import batches, encode, encode_completion
+from .results import HeadContributions
+
+OTHERS = ("embedding", "attention_bias", "mlp", "edit")
+
+
+def direct_contributions(
+    model: Any,
+    edit: ActivationEdit,
+    contrasts: Contrasts,
+    layers: LayerChoice,
+    strength: Strength,
+    combine: str | None,
+    *,
+    batch_size: int,
+    prepend_bos: bool,
+    tolerance: float | None,
+) -> HeadContributions:
+    """`head_contributions` with method "direct"; arguments and errors as there."""
+    lens = Lens.of(model)
+    functions = edit.functions(model, layers=layers, strength=strength, combine=combine)
+    prompts, pairs = _first_tokens(lens, contrasts, prepend_bos)
+    batch_size = as_integer(batch_size, "batch_size", least=1)
+    allowed = tolerance if tolerance is not None else 1e-4 if lens.dtype.itemsize >= 4 else 0.03
+    readout = _Readout.of(lens, allowed)
+
+    rows: list[int] = []
+    parts: list[_Parts] = []
+    with torch.no_grad():
+        for batch in batches(prompts, batch_size):
+            last = batch.mask.sum(1) - 1
+            pair = pairs[batch.rows].to(lens.device)
+            unedited = readout.parts(_run(lens, batch.tokens, batch.mask, last, []), pair)
+            edited = readout.parts(_run(lens, batch.tokens, batch.mask, last, functions), pair)
+            rows += batch.rows
+            parts.append(edited - unedited)
+    order = torch.tensor(rows).argsort()
+    return HeadContributions(
+        "direct",
+        torch.cat([part.heads for part in parts])[order],
+        torch.cat([part.difference for part in parts])[order],
+        item_others={name: torch.cat([part.others[name] for part in parts])[order] for name in OTHERS},
+    )
+
+
+def _first_tokens(
+    lens: Lens, contrasts: Contrasts, prepend_bos: bool
+) -> tuple[list[list[int]], Int[Tensor, "contrasts 2"]]:
+    """Tokens of each prompt, and the first tokens of its target and foil."""
+    prompts, pairs = [], []
+    for named, contrast in zip(contrasts.names, contrasts, strict=True):
+        prompt = encode(lens, contrast.prompt, prepend_bos=prepend_bos, what=f"{named}, prompt,")
+        firsts = []
+        for name, text in (("target", contrast.target), ("foil", contrast.foil)):
+            what = f"{named}, {name},"
+            tokens, start = encode_completion(lens, contrast.prompt, text, prepend_bos=prepend_bos, what=what)
+            if start != len(prompt):
+                raise DemonstrationError(
+                    f"{what} changes the tokens of its prompt, so there is no last prompt position to read at: "
+                    f"begin the completion with a space"
+                )
+            firsts.append(tokens[start])
+        if firsts[0] == firsts[1]:
+            raise DemonstrationError(f"{named}: target and foil begin with the same token, so their logits agree")
+        prompts.append(prompt)
+        pairs.append(firsts)
+    return prompts, torch.tensor(pairs)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run at the last prompt positions: activations by hook point, the edit's displacements, logits."""
+
+    seen: Mapping[str, Tensor]
+    displacements: Mapping[str, Tensor]
+    logits: Float[Tensor, "batch d_vocab"]
+
+    def displacement(self, name: str) -> Tensor:
+        """How far the edit moved the activation at a hook point; zero where there is no edit."""
+        moved = self.displacements.get(name)
+        return torch.zeros_like(self.seen[name]) if moved is None else moved
+
+
+def _run(
+    lens: Lens,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch pos"],
+    last: Int[Tensor, " batch"],
+    functions: list[tuple[str, HookFunction]],
+) -> _Run:
+    rows = torch.arange(len(tokens))
+    seen: dict[str, Tensor] = {}
+    displacements: dict[str, Tensor] = {}
+
+    def save(name: str) -> HookFunction:
+        def hook(x: Tensor) -> None:
+            seen[name] = x[rows, last].double()
+
+        return hook
+
+    def displacing(name: str, function: HookFunction) -> HookFunction:
+        def hook(x: Tensor) -> Tensor:
+            edited = function(x)
+            assert edited is not None
+            displacements[name] = edited[rows, last].double() - x[rows, last].double()
+            return edited
+
+        return hook
+
+    names = ["blocks.0.hook_resid_pre", f"{FINAL_NORM}.hook_scale"]
+    for layer in range(lens.n_layers):
+        block = f"blocks.{layer}."
+        names += [block + name for name in ("attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")]
+        if (norm := attention_norm(lens, layer)) is not None:
+            names.append(f"{norm}.hook_scale")
+    hooks = [(name, displacing(name, function)) for name, function in functions]
+    with lens.hooks([*hooks, *((name, save(name)) for name in names)]):
+        logits = lens.forward(tokens, mask)[rows, last].double()
+    return _Run(seen, displacements, logits)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A logit difference and the parts that it is the sum of."""
+
+    heads: Float[Tensor, "batch n_layers n_heads"]
+    others: dict[str, Float[Tensor, "batch n_layers"]]
+    difference: Float[Tensor, " batch"]
+
+    def __sub__(self, other: "_Parts") -> "_Parts":
+        others = {name: values - other.others[name] for name, values in self.others.items()}
+        return _Parts(self.heads - other.heads, others, self.difference - other.difference)
+
+
+@dataclass(frozen=True)
+class _Readout:
+    """Reads logit differences off the parts of a residual stream."""
+
+    lens: Lens
+    norm: Norm
+    attention_norms: list[Norm | None]
+    tolerance: float
+
+    @classmethod
+    def of(cls, lens: Lens, tolerance: float) -> "_Readout":
+        paths = [attention_norm(lens, layer) for layer in range(lens.n_layers)]
+        norms = [None if path is None else probe_norm(lens, path) for path in paths]
+        return cls(lens, probe_norm(lens, FINAL_NORM), norms, tolerance)
+
+    def parts(self, run: _Run, pairs: Int[Tensor, "batch 2"]) -> _Parts:
+        """Split each row's logit difference; refuses where an identity does not hold."""
+        lens, n_layers = self.lens, self.lens.n_layers
+        columns = rearrange(
+            unembedding_columns(lens, pairs.flatten()), "(batch two) d_model -> two batch d_model", two=2
+        )
+        direction = columns[0] - columns[1]
+        scale = run.seen[f"{FINAL_NORM}.hook_scale"]
+
+        def read(x: Float[Tensor, "batch *parts d_model"]) -> Float[Tensor, "batch *parts"]:
+            widened = rearrange(scale, "batch 1 -> batch 1 1") if x.ndim == 3 else scale
+            return einsum(self.norm.apply_linearly(x, widened), direction, "batch ... d, batch d -> batch ...")
+
+        heads, others = [], {name: [] for name in OTHERS}
+        embedding = run.seen["blocks.0.hook_resid_pre"]
+        stream = embedding
+        for layer in range(n_layers):
+            block = f"blocks.{layer}."
+            written, bias = self._attention(run, layer)
+            mlp_point, attn_point = block + "hook_mlp_out", block + "hook_attn_out"
+            mlp = run.seen[mlp_point] - run.displacement(mlp_point)
+            edit = sum(run.displacement(name) for name in (mlp_point, attn_point, block + "hook_resid_post"))
+            assert isinstance(edit, Tensor)
+            stream = stream + reduce(written, "batch heads d_model -> batch d_model", "sum") + bias + mlp + edit
+            heads.append(read(written))
+            others["embedding"].append(read(embedding if layer == 0 else torch.zeros_like(embedding)))
+            others["attention_bias"].append(read(bias))
+            others["mlp"].append(read(mlp))
+            others["edit"].append(read(edit))
+        final = run.seen[f"blocks.{n_layers - 1}.hook_resid_post"]
+        self._require(final, stream, "the residual stream is not the sum of its parts", "after the last layer")
+        self._check_logits(run, final, scale, pairs)
+        # What is constant (norm bias, b_U) cancels between runs, so it is left out of the difference as well.
+        return _Parts(
+            torch.stack(heads, 1).cpu(),
+            {name: torch.stack(values, 1).cpu() for name, values in others.items()},
+            read(final).cpu(),
+        )
+
+    def _attention(
+        self, run: _Run, layer: int
+    ) -> tuple[Float[Tensor, "batch heads d_model"], Float[Tensor, "batch d_model"]]:
+        """What each head and the bias write to the residual stream, after the norm behind attention if there is one."""
+        block = f"blocks.{layer}."
+        written = head_outputs(self.lens, layer, run.seen[block + "attn.hook_z"])
+        bias = attention_bias(self.lens, layer).expand_as(written[:, 0])
+        norm = self.attention_norms[layer]
+        if norm is not None:
+            scale = run.seen[f"{attention_norm(self.lens, layer)}.hook_scale"]
+            written = norm.apply_linearly(written, rearrange(scale, "batch 1 -> batch 1 1"))
+            bias = norm.apply_linearly(bias, scale) + norm.bias
+        attn_point = block + "hook_attn_out"
+        output = run.seen[attn_point] - run.displacement(attn_point)
+        total = reduce(written, "batch heads d_model -> batch d_model", "sum") + bias
+        self._require(output, total, "heads and bias do not sum to the attention output", f"at layer {layer}")
+        return written, bias
+
+    def _check_logits(
+        self,
+        run: _Run,
+        final: Float[Tensor, "batch d_model"],
+        scale: Float[Tensor, "batch 1"],
+        pairs: Int[Tensor, "batch 2"],
+    ) -> None:
+        tokens = pairs.flatten()
+        columns = rearrange(unembedding_columns(self.lens, tokens), "(batch two) d -> batch two d", two=2)
+        bias = rearrange(unembedding_bias(self.lens, tokens), "(batch two) -> batch two", two=2)
+        normed = self.norm.apply_linearly(final, scale) + self.norm.bias
+        logits = einsum(normed, columns, "batch d, batch two d -> batch two") + bias
+        if (cap := soft_cap(self.lens)) is not None:
+            logits = cap * torch.tanh(logits / cap)
+        self._require(run.logits.gather(1, pairs), logits, "the readout does not reproduce the logits", "at the end")
+
+    def _require(self, measured: Tensor, rebuilt: Tensor, broken: str, where: str) -> None:
+        error = (measured - rebuilt).abs().max().item()
+        size = measured.abs().max().item()
+        if not error <= self.tolerance * max(size, 1e-6):
+            raise UnsupportedModelError(
+                f"model {self.lens.name!r}: {broken} {where} (off by {error:.2e} of {size:.2e}), so direct "
+                f"contributions would be wrong"
+            )

@@ -1,0 +1,134 @@
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tiny import contrasts, demonstrations, fitted
+
+import sea_lens as sl
+
+pytestmark = pytest.mark.model
+
+
+def results(model):
+    """One result of every kind."""
+    edit, items = fitted(model), contrasts()
+    heads = fitted(model, site="z")
+    control = [sl.randomised(edit, 0), sl.randomised(edit, 1)]
+    return {
+        "layers": sl.layer_contributions(model, edit, items, "leave_one_out", layers=[0, 2], control=control),
+        "positions": sl.position_contributions(model, edit, items),
+        "directions": sl.direction_contributions(model, edit, items, control=control),
+        "directions of heads": sl.direction_contributions(model, heads, items, describe=2),
+        "direct": sl.head_contributions(model, edit, items, layers=[0, 2], control=control),
+        "necessity": sl.head_contributions(model, edit, items, "necessity"),
+    }
+
+
+def test_results_have_labels_tables_intervals_and_figures(model):
+    for name, result in results(model).items():
+        labels, values = list(result.labels), result.values.flatten()
+        assert len(labels) == len(set(labels)) == len(values), name
+        ranked = result.top(len(labels))
+        assert [abs(value) for _, value in ranked] == sorted(values.abs().tolist(), reverse=True)
+        assert all(values[labels.index(label)] == value for label, value in ranked)
+        assert len(result.top(2)) == 2
+        errors = result.item_values.std(0) / math.sqrt(len(contrasts()))
+        torch.testing.assert_close(result.standard_errors, errors)
+        frame = result.to_frame()
+        parts = frame if "component" not in frame else frame[frame["component"] == "head"]
+        assert parts["value"].tolist() == values.tolist()
+        assert (parts["low"] <= parts["value"] + 1e-12).all()
+        assert (parts["value"] <= parts["high"] + 1e-12).all()
+        interval = result.interval(labels[-1])
+        assert (interval.low, interval.high) == pytest.approx((parts["low"].iloc[-1], parts["high"].iloc[-1]))
+        assert math.isclose(frame["value"].sum(), result.total, abs_tol=1e-9)
+        assert ("control_low" in frame) == (result.control_values is not None)
+        assert result.method in str(result)
+        axes = result.plot()
+        assert axes.get_title()
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+        plt.close(axes.get_figure())
+
+
+def test_labels_name_the_right_values(model):
+    found = results(model)
+    assert found["layers"].layers == (0, 2)
+    assert found["layers"].to_frame()["layer"].tolist() == [0, 2]
+    (layer, head), value = found["necessity"].top(1)[0]
+    assert value == found["necessity"].values[layer, head]
+    (layer, position), value = found["positions"].top(1)[0]
+    positions = found["positions"].positions
+    assert value == found["positions"].values[layer, positions.index(position)]
+    assert set(found["direct"].to_frame()["component"]) == {"head", "embedding", "attention_bias", "mlp", "edit"}
+    table = found["directions of heads"].to_frame()
+    assert not table["head"].isna().any()
+    assert found["directions"].to_frame()["head"].isna().all()
+
+
+def test_a_figure_is_drawn_on_given_axes(model):
+    _, ax = plt.subplots()
+    result = sl.layer_contributions(model, fitted(model), contrasts(), "only_one")
+    assert result.plot(ax) is ax
+    plt.close(ax.get_figure())
+
+
+def test_a_control_of_another_shape_is_refused(model):
+    other = fitted(model, rank=(2, 2))
+    with pytest.raises(sl.InputError, match="control edit has other layers, heads or ranks"):
+        sl.direction_contributions(model, fitted(model), contrasts(), control=[other])
+
+
+@pytest.mark.parametrize("site", ["mlp_out", "z"])
+def test_permuted_edits_have_the_ranks_and_options_of_the_edit(site, model):
+    demos = demonstrations()
+    covariance = sl.capture(model, demos, site=site, position="mean", layers=[0, 2], progress=False)
+    edit = sl.fit(covariance, energy=0.9, centre=True)
+    permuted = sl.permuted(model, edit, demos, draws=3, seed=1)
+    assert all(other.ranks == edit.ranks for other in permuted)
+    for seed, other in enumerate(permuted, 3):
+        shuffled = sl.capture(model, demos.shuffled(seed), site=site, position="mean", layers=[0, 2], progress=False)
+        expected = sl.fit(shuffled, rank=edit.ranks, centre=True)
+        torch.testing.assert_close(other.subspaces[2].keep, expected.subspaces[2].keep)
+    assert not torch.allclose(permuted[0].subspaces[2].keep, edit.subspaces[2].keep)
+    assert not torch.allclose(permuted[0].subspaces[2].keep, permuted[1].subspaces[2].keep)
+
+
+def test_shuffling_swaps_some_and_keeps_all():
+    demos = demonstrations(40)
+    shuffled = demos.shuffled(0)
+    swapped = [one != other for one, other in zip(demos, shuffled, strict=True)]
+    assert 5 < sum(swapped) < 35
+    for one, other, was_swapped in zip(demos, shuffled, swapped, strict=True):
+        assert one.neutral == other.neutral
+        assert {one.positive, one.negative} == {other.positive, other.negative}
+        assert (one.positive == other.negative) == was_swapped
+    assert demos.shuffled(0) == shuffled
+    assert demos.shuffled(1) != shuffled
+
+
+def test_an_edit_without_a_capture_cannot_be_permuted(model):
+    x = torch.randn(5, 3, 32)
+    with pytest.raises(sl.InputError, match="not fitted from captured activations"):
+        sl.permuted(model, sl.fit_activations(x, x.flip(0), x.roll(1, 0)), demonstrations())
+
+
+def test_a_fit_with_the_ranks_of_another_edit(model):
+    covariance = sl.capture(model, demonstrations(), progress=False)
+    edit = sl.fit(covariance, energy=(0.9, 0.99))
+    again = sl.fit(covariance, rank=edit.ranks)
+    assert again.ranks == edit.ranks
+    for layer in edit.layers:
+        np.testing.assert_allclose(again.subspaces[layer].keep, edit.subspaces[layer].keep)
+    with pytest.raises(sl.InputError, match="expected a pair for each layer"):
+        sl.fit(covariance, rank={0: (1, 1)})
+    with pytest.raises(sl.InputError, match="above the width"):
+        sl.fit(covariance, rank=dict.fromkeys(edit.layers, (1, 99)))
+
+
+def test_tables_are_frames(model):
+    for result in results(model).values():
+        assert isinstance(result.to_frame(), pd.DataFrame)

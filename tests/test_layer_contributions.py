@@ -1,0 +1,175 @@
+import itertools
+
+import pytest
+import torch
+from tiny import N_LAYERS, contrasts, demonstrations, fitted
+
+import sea_lens as sl
+from sea_lens.contributions import games, path
+from sea_lens.contributions.layers import Setup, reduce
+from sea_lens.models.texts import encode
+
+pytestmark = pytest.mark.model
+STRENGTH = 0.9
+
+
+def effects_of_coalitions(model, edit, items):
+    """Effect of every set of edited layers, each measured by itself."""
+    found = {(): 0.0}
+    for size in range(1, N_LAYERS + 1):
+        for chosen in itertools.combinations(range(N_LAYERS), size):
+            found[chosen] = sl.effect(model, edit, items, layers=list(chosen), strength=STRENGTH).effect
+    return found
+
+
+def test_each_method_is_its_definition(any_model):
+    edit, items = fitted(any_model), contrasts()
+    effects = effects_of_coalitions(any_model, edit, items)
+    every = tuple(range(N_LAYERS))
+
+    def without(layer):
+        return tuple(other for other in every if other != layer)
+
+    def shapley(layer):
+        orders = list(itertools.permutations(every))
+        gains = []
+        for order in orders:
+            before = order[: order.index(layer)]
+            gains.append(effects[tuple(sorted((*before, layer)))] - effects[tuple(sorted(before))])
+        return sum(gains) / len(orders)
+
+    expected = {
+        "only_one": [effects[(layer,)] for layer in every],
+        "leave_one_out": [effects[every] - effects[without(layer)] for layer in every],
+        "shapley": [shapley(layer) for layer in every],
+    }
+    for method, values in expected.items():
+        found = sl.layer_contributions(any_model, edit, items, method, strength=STRENGTH)
+        torch.testing.assert_close(found.values, torch.tensor(values, dtype=torch.float64), rtol=1e-3, atol=1e-4)
+        assert found.effect == pytest.approx(effects[every], abs=1e-4)
+        assert found.total == pytest.approx(sum(values), abs=1e-4)
+    assert found.closure_error < 1e-6
+
+
+def test_path_contributions_sum_to_the_effect(any_model):
+    found = sl.layer_contributions(any_model, fitted(any_model), contrasts(), "path", strength=STRENGTH)
+    assert found.closure_error <= 1e-3 * abs(found.effect) + 1e-6
+    assert found.item_values.shape == (6, N_LAYERS)
+
+
+def test_the_slope_of_the_path_is_that_of_finite_differences(any_model):
+    edit, items, step = fitted(any_model), contrasts(), 1e-2
+    strength = {0: 1.0, 1: 0.5, 2: 2.0}
+    setup = Setup.of(any_model, edit, items, "all", strength, None, 16, True)
+    slopes = setup.path.node(
+        0.6, lambda slope: reduce(path.displaced(edit, slope, None), "batch pos units d -> batch", "sum")
+    )
+    for layer, slope in enumerate(slopes):
+
+        def value(t, layer=layer):
+            moved = {at: 0.6 * alpha for at, alpha in strength.items()} | {layer: t * strength[layer]}
+            return sl.effect(any_model, edit, items, strength=moved).after_items
+
+        difference = (value(0.6 + step) - value(0.6 - step)) / (2 * step)
+        torch.testing.assert_close(slope, difference, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("site", ["attn_out", "resid_post", "z"])
+def test_the_path_closes_at_every_site_and_through_feature_maps(site, model):
+    edit, items = fitted(model, site=site, feature="tanh", centre=True), contrasts()
+    found = sl.layer_contributions(model, edit, items, strength=0.5)
+    assert found.closure_error <= 1e-3 * abs(found.effect) + 1e-6
+
+
+def test_the_path_of_steering_closes_too(model):
+    covariance = sl.capture(model, demonstrations(), progress=False)
+    found = sl.layer_contributions(model, sl.mean_difference(covariance), contrasts(), layers="last-2", strength=2.0)
+    assert found.layers == (1, 2)
+    assert found.closure_error <= 1e-3 * abs(found.effect) + 1e-6
+
+
+def test_positions_add_up_to_their_layers(any_model):
+    edit, items = fitted(any_model), contrasts()
+    by_position = sl.position_contributions(any_model, edit, items)
+    by_layer = sl.layer_contributions(any_model, edit, items)
+    torch.testing.assert_close(by_position.item_values.sum(2), by_layer.item_values, rtol=1e-4, atol=1e-5)
+    lengths = [len(encode(path.Lens.of(any_model), item.prompt)) for item in items]
+    assert by_position.positions[0] == 1 - max(lengths)
+    origin = by_position.positions.index(0)
+    for values, length in zip(by_position.item_values, lengths, strict=True):
+        assert (values[:, : origin + 1 - length] == 0).all()
+        assert (values[:, origin] != 0).any()
+    # The last layer acts on the answer only from where the answer is predicted.
+    assert by_position.item_values[:, -1, :origin].abs().max() == 0
+
+
+def test_a_position_is_where_an_edit_of_it_alone_would_act(model):
+    # With one layer's edit on, its contribution at the positions of a prompt is the integral over those alone.
+    edit, items = fitted(model), contrasts(1)
+    found = sl.position_contributions(model, edit, items, layers=[2], strength=1e-3)
+    before = sl.effect(model, edit, items, layers=[2], strength=0.0).after
+    point = "blocks.2.hook_mlp_out"
+    last = len(encode(path.Lens.of(model), items[0].prompt)) - 1
+
+    def only_last(x):
+        moved = x.clone()
+        moved[:, last] = edit(x, 2, 1e-3)[:, last]
+        return moved
+
+    scorer = path.Scorer.of
+    with path.Lens.of(model).hooks([(point, only_last)]):
+        after = sl.effect(model, edit, items, layers=[2], strength=0.0).before
+    assert scorer is not None
+    place = found.positions.index(0)
+    assert found.values[0, place].item() == pytest.approx(after - before, rel=0.1, abs=2e-6)
+
+
+def test_sampled_shapley_values_agree_with_exact_ones_and_sum_to_the_effect(model, monkeypatch):
+    edit, items = fitted(model), contrasts()
+    exact = sl.layer_contributions(model, edit, items, "shapley")
+    monkeypatch.setattr(games, "MAX_EXACT_PLAYERS", 2)
+    sampled = sl.layer_contributions(model, edit, items, "shapley", permutations=40)
+    assert sampled.details["exact"] is False
+    assert sampled.closure_error < 1e-6
+    for i, error in enumerate(sampled.details["sampling_errors"]):
+        assert abs(sampled.values[i] - exact.values[i]) <= 4 * error + 1e-6
+
+
+def test_a_path_that_does_not_close_says_so(model, monkeypatch):
+    monkeypatch.setattr(path, "MAX_NODES", 4)
+    with pytest.warns(UserWarning, match=r"close to .* nats with 4 nodes"):
+        sl.layer_contributions(model, fitted(model), contrasts(), "path", tolerance=1e-12)
+
+
+def test_nodes_double_until_the_path_closes(model):
+    edit, items = fitted(model), contrasts()
+    coarse = sl.layer_contributions(model, edit, items, strength=3.0, tolerance=1.0)
+    fine = sl.layer_contributions(model, edit, items, strength=3.0, tolerance=1e-4)
+    assert coarse.details["nodes"] == 4
+    assert fine.details["nodes"] >= 4
+    assert fine.closure_error <= 1e-4 * abs(fine.effect) + 1e-6
+
+
+def test_the_path_leaves_no_trace(model):
+    edit, items = fitted(model), contrasts()
+    before = sl.effect(model, edit, items)
+    sl.layer_contributions(model, edit, items)
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(sl.effect(model, edit, items).after_items, before.after_items)
+
+
+def test_a_control_is_the_same_analysis_of_other_edits(model):
+    edit, items = fitted(model), contrasts()
+    others = [sl.randomised(edit, seed) for seed in range(2)]
+    found = sl.layer_contributions(model, edit, items, "only_one", layers="last-2", strength=0.7, control=others)
+    for values, other in zip(found.control_values, others, strict=True):
+        alone = sl.layer_contributions(model, other, items, "only_one", layers="last-2", strength=0.7)
+        torch.testing.assert_close(values, alone.values)
+    frame = found.to_frame()
+    assert (frame["control_low"].to_numpy() == found.control_values.amin(0).numpy()).all()
+
+
+def test_unknown_methods_are_refused(model):
+    with pytest.raises(sl.InputError, match="unknown method 'banzhaf': expected one of path, shapley"):
+        sl.layer_contributions(model, fitted(model), contrasts(), "banzhaf")
