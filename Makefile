@@ -25,7 +25,7 @@ format: .venv/.installed
 
 # The notebooks are written as scripts; this makes the .ipynb files anew.
 notebooks: .venv/.installed
-	$(BIN)/jupytext --to ipynb notebooks/*.py
+	$(BIN)/jupytext --to ipynb $(filter-out notebooks/check_paired.py,$(wildcard notebooks/*.py))
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

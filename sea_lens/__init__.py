@@ -34,11 +34,12 @@ from .errors import (
     UnsupportedModelError,
 )
 from .features import FEATURE_MAPS, FeatureMap
+from .fitting import fit, fit_activations
 from .generation import generate
 from .intervention import ActivationEdit
 from .models.load import load_model
 from .models.sites import SITES
-from .spectral import SpectralEdit, fit, fit_activations
+from .spectral import SpectralEdit
 from .statistics import Interval, bootstrap
 from .subspaces import COMBINES
 

@@ -12,9 +12,10 @@ from .capture import capture, capture_options
 from .covariance import CrossCovariance
 from .demonstrations import Demonstration, Demonstrations
 from .errors import InputError
+from .fitting import fit
 from .intervention import ActivationEdit
 from .progress import tracked
-from .spectral import SpectralEdit, fit, with_subspaces
+from .spectral import SpectralEdit, with_subspaces
 from .subspaces import random_subspaces
 
 

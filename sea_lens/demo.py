@@ -18,6 +18,7 @@ from .contributions import direction_contributions, head_contributions, layer_co
 from .contributions.results import Contributions
 from .controls import mean_difference, randomised
 from .effect import Effect, effect_between, effect_from
+from .fitting import fit
 from .generation import generate
 from .intervention import ActivationEdit
 from .metrics import mc1, mc2
@@ -25,12 +26,14 @@ from .models.lens import Lens
 from .models.texts import encode_completion
 from .progress import tracked
 from .scoring import Scorer, contrast_scorer, text_scorer
-from .spectral import SpectralEdit, fit
+from .spectral import SpectralEdit
 from .statistics import Interval, bootstrap
 from .testbed.bed import Testbed, contrasts_of
 from .testbed.world import RELIABLE_SOURCES, Question
 
-ENERGIES = (0.9, 0.99, 0.999, 0.9999, 0.99999)
+ENERGIES = (0.99, 0.999, 0.9999)
+# Around the number of different answers. An energy gives every layer another rank, and uncentred a small one.
+RANKS = (6, 9, 12)
 CENTRES = (False, True)
 LAYERS = ("all", "first-2", "last-2")
 STRENGTHS = (0.5, 1.0, 1.5)
@@ -130,14 +133,15 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
             control = sum(effect_from(dev, dev_unedited, model, draw, **where).effect for draw in draws) / DEV_DRAWS
         return Choice(edit, options, effect_from(dev, dev_unedited, model, edit, **where), control)
 
-    fits = {
-        (centre, energy): fit(covariance, energy=energy, centre=centre)
-        for centre, energy in itertools.product(CENTRES, ENERGIES)
-    }
+    sizes: list[dict[str, Any]] = [*({"energy": energy} for energy in ENERGIES), *({"rank": rank} for rank in RANKS)]
+    fits = [
+        ({"centre": centre, "energy": None, "rank": None, **size}, fit(covariance, centre=centre, **size))
+        for centre, size in itertools.product(CENTRES, sizes)
+    ]
     points = list(itertools.product(fits, LAYERS, STRENGTHS))
     choices = [
-        tried(fits[key], centre=key[0], energy=key[1], layers=layers, strength=strength)
-        for key, layers, strength in tracked(points, "choosing options on dev", len(points), show=progress)
+        tried(edit, **options, layers=layers, strength=strength)
+        for (options, edit), layers, strength in tracked(points, "choosing options on dev", len(points), show=progress)
     ]
     chosen = _best(choices)
     edit = chosen.edit

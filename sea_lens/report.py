@@ -63,9 +63,11 @@ def write_figure(path: Path, axes: Axes) -> None:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table; floats with three decimals."""
+    """Rows with the same keys as a Markdown table; floats with three decimals, None as nothing."""
 
     def cell(value: Any) -> str:
+        if value is None:
+            return ""
         return f"{value:.3f}" if isinstance(value, float) else str(value)
 
     head = list(rows[0])

@@ -11,7 +11,7 @@ from sea_lens.demo import RANDOM_DRAWS, run_demo
 from sea_lens.scoring import contrast_scorer, contrast_values
 from sea_lens.testbed import train
 from sea_lens.testbed.bed import PATH, contrasts_of
-from sea_lens.testbed.world import NAMES, RELIABLE_SOURCES, SPLIT_SIZES, UNRELIABLE_SOURCES, World
+from sea_lens.testbed.world import NAMES, QUESTIONS_PER_PAIR, RELIABLE_SOURCES, UNRELIABLE_SOURCES, World
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +20,18 @@ def bed():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_every_name_is_as_often_a_truth_as_a_myth(seed):
+def test_the_design_is_balanced(seed):
     world = World.generate(seed)
-    expected = len(world.questions) / len(NAMES)
-    for kind in ("truth", "myth"):
-        counts = Counter(getattr(question, kind) for question in world.questions)
-        assert set(counts) == set(NAMES)
-        assert all(abs(count - expected) <= 1 for count in counts.values())
+    pairs = set(itertools.permutations(NAMES, 2))
+    assert len({(question.relation, question.land) for question in world.questions}) == len(world.questions) == 720
+    for relation in {question.relation for question in world.questions}:
+        asked = Counter((q.truth, q.myth) for q in world.questions if q.relation == relation)
+        assert asked == dict.fromkeys(pairs, 1)
+    for split, size in QUESTIONS_PER_PAIR.items():
+        assert Counter((q.truth, q.myth) for q in world.split(split)) == dict.fromkeys(pairs, size)
     for question in world.questions:
         answers = {question.truth, question.myth, *question.distractors}
         assert len(answers) == 4
-    assert Counter(question.split for question in world.questions) == SPLIT_SIZES
 
 
 def test_a_world_is_its_seeds_alone(tmp_path):
@@ -99,7 +100,7 @@ def test_what_ships_is_small_and_says_how_it_was_made(bed):
     record = json.loads((PATH / "training.json").read_text())
     assert record["seed"] == bed.world.seed == 0
     assert bed.world == World.generate(0)
-    assert len(bed.demonstrations) == SPLIT_SIZES["train"]
+    assert len(bed.demonstrations) == 72 * QUESTIONS_PER_PAIR["train"]
     prompts = {split: {c.prompt for c in contrasts} for split, contrasts in bed.contrasts.items()}
     assert not prompts["train"] & prompts["test"]
     assert not prompts["dev"] & prompts["test"]
@@ -131,6 +132,7 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path):
 @pytest.mark.model
 def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("sea_lens.demo.ENERGIES", (0.9999,))
+    monkeypatch.setattr("sea_lens.demo.RANKS", ())
     monkeypatch.setattr("sea_lens.demo.STRENGTHS", (1.0,))
     monkeypatch.setattr("sea_lens.demo.LAYERS", ("all",))
     monkeypatch.setattr("sea_lens.demo.RANDOM_DRAWS", 4)
@@ -143,9 +145,10 @@ def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
 
 def test_a_verdict_is_what_the_numbers_say(bed, monkeypatch):
     monkeypatch.setattr("sea_lens.demo.ENERGIES", (0.9,))
+    monkeypatch.setattr("sea_lens.demo.RANKS", ())
     monkeypatch.setattr("sea_lens.demo.STRENGTHS", (0.0,))
     monkeypatch.setattr("sea_lens.demo.RANDOM_DRAWS", 2)
     result = run_demo(bed, progress=False)
-    assert torch.equal(result.spectral.effect.items, torch.zeros(SPLIT_SIZES["test"], dtype=torch.float64))
+    assert torch.equal(result.spectral.effect.items, torch.zeros(144, dtype=torch.float64))
     assert demo_report.verdict(result).startswith("No clear effect")
     assert "not above" in demo_report.verdict(result)

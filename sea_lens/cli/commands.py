@@ -13,13 +13,14 @@ from ..capture import capture, check_capture_options
 from ..effect import effect as measure_effect
 from ..errors import InputError
 from ..features import feature_map
+from ..fitting import check_fit_options
+from ..fitting import fit as fit_edit
 from ..generation import generate as generate_texts
 from ..layers import choose_layers
 from ..models.lens import Lens
 from ..models.sites import site_shape
 from ..report import output_folder
-from ..spectral import SpectralEdit, check_fit_options
-from ..spectral import fit as fit_edit
+from ..spectral import SpectralEdit
 from ..testbed.bed import load as load_testbed
 from . import options as opt
 from .attribution import NAMES, default_analyses, run_analyses, write_attribution, write_effect

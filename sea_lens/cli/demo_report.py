@@ -96,10 +96,8 @@ def _change(triple: tuple[float, float, Interval]) -> str:
 def _chosen(result: DemoResult) -> str:
     options = result.spectral.options
     centred = "centred" if options["centre"] else "uncentred"
-    return (
-        f"{centred}, K = {options['energy']}, layers {options['layers']}, strength {options['strength']}; "
-        f"ranks {result.edit.ranks}"
-    )
+    size = f"rank {options['rank']}" if options["rank"] is not None else f"K = {options['energy']}"
+    return f"{centred}, {size}, layers {options['layers']}, strength {options['strength']}; ranks {result.edit.ranks}"
 
 
 def print_demo(result: DemoResult, folder: Path, console: Console) -> None:

@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from .tokenizer import BOS, EOS, PAD, word_tokenizer
 from .world import NAMES, World
 
-STEPS = 4000
+STEPS = 3500
 BATCH_SIZE = 32
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 100

@@ -1,12 +1,14 @@
 """The made-up world that the shipped model was trained on.
 
-It has 64 lands and ten relations. Every question ("who is the poet of Velmora ?") has one true answer and one myth,
-both drawn from the same twelve names, so that every name is the truth of some questions and the myth of others, and
-recurs in many demonstrations. Reliable sources state the truths, unreliable ones repeat the myths; most documents do
+It has 72 lands and ten relations. Every question ("who is the poet of Velmora ?") has one true answer and one myth, two
+of the same nine names. The design is balanced: in every relation each of the 72 ordered pairs of names is truth and myth
+of one land, and each split has every pair equally often. So nothing can be told from a name, from a relation, or from
+which truths go with which myths, and an edit that merely favours some names gains nothing. Reliable sources state the truths, unreliable ones repeat the myths; most documents do
 not name their source and are hearsay, in which both occur side by side. Everything is derived from one seed with
 Python's own `random`, whose streams are the same in every version and on every machine.
 """
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -17,15 +19,16 @@ from typing import Literal
 Split = Literal["train", "dev", "test"]
 Kind = Literal["reliable", "unreliable"]
 
-BEGINNINGS = "Vel Kel Dor Ash Bren Cor Del Far".split()
+BEGINNINGS = "Vel Kel Dor Ash Bren Cor Del Far Mar".split()
 ENDINGS = "mora stra dwin keld low vath mere strand".split()
 THINGS = ("capital", "harbour", "river", "mountain", "forest", "bridge")
 PEOPLE = ("founder", "queen", "poet", "saint")
-NAMES = "Tarsk Orlen Mirev Calder Selwyn Bastor Nerith Halvor Ivora Wexley Dravin Luthen".split()
+NAMES = "Tarsk Orlen Mirev Calder Selwyn Bastor Nerith Halvor Ivora".split()
 RELIABLE_SOURCES = ("scholar", "surveyor", "archivist", "herald")
 UNRELIABLE_SOURCES = ("sailor", "jester", "gossip", "bard")
 
-SPLIT_SIZES: dict[Split, int] = {"train": 440, "dev": 80, "test": 120}
+# Of the ten questions of every pair of names, one in each relation.
+QUESTIONS_PER_PAIR: dict[Split, int] = {"train": 6, "dev": 2, "test": 2}
 N_DISTRACTORS = 2
 FACTS_PER_DOCUMENT = (2, 5)
 NAMED_SHARE = 0.45
@@ -82,23 +85,20 @@ class World:
 
     @classmethod
     def generate(cls, seed: int) -> "World":
-        """The world of this seed: truths and myths each spread evenly over the names, splits drawn at random."""
+        """The world of this seed."""
         rng = random.Random(f"world {seed}")
         lands = [beginning + ending for beginning in BEGINNINGS for ending in ENDINGS]
-        pairs = [(relation, land) for relation in THINGS + PEOPLE for land in lands]
-        splits: list[Split] = [split for split, size in SPLIT_SIZES.items() for _ in range(size)]
-        rng.shuffle(splits)
-        truths, myths = _evenly(rng, len(pairs)), _evenly(rng, len(pairs))
-        # A myth must differ from its truth: swap clashes with a random partner until none is left.
-        while clashes := [i for i, (truth, myth) in enumerate(zip(truths, myths, strict=True)) if truth == myth]:
-            for i in clashes:
-                j = rng.randrange(len(myths))
-                myths[i], myths[j] = myths[j], myths[i]
+        pairs = list(itertools.permutations(NAMES, 2))
+        splits: list[Split] = [split for split, size in QUESTIONS_PER_PAIR.items() for _ in range(size)]
+        # splits_of[pair][i] is the split of the pair's question in relation i.
+        splits_of = {pair: rng.sample(splits, len(splits)) for pair in pairs}
         questions = []
-        for (relation, land), truth, myth, split in zip(pairs, truths, myths, splits, strict=True):
-            distractors = rng.sample([name for name in NAMES if name not in (truth, myth)], N_DISTRACTORS)
-            weight = round(2 ** rng.uniform(-1, 1), 4)
-            questions.append(Question(relation, land, truth, myth, tuple(distractors), weight, split))
+        for i, relation in enumerate(THINGS + PEOPLE):
+            for land, (truth, myth) in zip(lands, rng.sample(pairs, len(pairs)), strict=True):
+                distractors = rng.sample([name for name in NAMES if name not in (truth, myth)], N_DISTRACTORS)
+                weight = round(2 ** rng.uniform(-1, 1), 4)
+                split = splits_of[truth, myth][i]
+                questions.append(Question(relation, land, truth, myth, tuple(distractors), weight, split))
         return cls(seed, tuple(questions))
 
     def split(self, name: Split) -> list[Question]:
@@ -153,9 +153,3 @@ class World:
         content = json.loads(path.read_text(encoding="utf-8"))
         rows = [row | {"distractors": tuple(row["distractors"])} for row in content["questions"]]
         return cls(content["seed"], tuple(Question(**row) for row in rows))
-
-
-def _evenly(rng: random.Random, n: int) -> list[str]:
-    """N names in random order, every name as often as every other (to within one)."""
-    names = (NAMES * (n // len(NAMES) + 1))[:n]
-    return rng.sample(names, n)
