@@ -200,7 +200,7 @@ def test_wrong_input_is_refused_before_any_forward(model, monkeypatch):
         ({"position": "first"}, "unknown position 'first': expected one of last, mean, random"),
         ({"neutral": "none"}, "unknown neutral 'none'"),
         ({"feature": "relu"}, "unknown feature 'relu'"),
-        ({"batch_size": 0}, "batch_size 0 is not positive"),
+        ({"batch_size": 0}, "batch_size 0: expected at least 1"),
     ):
         with pytest.raises(sl.InputError, match=message):
             sl.capture(model, demos, progress=False, **options)

@@ -2,18 +2,19 @@ import math
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from tiny import contrasts, demonstrations, fitted
+from tiny import BACKENDS, contrasts, demonstrations, fitted
 
 import sea_lens as sl
 
 pytestmark = pytest.mark.model
 
 
-def results(model):
+@pytest.fixture(scope="module")
+def results(load_tiny):
     """One result of every kind."""
+    model = load_tiny("llama", BACKENDS[0])
     edit, items = fitted(model), contrasts()
     heads = fitted(model, site="z")
     control = [sl.randomised(edit, 0), sl.randomised(edit, 1)]
@@ -27,8 +28,8 @@ def results(model):
     }
 
 
-def test_results_have_labels_tables_intervals_and_figures(model):
-    for name, result in results(model).items():
+def test_results_have_labels_tables_intervals_and_figures(results):
+    for name, result in results.items():
         labels, values = list(result.labels), result.values.flatten()
         assert len(labels) == len(set(labels)) == len(values), name
         ranked = result.top(len(labels))
@@ -54,8 +55,8 @@ def test_results_have_labels_tables_intervals_and_figures(model):
         plt.close(axes.get_figure())
 
 
-def test_labels_name_the_right_values(model):
-    found = results(model)
+def test_labels_name_the_right_values(results):
+    found = results
     assert found["layers"].layers == (0, 2)
     assert found["layers"].to_frame()["layer"].tolist() == [0, 2]
     (layer, head), value = found["necessity"].top(1)[0]
@@ -127,8 +128,3 @@ def test_a_fit_with_the_ranks_of_another_edit(model):
         sl.fit(covariance, rank={0: (1, 1)})
     with pytest.raises(sl.InputError, match="above the width"):
         sl.fit(covariance, rank=dict.fromkeys(edit.layers, (1, 99)))
-
-
-def test_tables_are_frames(model):
-    for result in results(model).values():
-        assert isinstance(result.to_frame(), pd.DataFrame)

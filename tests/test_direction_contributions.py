@@ -49,12 +49,13 @@ def test_a_linear_term_is_the_projection_on_its_direction():
 
 
 @pytest.mark.model
-@pytest.mark.filterwarnings("ignore:path contributions close to")  # A clamped feature map makes the effect jump.
 @pytest.mark.parametrize("options", [{}, {"centre": True}, {"feature": "squared_exponential"}, {"site": "z"}])
 def test_directions_add_up_to_their_layers(options, model):
     edit, items = fitted(model, **options), contrasts()
-    found = sl.direction_contributions(model, edit, items, strength=0.8, describe=0)
-    by_layer = sl.layer_contributions(model, edit, items, strength=0.8)
+    # Through a clamped feature map the effect jumps and no number of nodes closes: compare at the first four.
+    tolerance = 1e9 if "feature" in options else 1e-3
+    found = sl.direction_contributions(model, edit, items, strength=0.8, describe=0, tolerance=tolerance)
+    by_layer = sl.layer_contributions(model, edit, items, strength=0.8, tolerance=tolerance)
     sums = torch.tensor([found.by_layer()[layer] for layer in range(N_LAYERS)], dtype=torch.float64)
     torch.testing.assert_close(sums, by_layer.values, rtol=1e-3, atol=1e-5)
     units = 4 if edit.site == "z" else 1

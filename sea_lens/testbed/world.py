@@ -1,11 +1,12 @@
 """The made-up world that the shipped model was trained on.
 
 It has 72 lands and ten relations. Every question ("who is the poet of Velmora ?") has one true answer and one myth, two
-of the same nine names. The design is balanced: in every relation each of the 72 ordered pairs of names is truth and myth
-of one land, and each split has every pair equally often. So nothing can be told from a name, from a relation, or from
-which truths go with which myths, and an edit that merely favours some names gains nothing. Reliable sources state the truths, unreliable ones repeat the myths; most documents do
-not name their source and are hearsay, in which both occur side by side. Everything is derived from one seed with
-Python's own `random`, whose streams are the same in every version and on every machine.
+of the same nine names. The design is balanced: in every relation each of the 72 ordered pairs of names is truth and
+myth of one land, and each split has every pair equally often. So nothing can be told from a name, from a relation, or
+from which truths go with which myths, and an edit that merely favours some names gains nothing. Reliable sources state
+the truths, unreliable ones repeat the myths; most documents do not name their source and are hearsay, in which both
+occur side by side. Everything is derived from one seed with Python's own `random`, whose streams are the same in every
+version and on every machine.
 """
 
 import itertools
