@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .arguments import as_integer
 from .capture import capture, capture_options
 from .covariance import CrossCovariance
 from .demonstrations import Demonstration, Demonstrations
@@ -60,6 +61,7 @@ def permuted(
     """
     if not isinstance(demonstrations, Demonstrations):
         demonstrations = Demonstrations(demonstrations)
+    draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed")
     how = capture_options(edit) | {"site": edit.site, "layers": edit.layers, "feature": edit.feature}
     centre, power = edit.options["centre"], edit.options["spectrum_power"]
     edits = []

@@ -68,7 +68,9 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     def cell(value: Any) -> str:
         if value is None:
             return ""
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
+        text = f"{value:.3f}" if isinstance(value, float) else str(value)
+        # Tokens can hold what would tear a table apart.
+        return text.replace("|", "\\|").replace("\n", "\\n")
 
     head = list(rows[0])
     lines = [head, ["---"] * len(head), *([cell(row[name]) for name in head] for row in rows)]

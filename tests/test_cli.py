@@ -213,7 +213,7 @@ def test_a_wrong_edit_is_refused(fitted_files, run, model_folders):
     status, _, err = run(*use_arguments("effect", files, "--edit", files["folder"] / "narrow.safetensors"))
     assert (status, "(units, width) (1, 16)" in err) == (2, True)
     for options, message in (
-        (("--layers", "last-9"), "asks for 9 layers"),
+        (("--layers", "last-9"), "--layers last-9: "),
         (("--combine", "sum"), "--combine 'sum'"),
         (("--strength", "nan"), "--strength nan"),
         (("--methods", "x"), "--methods 'x'"),
@@ -242,3 +242,22 @@ def test_every_command_has_help_with_an_example(command, run):
 def test_the_installed_command_answers():
     done = subprocess.run([sys.executable, "-m", "sea_lens", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"sea-lens {sl.__version__}\n"
+
+
+def test_contrasts_that_one_method_cannot_measure_are_refused_before_the_others_begin(fitted_files, run, monkeypatch):
+    files = fitted_files
+    path = bad_file(files["folder"], "same.jsonl", json.dumps({"prompt": "w1", "target": " w2 w3", "foil": " w2 w4"}))
+    arguments = use_arguments("attribute", files | {"contrasts": path}, "--out", files["folder"] / "why")
+    status, out, _ = run(*arguments, "--methods", "layers_only_one")
+    assert status == 0
+
+    def unwanted(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("sea_lens.cli.attribution.layer_contributions", unwanted)
+    status, _, err = run(*arguments, "--methods", "layers_only_one,heads_direct")
+    assert (status, "same.jsonl, row 1: target and foil begin with the same token" in err) == (2, True)
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "argv", ["sea-lens", *map(str, arguments)])
+    status, out, _ = run(*arguments)
+    assert (status, "left out: heads_direct" in out) == (0, True)

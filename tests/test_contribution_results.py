@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from tiny import BACKENDS, contrasts, demonstrations, fitted
 
 import sea_lens as sl
+from sea_lens.report import markdown_table
 
 pytestmark = pytest.mark.model
 
@@ -128,3 +130,24 @@ def test_a_fit_with_the_ranks_of_another_edit(model):
         sl.fit(covariance, rank={0: (1, 1)})
     with pytest.raises(sl.InputError, match="above the width"):
         sl.fit(covariance, rank=dict.fromkeys(edit.layers, (1, 99)))
+
+
+def test_figures_and_tables_take_any_token(results):
+    found = results["directions"]
+    label = next(iter(found.descriptions))
+    odd = replace(found.descriptions[label], raises=[(" $$ | \n", 1.0)])
+    odd = replace(found, descriptions=found.descriptions | {label: odd})
+    axes = odd.plot()
+    axes.get_figure().canvas.draw()
+    assert any("$$" in text.get_text() for text in axes.texts)
+    plt.close(axes.get_figure())
+    table = markdown_table([{"raises": " $$ | \n", "value": 1.0}])
+    assert len(table.splitlines()) == 3
+    assert table.splitlines()[-1].replace(r"\|", "").count("|") == 3
+
+
+def test_an_edit_without_directions_has_a_figure(model):
+    found = sl.direction_contributions(model, fitted(model, rank=(0, 0)), contrasts(2))
+    axes = found.plot()
+    axes.get_figure().canvas.draw()
+    plt.close(axes.get_figure())

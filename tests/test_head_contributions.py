@@ -181,7 +181,7 @@ def test_the_gradient_reports_how_well_it_agrees_with_exact_values(model):
 @pytest.mark.parametrize("method", ["sufficiency", "gradient"])
 def test_patching_refuses_a_model_whose_z_leads_nowhere(method, model):
     name = "blocks.1.hook_attn_out"
-    constant = torch.zeros(())
+    constant = torch.ones(())
     model.hook_dict[name].add_hook(lambda x, hook: x * 0 + constant)
     try:
         with pytest.raises(sl.UnsupportedModelError, match=r"attention output at layer 1 does not change"):

@@ -172,3 +172,43 @@ def test_a_control_is_the_same_analysis_of_other_edits(model):
 def test_unknown_methods_are_refused(model):
     with pytest.raises(sl.InputError, match="unknown method 'banzhaf': expected one of path, shapley"):
         sl.layer_contributions(model, fitted(model), contrasts(), "banzhaf")
+
+
+def test_arguments_that_cannot_be_are_refused(model):
+    edit, items = fitted(model), contrasts(2)
+    for options in ({"permutations": 0}, {"tolerance": float("nan")}):
+        with pytest.raises(sl.InputError, match=next(iter(options))):
+            sl.layer_contributions(model, edit, items, **options)
+    with pytest.raises(sl.InputError, match="describe"):
+        sl.direction_contributions(model, edit, items, describe=-1)
+    with pytest.raises(sl.InputError, match="k -1"):
+        sl.layer_contributions(model, edit, items, "only_one").top(-1)
+
+
+def test_contrasts_may_come_one_by_one(model):
+    edit, items = fitted(model), contrasts(2)
+    control = [sl.randomised(edit, 0)]
+    found = sl.layer_contributions(model, edit, (item for item in items), "only_one", control=control)
+    torch.testing.assert_close(found.values, sl.layer_contributions(model, edit, items, "only_one").values)
+
+
+@pytest.mark.parametrize(
+    "strength", [torch.tensor([0.7]), torch.tensor([[0.7]]), torch.tensor(0.7, requires_grad=True)]
+)
+def test_strengths_of_every_kind_give_the_same_contributions(strength, model):
+    edit, items = fitted(model), contrasts(2)
+    expected = sl.direction_contributions(model, edit, items, strength=0.7, describe=1)
+    found = sl.direction_contributions(model, edit, items, strength=strength, describe=1)
+    torch.testing.assert_close(found.values, expected.values)
+    assert found.to_frame()["raises"].tolist() == expected.to_frame()["raises"].tolist()
+
+
+def test_a_users_ablation_behind_the_edit_leaves_nothing_to_contribute(model):
+    edit, items = fitted(model), contrasts(2)
+    point = model.hook_dict["blocks.2.hook_resid_post"]
+    point.add_hook(lambda x, hook: torch.zeros_like(x))
+    try:
+        assert sl.layer_contributions(model, edit, items).values.abs().max() == 0
+        assert sl.head_contributions(model, edit, items, "gradient", sample=0).values.abs().max() == 0
+    finally:
+        point.remove_hooks(including_permanent=True)

@@ -133,6 +133,9 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path):
 def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("sea_lens.demo.ENERGIES", (0.9999,))
     monkeypatch.setattr("sea_lens.demo.RANKS", ())
+    monkeypatch.setattr("sea_lens.demo.CENTRES", (False,))
+    monkeypatch.setattr("sea_lens.demo.HEAD_METHODS", ("direct",))
+    monkeypatch.setattr("sea_lens.demo.LAYER_METHODS", ("path",))
     monkeypatch.setattr("sea_lens.demo.STRENGTHS", (1.0,))
     monkeypatch.setattr("sea_lens.demo.LAYERS", ("all",))
     monkeypatch.setattr("sea_lens.demo.RANDOM_DRAWS", 4)
@@ -146,7 +149,11 @@ def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
 def test_a_verdict_is_what_the_numbers_say(bed, monkeypatch):
     monkeypatch.setattr("sea_lens.demo.ENERGIES", (0.9,))
     monkeypatch.setattr("sea_lens.demo.RANKS", ())
+    monkeypatch.setattr("sea_lens.demo.CENTRES", (False,))
+    monkeypatch.setattr("sea_lens.demo.HEAD_METHODS", ("direct",))
+    monkeypatch.setattr("sea_lens.demo.LAYER_METHODS", ("path",))
     monkeypatch.setattr("sea_lens.demo.STRENGTHS", (0.0,))
+    monkeypatch.setattr("sea_lens.demo.LAYERS", ("all",))
     monkeypatch.setattr("sea_lens.demo.RANDOM_DRAWS", 2)
     result = run_demo(bed, progress=False)
     assert torch.equal(result.spectral.effect.items, torch.zeros(144, dtype=torch.float64))

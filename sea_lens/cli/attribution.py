@@ -12,6 +12,7 @@ from ..contributions import (
     layer_contributions,
     position_contributions,
 )
+from ..contributions.direct import first_tokens
 from ..contributions.games import MAX_EXACT_PLAYERS
 from ..contributions.heads import METHODS as HEAD_METHODS
 from ..contributions.layers import METHODS as LAYER_METHODS
@@ -19,6 +20,7 @@ from ..contributions.results import Contributions, DirectionContributions
 from ..controls import permuted
 from ..demonstrations import Contrasts, Demonstrations
 from ..effect import Effect
+from ..errors import DemonstrationError
 from ..models.lens import Lens
 from ..report import markdown_table, write_figure, write_json
 from ..spectral import SpectralEdit
@@ -36,9 +38,17 @@ NAMES = tuple(f"{kind}_{method}" for kind, method in ANALYSES)
 TITLES = {"layers": "Layers", "positions": "Positions", "directions": "Singular directions", "heads": "Heads"}
 
 
-def default_analyses(edit: SpectralEdit, layers: Sequence[int]) -> list[str]:
-    """All analyses; Shapley values only where they are exact, since sampling takes thousands of runs."""
-    return [name for name in NAMES if name != "layers_shapley" or len(layers) <= MAX_EXACT_PLAYERS]
+def default_analyses(model: Any, contrasts: Contrasts, layers: Sequence[int], prepend_bos: bool) -> list[str]:
+    """All analyses; Shapley values only where they are exact, since sampling takes thousands of runs.
+
+    Direct contributions only where target and foil of every contrast begin differently, which they need.
+    """
+    left_out = {"layers_shapley"} if len(layers) > MAX_EXACT_PLAYERS else set()
+    try:
+        first_tokens(Lens.of(model), contrasts, prepend_bos)
+    except DemonstrationError:
+        left_out.add("heads_direct")
+    return [name for name in NAMES if name not in left_out]
 
 
 def run_analyses(
@@ -55,6 +65,9 @@ def run_analyses(
 ) -> dict[str, Contributions]:
     """Each analysis by name, with a permutation control where there are demonstrations."""
     common = {**where, "batch_size": batch_size, "prepend_bos": prepend_bos}
+    if "heads_direct" in names:
+        # Refuses contrasts that it cannot measure, before any of the others has begun.
+        first_tokens(Lens.of(model), contrasts, prepend_bos)
     control: Sequence[SpectralEdit] = ()
     if demonstrations is not None and control_draws:
         control = permuted(model, edit, demonstrations, control_draws, batch_size=batch_size, progress=True)
@@ -104,7 +117,8 @@ def write_attribution(
             "versions": versions(),
         },
     )
-    sections = ["# Why the edit works\n", f"{effect}\n", "![effect](effect.png)\n"]
+    described = ", ".join(f"{name} {value}" for name, value in settings.items())
+    sections = ["# Why the edit works\n", f"{effect}\n", "![effect](effect.png)\n", f"Settings: {described}\n"]
     kinds = [ANALYSES[NAMES.index(name)][0] for name in results]
     for place, (name, contributions) in enumerate(results.items()):
         if place == 0 or kinds[place] != kinds[place - 1]:
@@ -161,6 +175,7 @@ def contribution_numbers(contributions: Contributions) -> dict[str, Any]:
         "closure_error": contributions.closure_error,
         "details": contributions.details,
         "values": contributions.to_frame().astype(object).where(lambda kept: kept.notna(), None).to_dict("records"),
+        "control_values": contributions.control_values,
         "item_values": contributions.item_values,
         "item_effects": contributions.item_effects,
     }

@@ -202,20 +202,22 @@ def attribute(
 ) -> None:
     """Trace an edit's effect to layers, positions, singular directions and heads."""
     loaded_edit, where = _edit_and_where(edit, layers, strength, combine)
-    names = (
-        default_analyses(loaded_edit, loaded_edit.choose_layers(where["layers"]))
-        if methods is None
-        else opt.read_names(methods, "--methods", NAMES)
-    )
+    names = None if methods is None else opt.read_names(methods, "--methods", NAMES)
     opt.check_format(form)
     items = opt.read_contrasts(contrasts, limit)
     demos = None if demonstrations is None else opt.read_demonstrations(demonstrations, form, None)
     folder = output_folder(out)
     loaded = opt.open_model(model, backend, device, dtype)
     common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    if names is None:
+        names = default_analyses(loaded, items, loaded_edit.choose_layers(where["layers"]), prepend_bos)
+        for left_out in sorted({*NAMES} - {*names}):
+            console.print(f"left out: {left_out} (name it by --methods to have it)", highlight=False)
     result = measure_effect(loaded, loaded_edit, items, **where, **common)
     results = run_analyses(loaded, loaded_edit, items, names, where, demos, control_draws, **common)
     settings = opt.settings(where, edit, items, **common)
+    if demos is not None:
+        settings["demonstrations"] = {"n": len(demos), "sha256": demos.digest, "control_draws": control_draws}
     write_attribution(folder, loaded, loaded_edit, result, results, settings)
     console.print(str(result), highlight=False, soft_wrap=True)
     for contributions in results.values():
@@ -229,7 +231,10 @@ def _edit_and_where(edit: Path, layers: str, strength: float, combine: str) -> t
     if combine not in loaded.combines:
         raise InputError(f"--combine {combine!r}: expected one of {', '.join(loaded.combines)}")
     choice = opt.read_layers(layers)
-    choose_layers(choice, loaded.layers, loaded.signature)
+    try:
+        choose_layers(choice, loaded.layers, loaded.signature)
+    except InputError as error:
+        raise InputError(f"--layers {layers}: {error}") from None
     return loaded, {"layers": choice, "strength": as_number(strength, "--strength"), "combine": combine}
 
 

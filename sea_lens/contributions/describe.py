@@ -116,7 +116,11 @@ def _mean_displacements(
             subspaces = edit.subspaces[layer].to(activations.device, activations.dtype)
             terms = direction_terms(activations, subspaces, edit.feature, combine)
             alpha = edit.per_unit(strengths[layer])
-            alphas = torch.as_tensor(alpha).to(activations).expand(len(subspaces.keep))
+            # A direction is told by one number for each unit: strengths of different tokens are averaged.
+            alphas = reduce(
+                torch.atleast_1d(torch.as_tensor(alpha)).detach().to(activations), "... units -> units", "mean"
+            )
+            alphas = alphas.expand(len(subspaces.keep))
             for place, label in enumerate(directions):
                 if label[0] == layer:
                     length, vector = _term(terms, label, alphas)

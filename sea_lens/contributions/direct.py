@@ -55,7 +55,7 @@ def direct_contributions(
     """`head_contributions` with method "direct"; arguments and errors as there."""
     lens = Lens.of(model)
     functions = edit.functions(model, layers=layers, strength=strength, combine=combine)
-    prompts, pairs = _first_tokens(lens, contrasts, prepend_bos)
+    prompts, pairs = first_tokens(lens, contrasts, prepend_bos)
     batch_size = as_integer(batch_size, "batch_size", least=1)
     allowed = tolerance if tolerance is not None else 1e-4 if lens.dtype.itemsize >= 4 else 0.03
     readout = _Readout.of(lens, allowed)
@@ -79,7 +79,7 @@ def direct_contributions(
     )
 
 
-def _first_tokens(
+def first_tokens(
     lens: Lens, contrasts: Contrasts, prepend_bos: bool
 ) -> tuple[list[list[int]], Int[Tensor, "contrasts 2"]]:
     """Tokens of each prompt, and the first tokens of its target and foil."""

@@ -13,6 +13,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import as_integer
 from ..demonstrations import Contrast, Contrasts, Demonstration
 from ..errors import InputError
 from ..intervention import ActivationEdit, Strength
@@ -20,7 +21,7 @@ from ..layers import LayerChoice
 from ..spectral import SpectralEdit
 from ..subspaces import Subspaces
 from .describe import describe_directions
-from .layers import PATH_TOLERANCE, Setup, with_control
+from .layers import Setup, with_control
 from .path import Slope, outside_inference_mode
 from .results import DirectionContributions
 from .shares import direction_terms
@@ -42,7 +43,7 @@ def direction_contributions(
     describe: int = 10,
     batch_size: int = 16,
     prepend_bos: bool = True,
-    tolerance: float = PATH_TOLERANCE,
+    tolerance: float | None = None,
     control: Sequence[ActivationEdit] = (),
 ) -> DirectionContributions:
     """Share of each singular direction of U⁺ and U⁻, and of the norm rescale, in the effect on contrasts.
@@ -75,6 +76,7 @@ def direction_contributions(
         raise InputError(f"only a spectral edit has singular directions, got {type(edit).__name__}")
     if not isinstance(contrasts, Contrasts):
         contrasts = Contrasts(contrasts)
+    describe = as_integer(describe, "describe", least=0)
     setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
     combine = combine or edit.combines[0]
     # Only a centred edit, or a feature map whose inverse does not send 0 to 0, adds a constant.

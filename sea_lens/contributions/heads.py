@@ -14,6 +14,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import as_integer
 from ..demonstrations import Contrast, Contrasts
 from ..errors import InputError
 from ..intervention import ActivationEdit, Strength
@@ -22,7 +23,7 @@ from ..models.lens import Lens
 from ..scoring import contrast_scorer
 from .direct import direct_contributions
 from .layers import METHODS as LAYER_METHODS
-from .layers import PATH_TOLERANCE, Setup, with_control
+from .layers import Setup, with_control
 from .patching import METHODS as PATCHING_METHODS
 from .patching import Patcher
 from .path import displaced, outside_inference_mode
@@ -93,6 +94,8 @@ def head_contributions(
         raise InputError(f"unknown method {method!r}{only}: expected one of {', '.join(known)}")
     if not isinstance(contrasts, Contrasts):
         contrasts = Contrasts(contrasts)
+    sample, seed = as_integer(sample, "sample", least=0), as_integer(seed, "seed")
+    permutations = as_integer(permutations, "permutations", least=1)
     if method == "direct":
         result = direct_contributions(
             model,
@@ -116,7 +119,7 @@ def head_contributions(
             edit,
             method,
             combine,
-            PATH_TOLERANCE if tolerance is None else tolerance,
+            tolerance,
             permutations,
             seed,
             progress,
@@ -151,7 +154,7 @@ def _patching(patcher: Patcher, method: str, sample: int, seed: int, progress: b
         return HeadContributions(method, _by_head(items, patcher.lens), effects)
     items, effects = patcher.gradients(progress=progress)
     result = HeadContributions(method, _by_head(items, patcher.lens), effects)
-    if sample <= 0:
+    if sample == 0:
         return result
     drawn = torch.randperm(len(heads), generator=torch.Generator().manual_seed(seed))[:sample].sort().values.tolist()
     exact = patcher.patched("sufficiency", [heads[i] for i in drawn], progress=progress)[0].mean(0)
@@ -177,7 +180,7 @@ def _edited_heads(
     edit: ActivationEdit,
     method: str,
     combine: str | None,
-    tolerance: float,
+    tolerance: float | None,
     permutations: int,
     seed: int,
     progress: bool,

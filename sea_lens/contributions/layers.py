@@ -13,6 +13,7 @@ from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..arguments import as_integer
 from ..demonstrations import Contrast, Contrasts
 from ..errors import InputError
 from ..intervention import ActivationEdit, Strength, strength_of_layers
@@ -25,8 +26,6 @@ from .path import Path, Slope, displaced, outside_inference_mode
 from .results import Contributions, LayerContributions, PositionContributions
 
 METHODS = ("path", *GAME_METHODS)
-PATH_TOLERANCE = 1e-3
-
 Result = TypeVar("Result", bound=Contributions)
 
 
@@ -42,7 +41,7 @@ def layer_contributions(
     *,
     batch_size: int = 16,
     prepend_bos: bool = True,
-    tolerance: float = PATH_TOLERANCE,
+    tolerance: float | None = None,
     permutations: int = 64,
     seed: int = 0,
     control: Sequence[ActivationEdit] = (),
@@ -59,7 +58,8 @@ def layer_contributions(
         layers, strength, combine: as in `applied`.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
-        tolerance: `path` doubles its nodes from 4 until |Σ − Δ| ≤ tolerance · |Δ|, at most to 64.
+        tolerance: `path` doubles its nodes from 4 until |Σ − Δ| ≤ tolerance · |Δ|, at most to 64; by default 0.001, and
+            0.1 for a model in half precision, whose rounding allows no more.
         permutations: for `shapley` with more than 10 layers: orders drawn, each together with its reverse.
         seed: of those orders.
         control: edits to measure in the same way beside this one, such as `sl.permuted` or `sl.randomised` ones.
@@ -77,6 +77,9 @@ def layer_contributions(
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
+    if not isinstance(contrasts, Contrasts):
+        contrasts = Contrasts(contrasts)
+    permutations, seed = as_integer(permutations, "permutations", least=1), as_integer(seed, "seed")
     setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
     if method == "path":
         items, details = setup.path.integrate(
@@ -121,7 +124,7 @@ def position_contributions(
     *,
     batch_size: int = 16,
     prepend_bos: bool = True,
-    tolerance: float = PATH_TOLERANCE,
+    tolerance: float | None = None,
 ) -> PositionContributions:
     """Path contribution of each edited layer at each position: where in the text the edit does its work.
 
@@ -203,7 +206,8 @@ class Setup:
         edit.functions(model, layers=layers, strength=strength, combine=combine)
         scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
         chosen = edit.choose_layers(layers)
-        strengths = strength_of_layers(strength, chosen)
+        given = strength_of_layers(strength, chosen)
+        strengths = {at: s.detach() if isinstance(s, Tensor) else s for at, s in given.items()}
         units: Sequence[int | None] = range(edit.shape[0]) if heads else (None,)
         players: list[Player] = [(layer, unit) for layer in chosen for unit in units]
         game = Game(model, edit, scorer, players, strengths, combine)

@@ -23,7 +23,7 @@ from ..errors import UnsupportedModelError
 from ..models.lens import HookFunction, Lens
 from ..progress import tracked
 from ..scoring import Scorer, ScoringBatch
-from .path import signed
+from .path import gradients_of, signed
 
 METHODS = ("sufficiency", "necessity", "gradient")
 
@@ -165,8 +165,8 @@ class Patcher:
         layers = range(self.lens.n_layers)
         with torch.no_grad(), self.lens.hooks([(z_point(layer), record(layer)) for layer in layers]):
             log_probs = self.scorer.batch_log_probs(batch)
-            gradients = torch.autograd.grad(signed(batch, log_probs).sum(), [z[layer] for layer in layers])
-        return _by_row(batch, log_probs.detach()), [z[layer].detach() for layer in layers], list(gradients)
+            gradients = gradients_of(signed(batch, log_probs).sum(), [z[layer] for layer in layers])
+        return _by_row(batch, log_probs.detach()), [z[layer].detach() for layer in layers], gradients
 
     def check(self) -> None:
         """Refuse a model whose attention output does not come from the `z` that its hooks see.
@@ -182,7 +182,8 @@ class Patcher:
             for layer, point in enumerate(points):
                 size = self.lens.read(tokens, mask, [z_point(layer)])[z_point(layer)].abs().max()
                 without = self.lens.read(tokens, mask, [point], [(z_point(layer), torch.zeros_like)])[point]
-                if size > 0 and torch.equal(without, whole[point]):
+                # An output of zero has been taken away by a hook of the user's, and carries nothing indeed.
+                if size > 0 and whole[point].any() and torch.equal(without, whole[point]):
                     raise UnsupportedModelError(
                         f"model {self.lens.name!r}: the attention output at layer {layer} does not change by any of "
                         f"its {whole[point].abs().max():.2e} when all heads' z, up to {size:.2e}, are taken away, so "

@@ -15,7 +15,7 @@ numbers, beside what autograd keeps of the forward pass behind the first edited 
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -25,6 +25,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import as_number
 from ..intervention import ActivationEdit
 from ..models.lens import HookFunction
 from ..models.sites import site_point, to_units
@@ -70,7 +71,7 @@ class Path:
     combine: str | None
 
     def integrate(
-        self, shares: Shares, effects: Float[Tensor, " contrasts"], tolerance: float
+        self, shares: Shares, effects: Float[Tensor, " contrasts"], tolerance: float | None
     ) -> tuple[list[Float[Tensor, "contrasts *parts"]], dict[str, Any]]:
         """Shares of each layer in each contrast's effect, and what the quadrature says of itself.
 
@@ -79,6 +80,9 @@ class Path:
         Warns:
             UserWarning: it is not with the most nodes; names the error.
         """
+        if tolerance is None:
+            tolerance = 1e-3 if self.scorer.lens.dtype.itemsize >= 4 else 0.1
+        tolerance = as_number(tolerance, "tolerance")
         delta, nodes = effects.mean().item(), FIRST_NODES
         while True:
             positions, weights = np.polynomial.legendre.leggauss(nodes)
@@ -130,7 +134,7 @@ class Path:
         hooks = [(site_point(lens, site, layer), hook(layer)) for layer in self.layers]
         with torch.no_grad(), lens.hooks(hooks):
             contrast = signed(batch, self.scorer.batch_log_probs(batch)).sum()
-            gradients = torch.autograd.grad(contrast, [afters[layer] for layer in self.layers])
+            gradients = gradients_of(contrast, [afters[layer] for layer in self.layers])
         return [
             Slope(
                 layer,
@@ -158,6 +162,14 @@ def outside_inference_mode(function: Callable[Arguments, Returned]) -> Callable[
             return function(*args, **kwargs)
 
     return wrapped
+
+
+def gradients_of(value: Float[Tensor, ""], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of a number; zeros where it does not depend on a tensor, as behind a hook that cuts it off."""
+    if not value.requires_grad:
+        return [torch.zeros_like(tensor) for tensor in tensors]
+    found = torch.autograd.grad(value, tensors, allow_unused=True)
+    return [torch.zeros_like(x) if slope is None else slope for slope, x in zip(found, tensors, strict=True)]
 
 
 def signed(batch: ScoringBatch, log_probs: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -11,6 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ..arguments import as_integer
 from ..statistics import Interval, bootstrap, bootstrap_bounds
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Contributions(ABC):
 
     def top(self, k: int = 5) -> list[tuple[Any, float]]:
         """The k parts of largest absolute contribution, as (label, value)."""
+        k = as_integer(k, "k", least=0)
         flat, labels = self.values.flatten(), list(self.labels)
         order = flat.abs().argsort(descending=True, stable=True)[:k]
         return [(labels[i], flat[i].item()) for i in order.tolist()]

@@ -1,7 +1,7 @@
 """Figures of what carries an edit's effect."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -130,19 +130,28 @@ def direction_spectrum(contributions: "DirectionContributions", ax: Axes | None 
     for side, marker in SIDES.items():
         rows = ranked[ranked["side"] == side]
         ax.scatter(rows["place"], rows["value"], c=[colours[i] for i in rows["layer"]], marker=marker, s=26, zorder=3)
+    raised = {label: about.raises[0][0].strip() for label, about in contributions.descriptions.items()}
     largest = ranked.loc[ranked["value"].abs().sort_values(ascending=False).index[:20]]
     for rank, row in enumerate(largest.to_dict(orient="records")):
         ax.vlines(row["place"], row["low"], row["high"], color=colours[row["layer"]], linewidth=0.8)
         if rank < 4:
             head = "" if pd.isna(row["head"]) else f" head {row['head']}"
-            name = f"layer {row['layer']}{head} U{row['side']} {row['raises'].partition(' ')[0]}"
+            name = f"layer {row['layer']}{head} U{row['side']} {raised.get(_label(row), '')}"
             offset = (6, 5 if rank % 2 == 0 else -11)
-            ax.annotate(name, (row["place"], row["value"]), xytext=offset, textcoords="offset points", fontsize=8)
+            ax.annotate(
+                name,
+                (row["place"], row["value"]),
+                xytext=offset,
+                textcoords="offset points",
+                fontsize=8,
+                parse_math=False,
+            )
     ax.axhline(0, color="black", linewidth=0.8)
-    ax.set_xscale("log")
-    ax.set_xticks([tick for tick in TICKS if tick <= ranked["place"].max()])
-    ax.xaxis.set_major_formatter(ScalarFormatter())
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    if len(ranked):
+        ax.set_xscale("log")
+        ax.set_xticks([tick for tick in TICKS if tick <= ranked["place"].max()])
+        ax.xaxis.set_major_formatter(ScalarFormatter())
+        ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("place in the spectrum (1: largest singular value); a name tells the token raised most")
     ax.set_ylabel("share of the effect, nats")
     names = {"+": "U+", "-": "U-", "norm": "rescaling", "centre": "centre"}
@@ -157,3 +166,9 @@ def direction_spectrum(contributions: "DirectionContributions", ax: Axes | None 
         handles.append(Line2D([], [], color=NEUTRAL, linewidth=6, label=label))
     ax.legend(handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+def _label(row: dict[str, Any]) -> tuple[Any, ...]:
+    """The label of a row of a table of directions."""
+    head = () if pd.isna(row["head"]) else (row["head"],)
+    return (row["layer"], *head, row["side"], row["index"])
