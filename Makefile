@@ -4,13 +4,16 @@ BIN := .venv/bin
 BIN_BRIDGE := .venv-bridge/bin
 PYTEST_OPTIONS ?= -n 2
 
-.PHONY: demo test test-bridge lint format notebooks clean
+.PHONY: demo test test-notebooks test-bridge lint format notebooks clean
 
 demo: .venv/.installed
 	$(BIN)/sea-lens demo --out demo
 
 test: .venv/.installed
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+
+# Runs every notebook from top to bottom.
+test-notebooks: .venv/.installed
 	$(BIN)/python -m pytest -p no:cacheprovider -o addopts="" --nbmake notebooks
 
 # The tests that touch a model once more, on a TransformerLens that has only the bridge.
