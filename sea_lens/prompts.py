@@ -13,7 +13,7 @@ from importlib.resources import files
 from typing import Any
 
 from .errors import FileError, InputError
-from .rows import read_text
+from .rows import read_json
 
 ANSWER = "answer"
 
@@ -74,11 +74,7 @@ class PromptTemplate:
         if not os.fspath(given).endswith(".json"):
             known = ", ".join(named_prompts())
             raise InputError(f"unknown prompt {str(given)!r}: expected a .json file, or one of {known}")
-        try:
-            content = json.loads(read_text(given))
-        except json.JSONDecodeError as error:
-            raise FileError(f"{given}: not JSON ({error.msg}, line {error.lineno})") from error
-        return cls.from_json(content, os.fspath(given))
+        return cls.from_json(read_json(given), os.fspath(given))
 
     @classmethod
     def from_json(cls, content: Any, name: str) -> "PromptTemplate":

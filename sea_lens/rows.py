@@ -75,18 +75,27 @@ def read_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]
         raise FileError(f"{path} has no rows")
 
 
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileError: it is none.
+    """
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise FileError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"{path}: JSON that Python cannot hold ({error})") from error
+
+
 def read_json_list(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
     """(row number, entry) of a JSON file that holds a list.
 
     Raises:
         FileError: another file, or an empty list.
     """
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise FileError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: JSON that Python cannot hold ({error})") from error
+    content = read_json(path)
     if not isinstance(content, list) or not content:
         raise FileError(f"{path}: expected a list with at least one entry")
     yield from enumerate(content, start=1)

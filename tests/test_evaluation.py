@@ -1,5 +1,6 @@
 import json
 import math
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from sea_lens.evaluation import BENCHMARKS, Task
 from sea_lens.evaluation import run as running
 from sea_lens.evaluation.bbq import BBQ, target_of
 from sea_lens.evaluation.benchmark import Item, Scored
+from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.gsm8k import final_number
 from sea_lens.evaluation.journal import Journal
 from sea_lens.evaluation.truthfulqa import TruthfulQA
@@ -163,7 +165,7 @@ def test_crows_pairs_counts_half_for_a_tie():
 )
 def test_the_final_number_of_a_solution(text, expected):
     found = final_number(text)
-    assert found is None if expected is None else found == __import__("decimal").Decimal(expected)
+    assert found is None if expected is None else found == Decimal(expected)
 
 
 def write(path, rows):
@@ -325,7 +327,7 @@ def test_the_default_prompt_of_questions_asks_for_an_answer(model, tmp_path):
     assert Task.read("capability", path, prompt="query").template.name == "query"
 
 
-class Dying(type(BENCHMARKS["capability"]())):
+class Dying(Capability):
     """Capability that is interrupted at its third part."""
 
     asked = 0
@@ -470,8 +472,8 @@ def test_wrong_arguments_are_refused_before_any_work(model, choices, monkeypatch
             sl.evaluate(model, **given)
 
 
-def test_data_from_the_hub_needs_a_network(model, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_data_from_the_hub_needs_a_network(model):
+    # The tests run offline (conftest.py).
     with pytest.raises(sl.FileError, match=r"truthfulqa/truthful_qa cannot be fetched .* give a local file"):
         sl.evaluate(model, "truthfulqa")
 
@@ -486,7 +488,6 @@ def test_rows_as_the_hub_has_them_are_read_too(monkeypatch):
         targets = {"choices": ["a", "b"], "labels": [1, 0]}
         return datasets.Dataset.from_list([{"question": "q", "mc1_targets": targets, "mc2_targets": targets}])
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.setattr(datasets, "load_dataset", load)
     task = Task.read("truthfulqa")
     assert asked == [(("truthfulqa/truthful_qa", "multiple_choice"), {"split": "validation"})]

@@ -1,13 +1,14 @@
 import sys
 
+import numpy as np
 import pytest
 import torch
-from einops import rearrange
+from sklearn.metrics import log_loss
 from tiny import contrasts, demonstrations, sentence, tokens
 
 import sea_lens as sl
+from sea_lens.methods.iti import probe
 from sea_lens.methods.leace import _eraser
-from sea_lens.methods.probes import fit_probes
 from sea_lens.models.lens import Lens
 from sea_lens.models.sites import site_point, to_units
 from sea_lens.models.texts import encode
@@ -121,30 +122,18 @@ def test_mean_difference_refuses_mapped_activations_and_other_combinations(model
         steering.install(model, combine="norm")
 
 
-def test_probes_are_logistic_regressions():
-    linear_model = pytest.importorskip("sklearn.linear_model")
-    generator = torch.Generator().manual_seed(0)
-    scales = torch.tensor([0.01, 1.0, 100.0])
-    x = torch.randn(60, 3, 5, generator=generator) * rearrange(scales, "heads -> heads 1") + 3
-    labels = (x[:, :, 0].mean(1) + torch.randn(60, generator=generator) > x[:, :, 0].mean()).double()
-    probes = fit_probes(x, labels)
-    for head in range(3):
-        reference = linear_model.LogisticRegression(solver="newton-cholesky", tol=1e-12, max_iter=1000)
-        reference.fit(x[:, head].double().numpy(), labels.numpy())
-        torch.testing.assert_close(probes.weight[head], torch.tensor(reference.coef_[0]), rtol=1e-5, atol=1e-8)
-        torch.testing.assert_close(probes.bias[head].item(), reference.intercept_[0], rtol=1e-5, atol=1e-8)
-        assert probes.accuracy(x, labels)[head] == reference.score(x[:, head].double().numpy(), labels.numpy())
-
-
-def test_a_probes_gradient_vanishes_even_where_classes_are_separable():
-    x = torch.randn(20, 2, 40, generator=torch.Generator().manual_seed(1)) * 30
-    labels = torch.arange(20.0) % 2
-    probes = fit_probes(x, labels)
-    residual = probes.logits(x).sigmoid() - rearrange(labels, "n -> n 1")
-    slope = torch.einsum("nh, nhd -> hd", residual, x.double()) + probes.weight
-    assert slope.abs().max() < 1e-6
-    assert residual.sum(0).abs().max() < 1e-6
-    assert (probes.accuracy(x, labels) == 1).all()
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("separable", [False, True])
+def test_a_probe_is_the_optimum_of_penalised_logistic_regression(scale, separable):
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.randn(20, 40 if separable else 5, generator=generator, dtype=torch.float64) * scale + 3).numpy()
+    labels = np.arange(20) % 2.0
+    fitted = probe(x, labels)
+    residual = fitted.predict_proba(x)[:, 1] - labels
+    # The gradient of Σ loss + ‖weight‖²/2 vanishes, the bias being free.
+    assert np.abs(residual @ x + fitted.coef_[0]).max() < 1e-5
+    assert abs(residual.sum()) < 1e-6
+    assert not separable or scale < 1 or fitted.score(x, labels) == 1
 
 
 def test_iti_finds_the_head_that_tells(model):
@@ -205,8 +194,9 @@ def test_itis_probe_direction_is_the_probes_weight(model):
     # One of the four is held out, whichever it is.
     for held_out in range(4):
         training = [at for at in range(4) if at != held_out]
-        x = torch.cat([positive[training], negative[training]])
-        weight = fit_probes(x, torch.tensor([1.0] * 3 + [0.0] * 3)).weight
+        x = torch.cat([positive[training], negative[training]]).numpy()
+        labels = np.array([1.0] * 3 + [0.0] * 3)
+        weight = torch.from_numpy(np.concatenate([probe(x[:, head], labels).coef_ for head in range(x.shape[1])]))
         cosine = torch.nn.functional.cosine_similarity(weight, found.vectors[2], dim=-1)
         differences.append((1 - cosine).abs().max().item())
     assert min(differences) < 1e-5
@@ -268,13 +258,16 @@ def test_leace_is_the_librarys_eraser(model):
 
 
 def test_after_leace_no_probe_learns_anything(model):
-    x = torch.cat([read(model, "mlp_out", 1, kind) for kind in ("positive", "negative")])
-    labels = torch.tensor([1.0] * 12 + [0.0] * 12)
+    x = torch.cat([read(model, "mlp_out", 1, kind) for kind in ("positive", "negative")])[:, 0]
+    labels = np.repeat([1.0, 0.0], 12)
     edit = sl.leace(model, demonstrations(), layers=[1], shrinkage=False, progress=False)
-    erased = edit(x[:, 0], 1)[:, None]
-    chance = torch.tensor(2.0).log().item()
-    assert fit_probes(x, labels, penalty=1e-3).loss(x, labels).item() < 0.1 * chance
-    assert fit_probes(erased, labels, penalty=1e-3).loss(erased, labels).item() == pytest.approx(chance, abs=1e-6)
+    losses = []
+    for activations in (x, edit(x, 1)):
+        rows = activations.double().numpy() / activations.std().item()
+        losses.append(log_loss(labels, probe(rows, labels).predict_proba(rows)))
+    chance = np.log(2.0)
+    assert losses[0] < 0.5 * chance
+    assert losses[1] == pytest.approx(chance, abs=1e-6)
 
 
 def test_leace_refuses_what_it_cannot_do(model, monkeypatch):

@@ -32,6 +32,7 @@ class BBQ(Benchmark):
 
     name: ClassVar[str] = "bbq"
     prompts: ClassVar[tuple[str, ...]] = ("context", "question", *_ANSWERS)
+    prompt: ClassVar[str] = "bbq"
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         return [self._item(path, number, row) for number, row in rows]
@@ -68,9 +69,6 @@ class BBQ(Benchmark):
             "target": target_of(groups, unknown[0], stereotyped),
         }
         return Item(number, fields, tuple(fields[name] for name in _ANSWERS), facts)
-
-    def default_prompt(self, items: Sequence[Item]) -> str:
-        return "bbq"
 
     def ask(self, asker: Asker, items: Sequence[Item]) -> list[dict[str, Any]]:
         return [

@@ -16,7 +16,6 @@ from ..models.lens import Lens
 from ..models.texts import bos_token, tokenise
 from ..prompts import ChatPrompt, PromptTemplate
 
-Row = Mapping[str, Any]
 Totals = Mapping[str, Float[np.ndarray, "*draws"]]
 
 
@@ -156,11 +155,13 @@ class Benchmark(ABC):
     Attributes:
         name: by which it is called.
         prompts: names of the fields that a prompt may use; none where whole texts are scored.
+        prompt: name of the prompt that is used where none is asked for.
         scoring: whether completions are scored, for which a method must give every token a probability.
     """
 
     name: ClassVar[str]
     prompts: ClassVar[tuple[str, ...]] = ()
+    prompt: ClassVar[str] = ""
     scoring: ClassVar[bool] = True
 
     @abstractmethod
@@ -168,8 +169,8 @@ class Benchmark(ABC):
         """Items from the rows of a file; refuses a malformed row, naming it."""
 
     def default_prompt(self, items: Sequence[Item]) -> str:
-        """Name of the prompt that is used where none is asked for."""
-        raise NotImplementedError
+        """The same for these items, where it depends on them."""
+        return self.prompt
 
     @abstractmethod
     def ask(self, asker: Asker, items: Sequence[Item]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ class GSM8K(Benchmark):
 
     name: ClassVar[str] = "gsm8k"
     prompts: ClassVar[tuple[str, ...]] = ("question",)
+    prompt: ClassVar[str] = "worked_answer"
     scoring: ClassVar[bool] = False
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
@@ -39,9 +40,6 @@ class GSM8K(Benchmark):
                 raise FileError(f"{path}, row {number}: field 'answer' must end in '#### ' and a number")
             items.append(Item(number, {"question": question}, (), {"gold": str(gold)}))
         return items
-
-    def default_prompt(self, items: Sequence[Item]) -> str:
-        return "worked_answer"
 
     def ask(self, asker: Asker, items: Sequence[Item]) -> list[dict[str, Any]]:
         rows = []

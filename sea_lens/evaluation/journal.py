@@ -70,7 +70,3 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise FileError(f"cannot write {self.path}: {error.strerror}") from error
-
-    def close(self) -> None:
-        """Delete the file, once the results are safe elsewhere."""
-        self.path.unlink(missing_ok=True)

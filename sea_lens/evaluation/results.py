@@ -1,6 +1,5 @@
 """What an evaluation found, and how two of them compare."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from jaxtyping import Float
 
 from ..errors import FileError, MismatchError
 from ..report import write_json
-from ..rows import read_text
+from ..rows import read_json
 from ..statistics import Interval, percentiles, resampled_sums
 from ..storage import as_file_errors
 from .benchmark import Benchmark
@@ -22,6 +21,7 @@ from .registry import BENCHMARKS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+# Fewer than elsewhere: a benchmark has thousands of items and a hundred scores, each drawn anew every time.
 _RESAMPLES = 2000
 
 
@@ -92,10 +92,7 @@ class Evaluation:
         Raises:
             FileError: another file, or a damaged one.
         """
-        try:
-            content = json.loads(read_text(path))
-        except json.JSONDecodeError as error:
-            raise FileError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
+        content = read_json(path)
         if not isinstance(content, dict) or content.get("sea_lens") != "evaluation":
             raise FileError(f"{path} is no evaluation that sea_lens wrote")
         with as_file_errors(path):

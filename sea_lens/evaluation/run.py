@@ -16,7 +16,7 @@ from ..models.lens import Lens
 from ..progress import tracked
 from ..prompts import Chat, PromptTemplate, for_model
 from ..report import plain
-from ..rows import read_json_list, read_rows
+from ..rows import read_json_list, read_rows, read_text
 from ..versions import versions
 from .benchmark import Asker, Benchmark, Item
 from .hub import HUB, PREFIX, HubData, hub_rows
@@ -190,7 +190,5 @@ def _items(benchmark: str | Benchmark, path: str | os.PathLike[str] | None) -> t
 def _rows(path: str | os.PathLike[str]) -> Iterable[tuple[int, Any]]:
     """Rows of a file, or the one text of a .txt file."""
     if os.fspath(path).endswith(".txt"):
-        from ..rows import read_text
-
         return [(1, read_text(path))]
     return read_json_list(path) if os.fspath(path).endswith(".json") else read_rows(path)

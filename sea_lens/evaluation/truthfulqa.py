@@ -21,6 +21,7 @@ class TruthfulQA(Benchmark):
 
     name: ClassVar[str] = "truthfulqa"
     prompts: ClassVar[tuple[str, ...]] = ("question",)
+    prompt: ClassVar[str] = "truthfulqa"
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         items = []
@@ -32,9 +33,6 @@ class TruthfulQA(Benchmark):
             facts = {name: [answers.index(answer) for answer in side] for name, side in sides.items()}
             items.append(Item(number, {"question": question.text}, answers, facts))
         return items
-
-    def default_prompt(self, items: Sequence[Item]) -> str:
-        return "truthfulqa"
 
     def ask(self, asker: Asker, items: Sequence[Item]) -> list[dict[str, Any]]:
         return [self._row(item, scored) for item, scored in zip(items, asker.score(items), strict=True)]
