@@ -41,6 +41,7 @@ from .generation import generate
 from .harness import harness_model
 from .intervention import ActivationEdit, Edit
 from .methods.dola import DoLa, dola
+from .methods.in_context import InContext, in_context
 from .methods.iti import ITI, iti
 from .methods.leace import LEACE, leace
 from .methods.mean_difference import MeanDifference, mean_difference
@@ -79,6 +80,7 @@ __all__ = [
     "FeatureMap",
     "FileError",
     "HeadContributions",
+    "InContext",
     "InputError",
     "Interval",
     "LayerContributions",
@@ -104,6 +106,7 @@ __all__ = [
     "generate",
     "harness_model",
     "head_contributions",
+    "in_context",
     "iti",
     "layer_contributions",
     "leace",

@@ -183,7 +183,7 @@ def test_losses_follow_or_are_refused(model):
     with sl.dola(model, relative_top=0).applied(model):
         if Lens.of(model).backend == "hooked":
             for kind in ("loss", "both"):
-                with pytest.raises(sl.InputError, match=f"return_type '{kind}' of a HookedTransformer"):
+                with pytest.raises(sl.InputError, match=f"return_type '{kind}' is computed from unchanged logits"):
                     model(ids, return_type=kind)
             assert model(ids, return_type=None) is None
             assert model(ids, stop_at_layer=1).shape == (2, 9, 32)

@@ -89,7 +89,7 @@ def head_contributions(
             by how much.
         Otherwise as `effect`.
     """
-    edit = activation_edit(edit, "head_contributions")
+    edit = activation_edit(model, edit, "head_contributions")
     known = METHODS + (LAYER_METHODS if edit.site == "z" else ())
     if method not in known:
         only = f" for an edit at site {edit.site!r}" if method in LAYER_METHODS else ""

@@ -75,7 +75,7 @@ def layer_contributions(
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     if method == "path":
-        activation_edit(edit, f"method 'path' (the others are {', '.join(GAME_METHODS)})")
+        activation_edit(model, edit, f"method 'path' (the others are {', '.join(GAME_METHODS)})")
     if not isinstance(contrasts, Contrasts):
         contrasts = Contrasts(contrasts)
     permutations, seed = as_integer(permutations, "permutations", least=1), as_integer(seed, "seed")
@@ -137,7 +137,7 @@ def position_contributions(
     """
     if not isinstance(contrasts, Contrasts):
         contrasts = Contrasts(contrasts)
-    edit = activation_edit(edit, "position_contributions")
+    edit = activation_edit(model, edit, "position_contributions")
     setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
     lens = setup.scorer.lens
     lengths = torch.tensor([len(encode(lens, contrast.prompt, prepend_bos=prepend_bos)) for contrast in contrasts])

@@ -12,6 +12,7 @@ from ..demonstrations import Contrast
 from ..errors import InputError
 from ..intervention import ActivationEdit, Edit, Strength
 from ..layers import LayerChoice
+from ..models.lens import Lens
 from ..scoring import Scorer, contrast_scorer
 from .games import Game, Player
 from .path import Path
@@ -43,7 +44,7 @@ class Setup:
             InputError: it does not edit activations.
         """
         game = self.game
-        edit = activation_edit(game.edit, "an integrated gradient")
+        edit = activation_edit(game.model, game.edit, "an integrated gradient")
         return Path(game.model, edit, self.scorer, self.layers, game.strength, game.combine)
 
     @classmethod
@@ -71,12 +72,15 @@ class Setup:
         return cls(tuple(strengths), scorer, effects, game)
 
 
-def activation_edit(edit: Edit, what: str) -> ActivationEdit:
+def activation_edit(model: Any, edit: Edit, what: str) -> ActivationEdit:
     """The edit, for `what` needs its activations.
 
     Raises:
-        InputError: it is a method that changes none.
+        InputError: it is a method that changes none, or examples stand in front of what the model reads, whose
+            positions would be counted wrong.
     """
+    if Lens.of(model).prefix_length > 0:
+        raise InputError(f"{what} counts positions: expected a model without examples in front (in_context)")
     if not isinstance(edit, ActivationEdit):
         raise InputError(
             f"{what} needs an edit of activations, got {type(edit).__name__}, which acts on the {edit.site}"

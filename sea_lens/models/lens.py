@@ -47,6 +47,8 @@ class Lens:
         model: the TransformerLens model itself.
         own_tokenizer: the tokenizer that the model came with, where `load_model` kept it; TransformerLens reads it
             anew, adds tokens to it, and lends one without BOS its EOS for that.
+        prefix_length: tokens that now stand in front of every sequence without the caller's knowledge
+            (`models.prefix`); they take room in the context and positions in activations.
     """
 
     def __init__(self, model: Any) -> None:
@@ -58,6 +60,7 @@ class Lens:
                 )
         self.model = model
         self.own_tokenizer: Any = None
+        self.prefix_length = 0
         self._points: dict[str, Any] = dict(model.hook_dict)
 
     @classmethod
@@ -104,7 +107,7 @@ class Lens:
     @property
     def n_ctx(self) -> int:
         """Longest input in tokens."""
-        return int(self.model.cfg.n_ctx)
+        return int(self.model.cfg.n_ctx) - self.prefix_length
 
     @property
     def device(self) -> torch.device:
@@ -178,7 +181,8 @@ class Lens:
 
         Args:
             tokens, mask: a right-padded batch.
-            names: hook points, read after the hooks that already stand there and after `functions`.
+            names: hook points, read after the hooks that already stand there and after `functions`; whose second axis
+                is the position.
             functions: hooks for this pass alone.
             reduce: what to keep of an activation, given it and its hook point; the whole by default.
         """
@@ -186,6 +190,7 @@ class Lens:
 
         def saver(name: str) -> HookFunction:
             def save(x: Tensor) -> None:
+                x = x[:, self.prefix_length :]
                 seen[name] = x if reduce is None else reduce(x, name)
                 if len(seen) == len(names):
                     raise _ForwardStopped

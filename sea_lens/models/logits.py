@@ -1,8 +1,7 @@
 """Changing a model's logits, whatever calls it: a forward pass, a cached run, or generation.
 
 TransformerLens has no hook point behind the soft cap. A bridge's logits come out of the Hugging Face model inside,
-where torch's own hooks see every call. HookedTransformer makes them in `forward`, which its `generate` and
-`run_with_hooks` call past torch's hooks; there a wrapper stands in for the method on this one model.
+where torch's own hooks see every call. HookedTransformer makes them in `forward`.
 """
 
 import inspect
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError, UnsupportedModelError
 from .lens import Lens
+from .stand_in import ForwardStandIn, first_layer, refuse_losses
 
 LogitsFunction: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, "batch pos d_vocab"]]
 
@@ -55,39 +55,18 @@ class _BridgeHook:
             handle.remove()
 
 
-class _WrappedForward:
-    """Stands in for `forward` on one HookedTransformer; removed, it passes calls on until those above it are gone."""
+class _WrappedForward(ForwardStandIn):
+    """Stands in for `forward` on one HookedTransformer."""
 
     def __init__(self, lens: Lens, function: LogitsFunction, begin: Callable[[int], None]) -> None:
-        self._model, self._function, self._begin, self._active = lens.model, function, begin, True
-        # Present only where something else stands in for the method already.
-        self._replaced = vars(lens.model).get("forward")
-        self._forward = lens.model.forward
-        self._signature = inspect.signature(type(lens.model).forward)
-        lens.model.forward = self
+        super().__init__(lens)
+        self._lens, self._function, self._begin = lens, function, begin
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._active:
-            return self._forward(*args, **kwargs)
-        asked = self._signature.bind(self._model, *args, **kwargs)
-        asked.apply_defaults()
-        kind = asked.arguments["return_type"]
-        if kind not in (None, "logits"):
-            raise InputError(
-                f"return_type {kind!r} of a HookedTransformer is computed from unchanged logits: expected 'logits'"
-            )
-        start = asked.arguments["start_at_layer"] or 0
-        self._begin(start if start >= 0 else start + self._model.cfg.n_layers)
-        output = self._forward(*args, **kwargs)
+    def run(self, asked: inspect.BoundArguments) -> Any:
+        refuse_losses(asked, "unchanged logits")
+        self._begin(first_layer(self._lens, asked))
+        output = self.forward(asked)
         # Without a return type there are no logits, and at an earlier layer it is the residual stream.
-        if kind is None or asked.arguments["stop_at_layer"] is not None:
+        if asked.arguments["return_type"] is None or asked.arguments["stop_at_layer"] is not None:
             return output
         return self._function(output)
-
-    def remove(self) -> None:
-        self._active = False
-        while isinstance(top := vars(self._model).get("forward"), _WrappedForward) and not top._active:
-            if top._replaced is None:
-                del self._model.forward
-            else:
-                self._model.forward = top._replaced

@@ -1,0 +1,109 @@
+"""Few-shot prompting (in-context learning; Brown et al. 2020, arXiv 2005.14165) behind the interface of an edit."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from ..arguments import as_integer
+from ..demonstrations import Demonstration, Demonstrations
+from ..errors import InputError
+from ..intervention import Edit, Installation, Strength
+from ..layers import LayerChoice
+from ..models.lens import Lens
+from ..models.prefix import PrefixStandIn
+from ..models.texts import tokenise
+
+
+@dataclass(frozen=True)
+class InContext(Edit):
+    """Worked examples in front of everything that the model reads: made by `in_context`.
+
+    They stand between BOS and the text, take room in the context, and are there or not: strength 1 in all layers, or
+    strength 0. Logits come back for the text's own positions.
+
+    Attributes:
+        prefix: the examples as text, with what separates the last one from the text.
+        model_layers: layers of the model.
+    """
+
+    combines: ClassVar[tuple[str, ...]] = ("prompt",)
+
+    prefix: str
+    model_layers: int
+    site: str = field(default="tokens", init=False)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(range(self.model_layers))
+
+    @property
+    def n_layers(self) -> int:
+        return self.model_layers
+
+    def check(
+        self,
+        model: Any,
+        layers: LayerChoice = "all",
+        strength: Strength = 1.0,
+        combine: str | None = None,
+        *,
+        scoring: bool = False,
+    ) -> dict[int, float | Tensor]:
+        strengths = super().check(model, layers, strength, combine, scoring=scoring)
+        if not _all_are(strengths, 0) and not (_all_are(strengths, 1) and tuple(strengths) == self.layers):
+            raise InputError(
+                "examples stand in front of the whole model: expected strength 1 in all layers, or strength 0"
+            )
+        lens = Lens.of(model)
+        if len(self._tokens(lens)) >= lens.n_ctx:
+            raise InputError(
+                f"the examples have {len(self._tokens(lens))} tokens, the context of {lens.name!r} holds {lens.n_ctx}"
+            )
+        return strengths
+
+    def install(
+        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> Installation:
+        strengths = self.check(model, layers, strength, combine)
+        if _all_are(strengths, 0):
+            return Installation(())
+        lens = Lens.of(model)
+        return Installation((PrefixStandIn(lens, self._tokens(lens)),))
+
+    def _tokens(self, lens: Lens) -> list[int]:
+        return tokenise(lens, self.prefix, prepend_bos=False, what="examples")
+
+
+def _all_are(strengths: Mapping[int, float | Tensor], value: int) -> bool:
+    return all(bool(torch.as_tensor(alpha == value).all()) for alpha in strengths.values())
+
+
+def in_context(
+    model: Any, demonstrations: Iterable[Demonstration], shots: SupportsIndex = 6, separator: str = "\n\n"
+) -> InContext:
+    r"""Few-shot prompting with the positive texts of demonstrations.
+
+    For a benchmark whose questions look otherwise than the demonstrations, and for models with a chat template, give
+    the examples in the `prompt` of `evaluate` instead.
+
+    Args:
+        model: a TransformerLens model.
+        demonstrations: the first `shots` of them are the examples.
+        shots: how many.
+        separator: behind each example.
+
+    Raises:
+        InputError: fewer demonstrations than shots, or examples that leave no room in the context.
+    """
+    shots = as_integer(shots, "shots", least=1)
+    if not isinstance(demonstrations, Demonstrations):
+        demonstrations = Demonstrations(demonstrations)
+    if len(demonstrations) < shots:
+        raise InputError(f"{shots} examples need as many demonstrations, got {len(demonstrations)}")
+    prefix = "".join(demonstrations[i].positive + separator for i in range(shots))
+    edit = InContext(prefix, Lens.of(model).n_layers)
+    edit.check(model)
+    return edit

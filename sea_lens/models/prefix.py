@@ -1,0 +1,136 @@
+"""Tokens in front of everything that a model reads, without its caller's knowledge.
+
+They stand behind a row's BOS and padding. Logits (and the residual stream of a pass that stops early) come back for the
+caller's own positions, so that whatever measures a model measures it with the prefix in its context. Activations at
+hook points hold the prefix's positions too; `Lens.read` leaves them out.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import InputError
+from .lens import Lens
+from .stand_in import ForwardStandIn, first_layer, refuse_losses
+from .texts import bos_token
+
+
+class PrefixStandIn(ForwardStandIn):
+    """Puts tokens in front of what a model reads, until it is removed.
+
+    Args:
+        lens: the model; its context is shorter by the prefix meanwhile.
+        tokens: the prefix, without BOS.
+    """
+
+    def __init__(self, lens: Lens, tokens: Sequence[int]) -> None:
+        super().__init__(lens)
+        self._lens, self._tokens, self._inside = lens, torch.tensor(list(tokens), device=lens.device), False
+        lens.prefix_length += len(self._tokens)
+        # Hugging Face's own generation runs the model inside a bridge past `forward`.
+        inside = getattr(lens.model, "original_model", None)
+        self._guard = None if inside is None else inside.register_forward_pre_hook(self._check_caller)
+
+    def remove(self) -> None:
+        """Take the prefix away; may be called twice."""
+        if self._active:
+            self._lens.prefix_length -= len(self._tokens)
+            if self._guard is not None:
+                self._guard.remove()
+        super().remove()
+
+    def run(self, asked: inspect.BoundArguments) -> Any:
+        """Logits, or what else was asked for, at the caller's positions."""
+        given = asked.arguments
+        refuse_losses(asked, "the prefix too")
+        if first_layer(self._lens, asked) > 0:
+            raise InputError("a prefix is read with the tokens behind it: expected a pass that starts at layer 0")
+        tokens, mask = given["input"], given.get("attention_mask")
+        if not isinstance(tokens, Tensor):
+            tokens = self._model.to_tokens(tokens, prepend_bos=given.get("prepend_bos"))
+        if tokens.is_floating_point():
+            raise InputError(
+                "examples stand in front of tokens: expected tokens, got embeddings (which HookedTransformer.generate "
+                "hands on; `sl.generate` does not)"
+            )
+        tokens = tokens.to(self._lens.device)
+        read_before = _read_before(given)
+        mask = mask if mask is None else mask.to(self._lens.device)
+        if mask is None and read_before == 0:
+            mask = torch.ones_like(tokens)
+        # A HookedTransformer remembers the mask of what it has read, a bridge is given it again.
+        if mask is not None and (read_before == 0 or self._lens.backend == "bridge"):
+            first = _first_tokens(mask)
+            if read_before == 0:
+                tokens = self._inserted(tokens, first + self._has_bos(tokens, first))
+            mask = _with_ones(mask, first, len(self._tokens))
+        given["input"], given["attention_mask"] = tokens, mask
+        self._shift_positions(given.get("kwargs", {}), read_before)
+        output = self._forwarded(asked)
+        return self._without_prefix(output) if read_before == 0 else output
+
+    def _forwarded(self, asked: inspect.BoundArguments) -> Any:
+        outer, self._inside = self._inside, True
+        try:
+            return self.forward(asked)
+        finally:
+            self._inside = outer
+
+    def _has_bos(self, tokens: Int[Tensor, "batch pos"], first: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        bos = bos_token(self._lens)
+        return torch.zeros_like(first) if bos is None else (tokens.gather(1, first[:, None])[:, 0] == bos).long()
+
+    def _inserted(
+        self, tokens: Int[Tensor, "batch pos"], places: Int[Tensor, " batch"]
+    ) -> Int[Tensor, "batch pos_and_prefix"]:
+        rows = [
+            torch.cat([row[:place], self._tokens, row[place:]])
+            for row, place in zip(tokens, places.tolist(), strict=True)
+        ]
+        return torch.stack(rows)
+
+    def _shift_positions(self, options: dict[str, Any], read_before: int) -> None:
+        """Positions that a caller counted without the prefix; at first the mask gives them."""
+        positions = options.pop("position_ids", None)
+        if positions is not None and read_before > 0:
+            options["position_ids"] = positions + len(self._tokens)
+
+    def _without_prefix(self, output: Any) -> Any:
+        # Behind BOS, the prefix's last token is what predicts the first of the caller's, so that the first positions
+        # are the ones to leave out.
+        if isinstance(output, tuple):
+            return (self._without_prefix(output[0]), *output[1:])
+        return output[:, len(self._tokens) :] if isinstance(output, Tensor) else output
+
+    def _check_caller(self, module: Any, arguments: Any) -> None:
+        if not self._inside:
+            raise InputError(
+                "examples stand in front only of what the TransformerLens model reads itself: expected a call of the "
+                "model, its `generate` or `sl.generate`, not the Hugging Face model inside"
+            )
+
+
+def _read_before(given: dict[str, Any]) -> int:
+    """How many tokens stand in the cache that a pass goes on from."""
+    # A parameter of one TransformerLens's bridge, an option of another's.
+    options = {**given, **given.get("kwargs", {})}
+    if options.get("past_kv_cache") is not None:
+        return options["past_kv_cache"][0].past_keys.shape[1]
+    past = options.get("past_key_values")
+    return 0 if past is None else past.get_seq_length()
+
+
+def _first_tokens(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
+    """Where each row's first token stands, behind its padding on the left."""
+    return mask.long().argmax(1)
+
+
+def _with_ones(mask: Int[Tensor, "batch pos"], places: Int[Tensor, " batch"], n: int) -> Int[Tensor, "batch pos_and_n"]:
+    ones = torch.ones(n, dtype=mask.dtype, device=mask.device)
+    return torch.stack(
+        [torch.cat([row[:place], ones, row[place:]]) for row, place in zip(mask, places.tolist(), strict=True)]
+    )

@@ -1,0 +1,66 @@
+"""Standing in for `forward` on one model, whatever calls it."""
+
+import inspect
+from abc import ABC, abstractmethod
+from typing import Any
+
+from ..errors import InputError
+from .lens import Lens
+
+
+class ForwardStandIn(ABC):
+    """Stands in for a model's `forward`; removed, it passes calls on until those above it are gone.
+
+    TransformerLens calls `forward` past torch's own hooks where it generates or runs with hooks.
+    """
+
+    def __init__(self, lens: Lens) -> None:
+        self._model, self._active = lens.model, True
+        # Present only where something else stands in for the method already.
+        self._replaced = vars(lens.model).get("forward")
+        self._forward = lens.model.forward
+        self._signature = inspect.signature(type(lens.model).forward)
+        # Past the model's __setattr__, which a bridge passes on to the model inside.
+        vars(lens.model)["forward"] = self
+
+    @abstractmethod
+    def run(self, asked: inspect.BoundArguments) -> Any:
+        """What the model returns instead, given all arguments but itself by name; `forward` runs the model."""
+
+    def forward(self, asked: inspect.BoundArguments) -> Any:
+        """The model's own `forward`, or of whatever else stands in for it."""
+        return self._forward(*asked.args[1:], **asked.kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model as its `forward` would be."""
+        if not self._active:
+            return self._forward(*args, **kwargs)
+        asked = self._signature.bind(self._model, *args, **kwargs)
+        asked.apply_defaults()
+        return self.run(asked)
+
+    def remove(self) -> None:
+        """Let the model's own `forward` be called again; may be called twice and in any order with others."""
+        self._active = False
+        while isinstance(top := vars(self._model).get("forward"), ForwardStandIn) and not top._active:
+            if top._replaced is None:
+                del vars(self._model)["forward"]
+            else:
+                vars(self._model)["forward"] = top._replaced
+
+
+def first_layer(lens: Lens, asked: inspect.BoundArguments) -> int:
+    """The layer that a pass begins with."""
+    start = asked.arguments.get("start_at_layer") or 0
+    return start if start >= 0 else start + lens.n_layers
+
+
+def refuse_losses(asked: inspect.BoundArguments, what: str) -> None:
+    """Refuse to return what the model computes from other logits than those that come out.
+
+    Raises:
+        InputError: naming the return type.
+    """
+    kind = asked.arguments["return_type"]
+    if kind in ("loss", "both"):
+        raise InputError(f"return_type {kind!r} is computed from {what}: expected 'logits'")
