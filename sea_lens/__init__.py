@@ -44,6 +44,7 @@ from .methods.dola import DoLa, dola
 from .methods.in_context import InContext, in_context
 from .methods.iti import ITI, iti
 from .methods.leace import LEACE, leace
+from .methods.lora import LoRA, lora
 from .methods.mean_difference import MeanDifference, mean_difference
 from .models.load import load_model
 from .models.sites import SITES
@@ -84,6 +85,7 @@ __all__ = [
     "InputError",
     "Interval",
     "LayerContributions",
+    "LoRA",
     "MeanDifference",
     "MismatchError",
     "MissingPackageError",
@@ -111,6 +113,7 @@ __all__ = [
     "layer_contributions",
     "leace",
     "load_model",
+    "lora",
     "mean_difference",
     "permuted",
     "position_contributions",

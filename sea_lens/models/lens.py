@@ -49,6 +49,8 @@ class Lens:
             anew, adds tokens to it, and lends one without BOS its EOS for that.
         prefix_length: tokens that now stand in front of every sequence without the caller's knowledge
             (`models.prefix`); they take room in the context and positions in activations.
+        source: the Hugging Face name or folder that `load_model` read, None where it did not load the model.
+        changed_weights: by layer, what has been added to weights (`models.weights`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -61,6 +63,8 @@ class Lens:
         self.model = model
         self.own_tokenizer: Any = None
         self.prefix_length = 0
+        self.source: str | None = None
+        self.changed_weights: dict[int, Any] = {}
         self._points: dict[str, Any] = dict(model.hook_dict)
 
     @classmethod

@@ -58,8 +58,8 @@ def load_model(
     name = _resolved(os.fspath(name_or_path))
     if backend == "hooked" and not hooked_available():
         raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
-    with _quiet():
-        hf_model, tokenizer = _load_huggingface(name, torch_dtype)
+    with quiet():
+        hf_model, tokenizer = load_huggingface(name, torch_dtype)
         own_tokenizer = copy.deepcopy(tokenizer)
         if backend == "bridge" or not hooked_available():
             model = _as_bridge(name, hf_model, tokenizer, target, torch_dtype)
@@ -70,7 +70,8 @@ def load_model(
                 if backend == "hooked":
                     raise
                 model = _as_bridge(name, hf_model, tokenizer, target, torch_dtype)
-    Lens.of(model).own_tokenizer = own_tokenizer
+    lens = Lens.of(model)
+    lens.own_tokenizer, lens.source = own_tokenizer, name
     return model.eval().requires_grad_(False)
 
 
@@ -108,7 +109,7 @@ def _resolved(name_or_path: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence what TransformerLens and its dependencies say on every load and a user cannot act on."""
     from transformers.utils import logging as transformers_logging
 
@@ -132,7 +133,12 @@ def _failures_named(name: str) -> Iterator[None]:
         raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
 
 
-def _load_huggingface(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_huggingface(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The Hugging Face model and its tokenizer.
+
+    Raises:
+        UnsupportedModelError: one of them cannot be loaded; says why.
+    """
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     with _failures_named(name):

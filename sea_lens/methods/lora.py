@@ -1,0 +1,301 @@
+"""Fine-tuning with low-rank adapters (LoRA; Hu et al. 2021, arXiv 2106.09685) behind the interface of an edit.
+
+The output projections of the MLPs, which write what a spectral edit changes by default, become W + α B A. The adapters
+are trained by peft on the positive completions of the demonstrations; the negative ones are not seen.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ..arguments import as_integer, as_number
+from ..capture import describe
+from ..demonstrations import Demonstration, Demonstrations
+from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
+from ..intervention import Edit, Installation, Strength
+from ..layers import LayerChoice, choose_layers
+from ..models.lens import Lens
+from ..models.load import load_huggingface, quiet
+from ..models.texts import encode, encode_completion, pad
+from ..models.weights import WeightChange, mlp_out_weight
+from ..progress import tracked
+from ..storage import as_file_errors, read_tensors, write_tensors
+from ..versions import versions
+
+# What Hugging Face calls an MLP's output projection.
+_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2")
+_KIND = "LoRA edit"
+
+Example = tuple[list[int], int]
+"""Tokens, and where those begin that are trained on."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What is added to one projection: x → x + up (down h), peft's scaling in `up`.
+
+    Attributes:
+        down: A of the paper.
+        up: B of the paper.
+    """
+
+    down: Float[Tensor, "rank d_mlp"]
+    up: Float[Tensor, "d_model rank"]
+
+    @property
+    def product(self) -> Float[Tensor, "d_mlp d_model"]:
+        """The change of the matrix that maps hidden units to the residual stream."""
+        return einsum(self.down, self.up, "rank d_mlp, d_model rank -> d_mlp d_model")
+
+
+@dataclass(frozen=True, eq=False)
+class LoRA(Edit):
+    """Adapters of MLP output projections, added with a strength for each layer: made by `lora`.
+
+    Layers can be played against each other ("shapley", "leave_one_out", "only_one"). The weights change, so that there
+    is no activation for the other analyses to look at.
+
+    Attributes:
+        adapters: of each layer.
+        losses: mean loss of each epoch of training, nats per token.
+        provenance: the model, the options of training, the demonstrations, and versions; JSON values.
+    """
+
+    combines: ClassVar[tuple[str, ...]] = ("add",)
+
+    adapters: Mapping[int, Adapter]
+    losses: tuple[float, ...]
+    provenance: Mapping[str, Any]
+    site: str = field(default="weights", init=False)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return tuple(sorted(self.adapters))
+
+    @property
+    def n_layers(self) -> int:
+        return self.provenance["model"]["n_layers"]
+
+    def check_model(self, model: Any) -> None:
+        super().check_model(model)
+        lens = Lens.of(model)
+        for layer in self.layers:
+            weight, rows_are_hidden = mlp_out_weight(lens, layer)
+            found = tuple(weight.shape) if rows_are_hidden else tuple(weight.shape)[::-1]
+            if found != tuple(self.adapters[layer].product.shape):
+                raise MismatchError(
+                    f"the adapters are for projections of shape {tuple(self.adapters[layer].product.shape)}, "
+                    f"{lens.name!r} has {found}"
+                )
+
+    def check(
+        self,
+        model: Any,
+        layers: LayerChoice = "all",
+        strength: Strength = 1.0,
+        combine: str | None = None,
+        *,
+        scoring: bool = False,
+    ) -> dict[int, float | Tensor]:
+        strengths = super().check(model, layers, strength, combine, scoring=scoring)
+        if any(isinstance(alpha, Tensor) and alpha.ndim > 0 for alpha in strengths.values()):
+            raise InputError("LoRA changes weights and not tokens: expected one strength for each layer")
+        return strengths
+
+    def install(
+        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> Installation:
+        strengths = self.check(model, layers, strength, combine)
+        additions = {
+            layer: float(alpha) * self.adapters[layer].product for layer, alpha in strengths.items() if alpha != 0
+        }
+        return Installation((WeightChange(Lens.of(model), additions),))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the adapters as safetensors, with provenance inside.
+
+        Raises:
+            FileError: the file cannot be written; a half-written one is never left.
+        """
+        tensors = {f"down.{layer}": adapter.down for layer, adapter in self.adapters.items()}
+        tensors |= {f"up.{layer}": adapter.up for layer, adapter in self.adapters.items()}
+        header = {"losses": list(self.losses), "provenance": dict(self.provenance)}
+        write_tensors(path, tensors, kind=_KIND, header=header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "LoRA":
+        """Read what `save` wrote.
+
+        Raises:
+            FileError: missing, truncated or foreign.
+        """
+        tensors, header = read_tensors(path, kind=_KIND)
+        with as_file_errors(path):
+            layers = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("up."))
+            adapters = {layer: Adapter(tensors[f"down.{layer}"], tensors[f"up.{layer}"]) for layer in layers}
+            return cls(adapters, tuple(header["losses"]), header["provenance"])
+
+
+def lora(
+    model: Any,
+    demonstrations: Iterable[Demonstration],
+    *,
+    rank: SupportsIndex = 8,
+    alpha: SupportsFloat = 16.0,
+    learning_rate: SupportsFloat = 2e-4,
+    epochs: SupportsIndex = 3,
+    layers: LayerChoice = "all",
+    batch_size: SupportsIndex = 8,
+    seed: SupportsIndex = 0,
+    progress: bool = True,
+    prepend_bos: bool = True,
+) -> LoRA:
+    """Train adapters on the positive completions, by peft and AdamW.
+
+    Trained is a second copy of the model, in float32 on the same device; `model` itself is left alone.
+
+    Args:
+        model: a TransformerLens model that `load_model` loaded.
+        demonstrations: the loss is that of the positive text's tokens after the neutral text, or of the whole positive
+            text where it does not begin with the neutral one.
+        rank, alpha: r and α of the paper; the adapters are scaled by α / r.
+        learning_rate: of AdamW, constant.
+        epochs: passes over the demonstrations, each in another order.
+        layers: which layers, as in `choose_layers`.
+        batch_size: demonstrations in a step.
+        seed: of the adapters' initial weights and of the order.
+        progress: show a progress bar.
+        prepend_bos: one BOS in front of every text, where the tokenizer has one.
+
+    Raises:
+        MissingPackageError: the package peft is not installed.
+        UnsupportedModelError: the model was not loaded by `load_model`, or its MLPs are of another kind.
+        InputError: unknown layers or an option out of range.
+        DemonstrationError: a text longer than the model's context; names it.
+    """
+    peft, lens = _library(), Lens.of(model)
+    rank, epochs = as_integer(rank, "rank", least=1), as_integer(epochs, "epochs", least=1)
+    batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed")
+    alpha, learning_rate = as_number(alpha, "alpha"), as_number(learning_rate, "learning_rate")
+    if not learning_rate > 0:
+        raise InputError(f"learning_rate {learning_rate:g} is not above 0")
+    chosen = choose_layers(layers, range(lens.n_layers))
+    if not isinstance(demonstrations, Demonstrations):
+        demonstrations = Demonstrations(demonstrations)
+    if lens.source is None:
+        raise UnsupportedModelError("LoRA trains a second copy of the model: expected one that `load_model` loaded")
+    examples = _examples(lens, demonstrations, prepend_bos)
+
+    with torch.random.fork_rng(devices=[lens.device] if lens.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        with quiet():
+            hf_model = load_huggingface(lens.source, torch.float32)[0].to(lens.device)
+            projections = _projections(hf_model, lens)
+            config = peft.LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                target_modules=[projections[layer] for layer in chosen],
+                fan_in_fan_out=type(hf_model.get_submodule(projections[0])).__name__ == "Conv1D",
+                task_type="CAUSAL_LM",
+            )
+            adapted = peft.get_peft_model(hf_model, config)
+        losses = _train(adapted, examples, learning_rate, epochs, batch_size, lens.device, progress)
+    options = {"rank": rank, "alpha": alpha, "learning_rate": learning_rate, "epochs": epochs}
+    provenance = {
+        "model": describe(lens),
+        **options,
+        "batch_size": batch_size,
+        "seed": seed,
+        "prepend_bos": prepend_bos,
+        "demonstrations": [{"n": len(demonstrations), "sha256": demonstrations.digest}],
+        "versions": versions("peft"),
+    }
+    adapters = {layer: _adapter(adapted.base_model.model.get_submodule(projections[layer])) for layer in chosen}
+    return LoRA(adapters, tuple(losses), provenance)
+
+
+def _library() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingPackageError(
+            "lora needs the package peft: install it with pip install 'sea-lens[lora]'"
+        ) from error
+    return peft
+
+
+def _examples(lens: Lens, demonstrations: Demonstrations, prepend_bos: bool) -> list[Example]:
+    examples = []
+    for name, one in zip(demonstrations.names, demonstrations, strict=True):
+        if one.positive.startswith(one.neutral) and one.positive != one.neutral:
+            rest = one.positive[len(one.neutral) :]
+            examples.append(encode_completion(lens, one.neutral, rest, prepend_bos=prepend_bos, what=name))
+        else:
+            examples.append((encode(lens, one.positive, prepend_bos=prepend_bos, what=name), 1))
+    return examples
+
+
+def _projections(hf_model: Any, lens: Lens) -> list[str]:
+    """The output projection of each layer's MLP, by its name in the Hugging Face model."""
+    names = [name for name, _ in hf_model.named_modules() if name.endswith(_PROJECTIONS)]
+    if len(names) != lens.n_layers:
+        raise UnsupportedModelError(
+            f"model {lens.name!r} has {len(names)} output projections of MLPs that are called one of "
+            f"{', '.join(_PROJECTIONS)}: expected one in each of its {lens.n_layers} layers"
+        )
+    return names
+
+
+def _train(
+    adapted: Any,
+    examples: Sequence[Example],
+    learning_rate: float,
+    epochs: int,
+    batch_size: int,
+    device: torch.device,
+    progress: bool,
+) -> list[float]:
+    """Train the adapters; the mean loss of each epoch."""
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
+    totals = torch.zeros(epochs, 2, dtype=torch.float64)
+
+    def steps() -> Iterator[tuple[int, list[Example]]]:
+        for epoch in range(epochs):
+            order = torch.randperm(len(examples)).tolist()
+            for start in range(0, len(order), batch_size):
+                yield epoch, [examples[i] for i in order[start : start + batch_size]]
+
+    adapted.train()
+    n_steps = epochs * -(-len(examples) // batch_size)
+    with torch.enable_grad():
+        for epoch, batch in tracked(steps(), "training", n_steps, show=progress):
+            tokens, mask = (x.to(device) for x in pad([row for row, _ in batch]))
+            wanted = mask.clone()
+            for row, (_, start) in enumerate(batch):
+                wanted[row, :start] = 0
+            logits = adapted(input_ids=tokens, attention_mask=mask).logits[:, :-1]
+            losses = torch.nn.functional.cross_entropy(
+                rearrange(logits.float(), "batch pos d_vocab -> (batch pos) d_vocab"),
+                rearrange(tokens[:, 1:], "batch pos -> (batch pos)"),
+                reduction="none",
+            )
+            weights = rearrange(wanted[:, 1:], "batch pos -> (batch pos)")
+            total = (losses * weights).sum()
+            optimiser.zero_grad(set_to_none=True)
+            (total / weights.sum()).backward()
+            optimiser.step()
+            totals[epoch] += torch.tensor([total.item(), weights.sum().item()])
+    return (totals[:, 0] / totals[:, 1]).tolist()
+
+
+def _adapter(module: Any) -> Adapter:
+    name = module.active_adapters[0]
+    down, up = module.lora_A[name].weight, module.lora_B[name].weight
+    return Adapter(down.detach().float().cpu(), (module.scaling[name] * up.detach()).float().cpu())

@@ -1,0 +1,81 @@
+"""The weights with which MLPs write to the residual stream, and changes of them that come and go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import UnsupportedModelError
+from .lens import Lens
+
+
+@dataclass
+class Changed:
+    """A weight that is not what it was.
+
+    Attributes:
+        original: its values before any change.
+        changes: what is added to it now, by whom.
+    """
+
+    original: Tensor
+    changes: dict[object, Float[Tensor, "d_in d_out"]] = field(default_factory=dict)
+
+
+def mlp_out_weight(lens: Lens, layer: int) -> tuple[torch.nn.Parameter, bool]:
+    """The matrix of an MLP's output projection, and whether its rows are the hidden units.
+
+    Raises:
+        UnsupportedModelError: the layer has no MLP of the usual kind, such as a mixture of experts.
+    """
+    mlp = getattr(lens.model.blocks[layer], "mlp", None)
+    if lens.backend == "hooked":
+        weight, rows_are_hidden = getattr(mlp, "W_out", None), True
+    else:
+        projection = getattr(getattr(mlp, "out", None), "original_component", None)
+        weight = getattr(projection, "weight", None)
+        # GPT-2's projections have their weights the other way round.
+        rows_are_hidden = type(projection).__name__ == "Conv1D"
+    if not isinstance(weight, torch.nn.Parameter) or weight.ndim != 2:
+        raise UnsupportedModelError(f"model {lens.name!r} has no output projection of an MLP in layer {layer}")
+    return weight, rows_are_hidden
+
+
+class WeightChange:
+    """Adds to the output projections of some MLPs until it is removed, in any order with others.
+
+    Args:
+        lens: the model.
+        additions: by layer, what is added to the matrix that maps hidden units to the residual stream. The sum is
+            computed in float32 and rounded once to the model's dtype.
+    """
+
+    def __init__(self, lens: Lens, additions: Mapping[int, Float[Tensor, "d_mlp d_model"]]) -> None:
+        self._lens, self._layers = lens, tuple(additions)
+        for layer, addition in additions.items():
+            weight, rows_are_hidden = mlp_out_weight(lens, layer)
+            changed = lens.changed_weights.setdefault(layer, Changed(weight.data))
+            changed.changes[self] = addition if rows_are_hidden else addition.T
+            _update(lens, layer)
+
+    def remove(self) -> None:
+        """Take the change away; the last one to go leaves the very weights that were there. May be called twice."""
+        for layer in self._layers:
+            if layer in self._lens.changed_weights:
+                self._lens.changed_weights[layer].changes.pop(self, None)
+                _update(self._lens, layer)
+
+
+def _update(lens: Lens, layer: int) -> None:
+    weight, changed = mlp_out_weight(lens, layer)[0], lens.changed_weights[layer]
+    if not changed.changes:
+        weight.data = changed.original
+        del lens.changed_weights[layer]
+        return
+    original = changed.original
+    total = original.to(torch.promote_types(original.dtype, torch.float32))
+    for addition in changed.changes.values():
+        total = total + addition.to(total)
+    weight.data = total.to(original.dtype)
