@@ -5,12 +5,12 @@ are trained by peft on the positive completions of the demonstrations; the negat
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 import torch
-from einops import einsum, rearrange
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,18 +22,12 @@ from ..intervention import Edit, Installation, Strength
 from ..layers import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.load import load_huggingface, quiet
-from ..models.texts import encode, encode_completion, pad
 from ..models.weights import WeightChange, mlp_out_weight
-from ..progress import tracked
 from ..storage import as_file_errors, read_tensors, write_tensors
 from ..versions import versions
+from .lora_training import output_projections, train_adapters, training_examples
 
-# What Hugging Face calls an MLP's output projection.
-_PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2")
 _KIND = "LoRA edit"
-
-Example = tuple[list[int], int]
-"""Tokens, and where those begin that are trained on."""
 
 
 @dataclass(frozen=True)
@@ -190,13 +184,13 @@ def lora(
         demonstrations = Demonstrations(demonstrations)
     if lens.source is None:
         raise UnsupportedModelError("LoRA trains a second copy of the model: expected one that `load_model` loaded")
-    examples = _examples(lens, demonstrations, prepend_bos)
+    examples = training_examples(lens, demonstrations, prepend_bos)
 
     with torch.random.fork_rng(devices=[lens.device] if lens.device.type == "cuda" else []):
         torch.manual_seed(seed)
         with quiet():
             hf_model = load_huggingface(lens.source, torch.float32)[0].to(lens.device)
-            projections = _projections(hf_model, lens)
+            projections = output_projections(hf_model, lens)
             config = peft.LoraConfig(
                 r=rank,
                 lora_alpha=alpha,
@@ -205,7 +199,7 @@ def lora(
                 task_type="CAUSAL_LM",
             )
             adapted = peft.get_peft_model(hf_model, config)
-        losses = _train(adapted, examples, learning_rate, epochs, batch_size, lens.device, progress)
+        losses = train_adapters(adapted, examples, learning_rate, epochs, batch_size, lens.device, progress)
     options = {"rank": rank, "alpha": alpha, "learning_rate": learning_rate, "epochs": epochs}
     provenance = {
         "model": describe(lens),
@@ -228,71 +222,6 @@ def _library() -> Any:
             "lora needs the package peft: install it with pip install 'sea-lens[lora]'"
         ) from error
     return peft
-
-
-def _examples(lens: Lens, demonstrations: Demonstrations, prepend_bos: bool) -> list[Example]:
-    examples = []
-    for name, one in zip(demonstrations.names, demonstrations, strict=True):
-        if one.positive.startswith(one.neutral) and one.positive != one.neutral:
-            rest = one.positive[len(one.neutral) :]
-            examples.append(encode_completion(lens, one.neutral, rest, prepend_bos=prepend_bos, what=name))
-        else:
-            examples.append((encode(lens, one.positive, prepend_bos=prepend_bos, what=name), 1))
-    return examples
-
-
-def _projections(hf_model: Any, lens: Lens) -> list[str]:
-    """The output projection of each layer's MLP, by its name in the Hugging Face model."""
-    names = [name for name, _ in hf_model.named_modules() if name.endswith(_PROJECTIONS)]
-    if len(names) != lens.n_layers:
-        raise UnsupportedModelError(
-            f"model {lens.name!r} has {len(names)} output projections of MLPs that are called one of "
-            f"{', '.join(_PROJECTIONS)}: expected one in each of its {lens.n_layers} layers"
-        )
-    return names
-
-
-def _train(
-    adapted: Any,
-    examples: Sequence[Example],
-    learning_rate: float,
-    epochs: int,
-    batch_size: int,
-    device: torch.device,
-    progress: bool,
-) -> list[float]:
-    """Train the adapters; the mean loss of each epoch."""
-    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
-    totals = torch.zeros(epochs, 2, dtype=torch.float64)
-
-    def steps() -> Iterator[tuple[int, list[Example]]]:
-        for epoch in range(epochs):
-            order = torch.randperm(len(examples)).tolist()
-            for start in range(0, len(order), batch_size):
-                yield epoch, [examples[i] for i in order[start : start + batch_size]]
-
-    adapted.train()
-    n_steps = epochs * -(-len(examples) // batch_size)
-    with torch.enable_grad():
-        for epoch, batch in tracked(steps(), "training", n_steps, show=progress):
-            tokens, mask = (x.to(device) for x in pad([row for row, _ in batch]))
-            wanted = mask.clone()
-            for row, (_, start) in enumerate(batch):
-                wanted[row, :start] = 0
-            logits = adapted(input_ids=tokens, attention_mask=mask).logits[:, :-1]
-            losses = torch.nn.functional.cross_entropy(
-                rearrange(logits.float(), "batch pos d_vocab -> (batch pos) d_vocab"),
-                rearrange(tokens[:, 1:], "batch pos -> (batch pos)"),
-                reduction="none",
-            )
-            weights = rearrange(wanted[:, 1:], "batch pos -> (batch pos)")
-            total = (losses * weights).sum()
-            optimiser.zero_grad(set_to_none=True)
-            (total / weights.sum()).backward()
-            optimiser.step()
-            totals[epoch] += torch.tensor([total.item(), weights.sum().item()])
-    return (totals[:, 0] / totals[:, 1]).tolist()
 
 
 def _adapter(module: Any) -> Adapter:
