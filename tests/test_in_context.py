@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from tiny import N_LAYERS, contrasts, demonstrations, fitted, sentence, tokens
@@ -180,6 +182,8 @@ def test_it_refuses_what_it_cannot_do(model):
         for analysis in (sl.layer_contributions, sl.position_contributions, sl.head_contributions):
             with pytest.raises(sl.InputError, match="expected a model without examples in front"):
                 analysis(model, fitted(model), contrasts())
+        with pytest.raises(sl.InputError, match=r"tokens behind 10 of examples: the context of .* holds 48"):
+            model(tokens(1, 40))
         with pytest.raises(sl.InputError, match="return_type 'loss' is computed from the prefix too"):
             model(tokens(), return_type="loss")
         assert model(tokens(), stop_at_layer=1).shape == (2, 9, 32)
@@ -187,3 +191,26 @@ def test_it_refuses_what_it_cannot_do(model):
             with pytest.raises(sl.InputError, match="not the Hugging Face model inside"):
                 model.hf_generate(tokens(1, 6), max_new_tokens=2)
     assert edit.layers == tuple(range(N_LAYERS))
+
+
+def test_benchmarks_make_room_for_the_examples(model, tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(f'{{"text": "{sentence(seed, 40)}"}}\n' for seed in range(3)))
+    edit = sl.in_context(model, demonstrations(), 2, " ")
+    found = sl.evaluate(model, "perplexity", path, edit=edit, progress=False)
+    assert found.to_frame()["tokens"].tolist() == [40] * 3
+    assert found.scores["kl"] > 0
+    rows = [
+        {
+            "question": sentence(i, 30),
+            "mc1_targets": {f"w{i}": 1, f"w{i + 9}": 0},
+            "mc2_targets": {f"w{i}": 1, "w30": 0},
+        }
+        for i in range(3)
+    ]
+    (tmp_path / "mc_task.json").write_text(json.dumps(rows))
+    options = {"prompt": "qa", "progress": False}
+    alone = sl.evaluate(model, "truthfulqa", tmp_path / "mc_task.json", **options)
+    behind = sl.evaluate(model, "truthfulqa", tmp_path / "mc_task.json", edit=edit, **options)
+    assert alone.to_frame()["cut_tokens"].sum() == 0
+    assert (behind.to_frame()["cut_tokens"] > 0).all()

@@ -82,7 +82,7 @@ class Asker:
         assert self.prompt is not None
         prompt = self.prompt
         return self._score(
-            [
+            lambda: [
                 completion_spans(
                     self.lens,
                     prompt.render(item.fields),
@@ -97,7 +97,7 @@ class Asker:
     def score_sentences(self, texts: Iterable[tuple[str, str]]) -> list[Scored]:
         """Log-likelihood of whole texts, given as (what it is, text)."""
         return self._score(
-            [[text_spans(self.lens, text, prepend_bos=self.prepend_bos, what=what)] for what, text in texts]
+            lambda: [[text_spans(self.lens, text, prepend_bos=self.prepend_bos, what=what)] for what, text in texts]
         )
 
     def generate(self, items: Sequence[Item]) -> list[tuple[str, int]]:
@@ -107,15 +107,15 @@ class Asker:
         """
         assert self.prompt is not None
         prompts, cuts = [], []
-        room = self.lens.n_ctx - self.max_new_tokens
-        for item in items:
-            tokens = tokenise(
-                self.lens, self.prompt.render(item.fields), prepend_bos=self.prepend_bos, what=f"row {item.row}"
-            )
-            bos = 1 if tokens[0] == bos_token(self.lens) else 0
-            cuts.append(max(len(tokens) - room, 0))
-            prompts.append([*tokens[:bos], *tokens[bos + cuts[-1] :]])
         with self.edited():
+            room = self.lens.n_ctx - self.max_new_tokens
+            for item in items:
+                tokens = tokenise(
+                    self.lens, self.prompt.render(item.fields), prepend_bos=self.prepend_bos, what=f"row {item.row}"
+                )
+                bos = 1 if tokens[0] == bos_token(self.lens) else 0
+                cuts.append(max(len(tokens) - room, 0))
+                prompts.append([*tokens[:bos], *tokens[bos + cuts[-1] :]])
             found = generate_greedily(
                 self.lens, prompts, self.max_new_tokens, batch_size=self.batch_size, stop=self.prompt.stop
             )
@@ -125,15 +125,17 @@ class Asker:
             texts.append(text[: min([text.find(stop) for stop in self.prompt.stop if stop in text], default=len(text))])
         return list(zip(texts, cuts, strict=True))
 
-    def _score(self, fitted: Sequence[Sequence[Fitted]]) -> list[Scored]:
-        # (item, answer, span) of everything there is to score, in one go.
-        plan = [
-            (item, answer, span)
-            for item, answers in enumerate(fitted)
-            for answer, one in enumerate(answers)
-            for span in one.spans
-        ]
+    def _score(self, tokenised: Callable[[], Sequence[Sequence[Fitted]]]) -> list[Scored]:
         with self.edited():
+            # In this context, since examples in front take room.
+            fitted = tokenised()
+            # (item, answer, span) of everything there is to score, in one go.
+            plan = [
+                (item, answer, span)
+                for item, answers in enumerate(fitted)
+                for answer, one in enumerate(answers)
+                for span in one.spans
+            ]
             values = log_probs(
                 self.lens, [span for _, _, span in plan], [item for item, _, _ in plan], batch_size=self.batch_size
             )

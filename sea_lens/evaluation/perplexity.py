@@ -35,9 +35,12 @@ class Perplexity(Benchmark):
 
     def ask(self, asker: Asker, items: Sequence[Item]) -> list[dict[str, Any]]:
         plan: list[tuple[int, Span]] = []
-        for place, item in enumerate(items):
-            fitted = text_spans(asker.lens, item.fields["text"], prepend_bos=asker.prepend_bos, what=f"row {item.row}")
-            plan += [(place, span) for span in fitted.spans]
+        # In the edit's context, since examples in front take room.
+        with asker.edited():
+            for place, item in enumerate(items):
+                what = f"row {item.row}"
+                fitted = text_spans(asker.lens, item.fields["text"], prepend_bos=asker.prepend_bos, what=what)
+                plan += [(place, span) for span in fitted.spans]
         losses, divergences = (torch.zeros(len(items), dtype=torch.float64) for _ in range(2))
         tokens = [0] * len(items)
         for batch in batches([span.tokens for _, span in plan], asker.batch_size):

@@ -66,6 +66,7 @@ class PrefixStandIn(ForwardStandIn):
         if mask is not None and (read_before == 0 or self._lens.backend == "bridge"):
             first = _first_tokens(mask)
             if read_before == 0:
+                self._check_room(tokens.shape[1])
                 tokens = self._inserted(tokens, first + self._has_bos(tokens, first))
             mask = _with_ones(mask, first, len(self._tokens))
         given["input"], given["attention_mask"] = tokens, mask
@@ -92,6 +93,13 @@ class PrefixStandIn(ForwardStandIn):
             for row, place in zip(tokens, places.tolist(), strict=True)
         ]
         return torch.stack(rows)
+
+    def _check_room(self, given: int) -> None:
+        if given > self._lens.n_ctx:
+            raise InputError(
+                f"{given} tokens behind {len(self._tokens)} of examples: the context of {self._lens.name!r} holds "
+                f"{self._lens.n_ctx + self._lens.prefix_length}"
+            )
 
     def _shift_positions(self, options: dict[str, Any], read_before: int) -> None:
         """Positions that a caller counted without the prefix; at first the mask gives them."""
