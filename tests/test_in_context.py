@@ -202,7 +202,7 @@ def test_benchmarks_make_room_for_the_examples(model, tmp_path):
     assert found.scores["kl"] > 0
     rows = [
         {
-            "question": sentence(i, 30),
+            "question": sentence(i, 38),
             "mc1_targets": {f"w{i}": 1, f"w{i + 9}": 0},
             "mc2_targets": {f"w{i}": 1, "w30": 0},
         }
