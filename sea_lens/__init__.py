@@ -23,6 +23,7 @@ from .contributions import (
 from .controls import permuted, randomised
 from .covariance import CrossCovariance
 from .demonstrations import Contrast, Contrasts, Demonstration, Demonstrations
+from .edits import load_edit
 from .effect import Effect, effect
 from .errors import (
     ActivationError,
@@ -112,6 +113,7 @@ __all__ = [
     "iti",
     "layer_contributions",
     "leace",
+    "load_edit",
     "load_model",
     "lora",
     "mean_difference",

@@ -32,6 +32,7 @@ class SpectralEdit(ActivationEdit):
     """
 
     combines: ClassVar[tuple[str, ...]] = COMBINES
+    kind: ClassVar[str] = "spectral edit"
 
     site: str
     subspaces: Mapping[int, Subspaces]
@@ -116,7 +117,7 @@ class SpectralEdit(ActivationEdit):
             "signatures": {str(layer): value for layer, value in self.signatures.items()},
             "provenance": dict(self.provenance),
         }
-        write_tensors(path, tensors, kind="spectral edit", header=header)
+        write_tensors(path, tensors, kind=self.kind, header=header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], feature: FeatureMap | None = None) -> "SpectralEdit":
@@ -129,7 +130,7 @@ class SpectralEdit(ActivationEdit):
         Raises:
             FileError: missing, truncated, foreign, or fitted with a feature map that is neither known nor given.
         """
-        tensors, header = read_tensors(path, kind="spectral edit")
+        tensors, header = read_tensors(path, kind=cls.kind)
         with as_file_errors(path):
             grouped: dict[int, dict[str, Tensor]] = {}
             for key, tensor in tensors.items():
@@ -148,7 +149,7 @@ class SpectralEdit(ActivationEdit):
     @staticmethod
     def header(path: str | os.PathLike[str]) -> dict[str, Any]:
         """What a saved edit says of itself, without reading its tensors; raises as `load` does."""
-        return read_header(path, kind="spectral edit")
+        return read_header(path, kind=SpectralEdit.kind)
 
     def __repr__(self) -> str:
         ranks = ", ".join(f"{key}: {pair}" for key, pair in list(self.ranks.items())[:8])

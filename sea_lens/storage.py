@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,23 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
 
 def read_header(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
     """The header alone; raises as `read_tensors` does."""
-    metadata = _opened(path, lambda file: file.metadata() or {})
-    found = metadata.get("sea_lens.kind")
-    if found != kind:
-        what = f"a sea_lens {found}" if found else "a safetensors file that sea_lens did not write"
-        raise FileError(f"{path} is {what}: expected a sea_lens {kind}")
+    metadata = read_metadata(path, [kind])
     with as_file_errors(path):
         return json.loads(metadata["sea_lens.header"])
+
+
+def read_metadata(path: str | os.PathLike[str], kinds: Sequence[str]) -> dict[str, str]:
+    """Metadata of a file that must be of one of these kinds; "sea_lens.kind" says which.
+
+    Raises:
+        FileError: as `read_tensors`.
+    """
+    metadata = _opened(path, lambda file: file.metadata() or {})
+    found = metadata.get("sea_lens.kind")
+    if found not in kinds:
+        what = f"a sea_lens {found}" if found else "a safetensors file that sea_lens did not write"
+        raise FileError(f"{path} is {what}: expected a sea_lens {' or '.join(kinds)}")
+    return metadata
 
 
 @contextlib.contextmanager

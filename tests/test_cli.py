@@ -340,3 +340,45 @@ def test_a_wrong_evaluation_is_one_line_and_status_two(arguments, message, files
     assert status == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", ["mean_difference", "iti", "leace", "lora"])
+def test_every_command_takes_an_edit_of_any_method(method, files, run, load_tiny):
+    model = load_tiny("llama", "bridge")
+    edit = {
+        "mean_difference": lambda: sl.mean_difference(sl.capture(model, demonstrations(), progress=False)),
+        "iti": lambda: sl.iti(model, demonstrations(), heads=3, progress=False),
+        "leace": lambda: sl.leace(model, demonstrations(), shrinkage=False, progress=False),
+        "lora": lambda: sl.lora(model, demonstrations(), epochs=1, learning_rate=0.01, progress=False),
+    }[method]()
+    edit.save(files["edit"])
+    assert type(sl.load_edit(files["edit"])) is type(edit)
+    status, out, _ = run("inspect", files["edit"])
+    assert status == 0
+    assert f"method: {type(edit).__name__}" in out
+    status, out, _ = run(*use_arguments("effect", files, "--strength", "0.5", "--backend", "bridge"))
+    assert status == 0
+    wanted = sl.effect(model, edit, contrasts(), strength=0.5)
+    assert f"{wanted.effect:+.3f}" in out
+    assert run("generate", "--model", files["model"], "--edit", files["edit"], "--prompt", "w1 w2")[0] == 0
+    status, out, _ = run(*use_arguments("attribute", files, "--out", files["folder"] / "why"))
+    assert status == 0
+    results = json.loads((files["folder"] / "why" / "results.json").read_text())
+    assert results["edit"]["method"] == type(edit).__name__
+    games = {"layers_shapley", "layers_leave_one_out", "layers_only_one"}
+    everything = set(NAMES) - {"directions_path", "heads_direct"}
+    # The first tokens of these contrasts differ, so that direct contributions are there.
+    assert set(results["contributions"]) - {"heads_direct"} == (games if method == "lora" else everything)
+    assert ("heads_direct" in results["contributions"]) == (method != "lora")
+    assert not (files["folder"] / "why" / "spectra.png").exists()
+    assert "spectra" not in (files["folder"] / "why" / "report.md").read_text()
+    status, _, err = run(
+        *use_arguments(
+            "attribute", files, "--out", files["folder"] / "why2", "--demonstrations", files["demonstrations"]
+        )
+    )
+    assert status == 2
+    assert "only a spectral edit can be fitted anew" in err
+    status, _, err = run(*use_arguments("effect", files, "--combine", "norm"))
+    assert status == 2
+    assert "--combine 'norm': expected one of" in err

@@ -14,6 +14,7 @@ from ..contributions import (
 )
 from ..contributions.direct import first_tokens
 from ..contributions.games import MAX_EXACT_PLAYERS
+from ..contributions.games import METHODS as GAME_METHODS
 from ..contributions.heads import METHODS as HEAD_METHODS
 from ..contributions.layers import METHODS as LAYER_METHODS
 from ..contributions.results import Contributions, DirectionContributions
@@ -21,6 +22,7 @@ from ..controls import permuted
 from ..demonstrations import Contrasts, Demonstrations
 from ..effect import Effect
 from ..errors import DemonstrationError
+from ..intervention import ActivationEdit, Edit
 from ..models.lens import Lens
 from ..report import markdown_table, write_figure, write_json
 from ..spectral import SpectralEdit
@@ -38,12 +40,18 @@ NAMES = tuple(f"{kind}_{method}" for kind, method in ANALYSES)
 TITLES = {"layers": "Layers", "positions": "Positions", "directions": "Singular directions", "heads": "Heads"}
 
 
-def default_analyses(model: Any, contrasts: Contrasts, layers: Sequence[int], prepend_bos: bool) -> list[str]:
-    """All analyses; Shapley values only where they are exact, since sampling takes thousands of runs.
+def default_analyses(
+    model: Any, edit: Edit, contrasts: Contrasts, layers: Sequence[int], prepend_bos: bool
+) -> list[str]:
+    """All analyses that the edit has; Shapley values only where they are exact, since sampling takes thousands of runs.
 
     Direct contributions only where target and foil of every contrast begin differently, which they need.
     """
     left_out = {"layers_shapley"} if len(layers) > MAX_EXACT_PLAYERS else set()
+    if not isinstance(edit, SpectralEdit):
+        left_out.add("directions_path")
+    if not isinstance(edit, ActivationEdit):
+        left_out |= {name for name in NAMES if name.removeprefix("layers_") not in GAME_METHODS}
     try:
         first_tokens(Lens.of(model), contrasts, prepend_bos)
     except DemonstrationError:
@@ -53,7 +61,7 @@ def default_analyses(model: Any, contrasts: Contrasts, layers: Sequence[int], pr
 
 def run_analyses(
     model: Any,
-    edit: SpectralEdit,
+    edit: Edit,
     contrasts: Contrasts,
     names: Sequence[str],
     where: dict[str, Any],
@@ -69,7 +77,7 @@ def run_analyses(
         # Refuses contrasts that it cannot measure, before any of the others has begun.
         first_tokens(Lens.of(model), contrasts, prepend_bos)
     control: Sequence[SpectralEdit] = ()
-    if demonstrations is not None and control_draws:
+    if isinstance(edit, SpectralEdit) and demonstrations is not None and control_draws:
         control = permuted(model, edit, demonstrations, control_draws, batch_size=batch_size, progress=True)
     results: dict[str, Contributions] = {}
     for kind, method in (ANALYSES[NAMES.index(name)] for name in names):
@@ -96,14 +104,16 @@ def run_analyses(
 def write_attribution(
     folder: Path,
     model: Any,
-    edit: SpectralEdit,
+    edit: Edit,
     effect: Effect,
     results: dict[str, Contributions],
     settings: dict[str, Any],
 ) -> None:
     """Write results.json, report.md and the figures."""
     write_figure(folder / "effect.png", effect.plot())
-    write_figure(folder / "spectra.png", plots.spectra(edit))
+    spectral = isinstance(edit, SpectralEdit)
+    if spectral:
+        write_figure(folder / "spectra.png", plots.spectra(edit))
     for name, contributions in results.items():
         write_figure(folder / f"{name}.png", contributions.plot())
     write_json(
@@ -113,7 +123,7 @@ def write_attribution(
             "contributions": {name: contribution_numbers(contributions) for name, contributions in results.items()},
             "settings": settings,
             "model": describe(Lens.of(model)),
-            "edit": {"options": edit.options, "n": edit.n, "site": edit.site, "provenance": edit.provenance},
+            "edit": about_edit(edit),
             "versions": versions(),
         },
     )
@@ -124,7 +134,16 @@ def write_attribution(
         if place == 0 or kinds[place] != kinds[place - 1]:
             sections.append(f"## {TITLES[kinds[place]]}\n")
         sections += [*section(contributions), f"![{name}]({name}.png)\n"]
-    write_atomically(folder / "report.md", "\n".join([*sections, "## Spectra\n", "![spectra](spectra.png)\n"]))
+    sections += ["## Spectra\n", "![spectra](spectra.png)\n"] if spectral else []
+    write_atomically(folder / "report.md", "\n".join(sections))
+
+
+def about_edit(edit: Edit) -> dict[str, Any]:
+    """What an edit says of itself."""
+    about = {"method": type(edit).__name__, "site": edit.site, "layers": list(edit.layers)}
+    if isinstance(edit, SpectralEdit):
+        about |= {"feature": edit.feature.name, "options": edit.options, "n": edit.n}
+    return about | {"provenance": getattr(edit, "provenance", {})}
 
 
 def write_effect(folder: Path, model: Any, effect: Effect, settings: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..capture import capture, capture_options, check_capture_options
+from ..edits import load_edit
 from ..effect import effect as measure_effect
 from ..errors import InputError
 from ..features import feature_map
@@ -22,7 +23,7 @@ from ..spectral import SpectralEdit
 from ..testbed.bed import load as load_testbed
 from . import evaluation
 from . import options as opt
-from .attribution import NAMES, default_analyses, run_analyses, write_attribution, write_effect
+from .attribution import NAMES, about_edit, default_analyses, run_analyses, write_attribution, write_effect
 from .demo_report import print_demo, write_demo
 
 app = typer.Typer(
@@ -150,7 +151,7 @@ def effect(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for results.json and a figure.")] = None,
     layers: opt.LayersOption = "all",
     strength: opt.StrengthOption = 1.0,
-    combine: opt.CombineOption = "norm",
+    combine: opt.CombineOption = None,
     limit: opt.LimitOption = None,
     batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,
@@ -191,7 +192,7 @@ def attribute(
     control_draws: Annotated[int, typer.Option(help="Permuted edits to compare with.", min=0)] = 8,
     layers: opt.LayersOption = "all",
     strength: opt.StrengthOption = 1.0,
-    combine: opt.CombineOption = "norm",
+    combine: opt.CombineOption = None,
     limit: opt.LimitOption = None,
     batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,
@@ -206,13 +207,15 @@ def attribute(
     items = opt.read_contrasts(contrasts, limit)
     demos = None
     if demonstrations is not None:
+        if not isinstance(loaded_edit, SpectralEdit):
+            raise InputError(f"--demonstrations: only a spectral edit can be fitted anew, {edit} holds another method")
         capture_options(loaded_edit)
         demos = opt.read_demonstrations(demonstrations, form, None)
     folder = output_folder(out)
     loaded = opt.open_model(model, backend, device, dtype)
     common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     if names is None:
-        names = default_analyses(loaded, items, loaded_edit.choose_layers(where["layers"]), prepend_bos)
+        names = default_analyses(loaded, loaded_edit, items, loaded_edit.choose_layers(where["layers"]), prepend_bos)
         for left_out in sorted({*NAMES} - {*names}):
             console.print(f"left out: {left_out} (name it by --methods to have it)", highlight=False)
     result = measure_effect(loaded, loaded_edit, items, **where, **common)
@@ -239,7 +242,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation in tokens.", min=1)] = 32,
     layers: opt.LayersOption = "all",
     strength: opt.StrengthOption = 1.0,
-    combine: opt.CombineOption = "norm",
+    combine: opt.CombineOption = None,
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
@@ -271,7 +274,9 @@ app.command(epilog="Example: [bold]sea-lens compare unedited.json edited.json --
 @app.command(epilog="Example: [bold]sea-lens inspect edit.safetensors[/bold]")
 def inspect(edit: Annotated[Path, typer.Argument(help="A fitted edit (safetensors).")]) -> None:
     """Show what a fitted edit is: site, ranks, options, and where it came from."""
-    loaded = SpectralEdit.load(edit)
-    _print_ranks(loaded)
-    for name, value in {"options": loaded.options, **loaded.provenance}.items():
+    loaded = load_edit(edit)
+    if isinstance(loaded, SpectralEdit):
+        _print_ranks(loaded)
+    about = about_edit(loaded)
+    for name, value in {**about, **about.pop("provenance")}.items():
         console.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)

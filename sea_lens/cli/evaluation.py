@@ -39,7 +39,7 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(help="Longest generated answer in tokens (gsm8k).", min=1)] = 256,
     layers: opt.LayersOption = "all",
     strength: opt.StrengthOption = 1.0,
-    combine: opt.CombineOption = "norm",
+    combine: opt.CombineOption = None,
     limit: opt.LimitOption = None,
     batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,

@@ -9,12 +9,13 @@ import typer
 
 from ..arguments import as_number
 from ..demonstrations import Contrasts, Demonstrations
+from ..edits import load_edit
 from ..errors import FileError, InputError
 from ..features import FEATURE_MAPS
+from ..intervention import Edit
 from ..layers import LayerChoice, check_layer_choice, choose_layers
 from ..models.load import load_model
 from ..models.sites import SITES
-from ..spectral import SpectralEdit
 from ..subspaces import COMBINES
 from ..testbed.bed import PATH as TESTBED
 
@@ -26,11 +27,14 @@ DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; by defau
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 BatchSizeOption = Annotated[int, typer.Option(help="Sequences at a time.", min=1)]
 PrependBosOption = Annotated[bool, typer.Option(help="One BOS in front of every text.")]
-EditOption = Annotated[Path, typer.Option("--edit", help="A fitted edit (safetensors).")]
+EditOption = Annotated[Path, typer.Option("--edit", help="A fitted edit of any method (safetensors).")]
 ContrastsOption = Annotated[Path, typer.Option("--contrasts", help="JSON Lines with the fields prompt, target, foil.")]
 LayersOption = Annotated[str, typer.Option(help="all, first-L, last-L, signature-L, or a list such as 3,5.")]
 StrengthOption = Annotated[float, typer.Option(help="α; 1 is the edit as fitted, 0 none.")]
-CombineOption = Annotated[str, typer.Option(help=f"One of {', '.join(COMBINES)}.")]
+CombineOption = Annotated[
+    str | None,
+    typer.Option(help=f"For a spectral edit one of {', '.join(COMBINES)}; the first by default."),
+]
 SiteOption = Annotated[str, typer.Option(help=f"What is edited: {', '.join(SITES)}.")]
 FeatureOption = Annotated[str, typer.Option(help=f"Feature map: {', '.join(FEATURE_MAPS)}.")]
 FormatOption = Annotated[
@@ -116,10 +120,10 @@ def check_output_file(path: Path) -> None:
         raise FileError(f"--out {path}: no such folder {path.parent}")
 
 
-def edit_and_where(edit: Path, layers: str, strength: float, combine: str) -> tuple[SpectralEdit, dict[str, Any]]:
-    """The edit, and where and how to apply it; everything that can be refused without a model."""
-    loaded = SpectralEdit.load(edit)
-    if combine not in loaded.combines:
+def edit_and_where(edit: Path, layers: str, strength: float, combine: str | None) -> tuple[Edit, dict[str, Any]]:
+    """The edit of any method, and where and how to apply it; everything that can be refused without a model."""
+    loaded = load_edit(edit)
+    if combine is not None and combine not in loaded.combines:
         raise InputError(f"--combine {combine!r}: expected one of {', '.join(loaded.combines)}")
     choice = read_layers(layers)
     try:

@@ -31,7 +31,6 @@ from ..models.sites import site_shape
 from ..storage import as_file_errors, read_tensors, write_tensors
 from ..versions import versions
 
-KIND = "LEACE edit"
 # The means of the two classes may stay apart by this share of what they were.
 TOLERANCE = 1e-3
 
@@ -67,6 +66,7 @@ class LEACE(ActivationEdit):
     """
 
     combines: ClassVar[tuple[str, ...]] = ("erase",)
+    kind: ClassVar[str] = "LEACE edit"
 
     site: str
     erasers: Mapping[int, Eraser]
@@ -104,7 +104,7 @@ class LEACE(ActivationEdit):
             for layer, eraser in self.erasers.items()
             for name in ("left", "right", "centre")
         }
-        write_tensors(path, tensors, kind=KIND, header={"site": self.site, "provenance": dict(self.provenance)})
+        write_tensors(path, tensors, kind=self.kind, header={"site": self.site, "provenance": dict(self.provenance)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "LEACE":
@@ -113,7 +113,7 @@ class LEACE(ActivationEdit):
         Raises:
             FileError: missing, truncated or foreign.
         """
-        tensors, header = read_tensors(path, kind=KIND)
+        tensors, header = read_tensors(path, kind=cls.kind)
         with as_file_errors(path):
             grouped: dict[int, dict[str, Tensor]] = {}
             for key, tensor in tensors.items():

@@ -27,8 +27,6 @@ from ..storage import as_file_errors, read_tensors, write_tensors
 from ..versions import versions
 from .lora_training import output_projections, train_adapters, training_examples
 
-_KIND = "LoRA edit"
-
 
 @dataclass(frozen=True)
 class Adapter:
@@ -62,6 +60,7 @@ class LoRA(Edit):
     """
 
     combines: ClassVar[tuple[str, ...]] = ("add",)
+    kind: ClassVar[str] = "LoRA edit"
 
     adapters: Mapping[int, Adapter]
     losses: tuple[float, ...]
@@ -120,7 +119,7 @@ class LoRA(Edit):
         tensors = {f"down.{layer}": adapter.down for layer, adapter in self.adapters.items()}
         tensors |= {f"up.{layer}": adapter.up for layer, adapter in self.adapters.items()}
         header = {"losses": list(self.losses), "provenance": dict(self.provenance)}
-        write_tensors(path, tensors, kind=_KIND, header=header)
+        write_tensors(path, tensors, kind=self.kind, header=header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "LoRA":
@@ -129,7 +128,7 @@ class LoRA(Edit):
         Raises:
             FileError: missing, truncated or foreign.
         """
-        tensors, header = read_tensors(path, kind=_KIND)
+        tensors, header = read_tensors(path, kind=cls.kind)
         with as_file_errors(path):
             layers = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("up."))
             adapters = {layer: Adapter(tensors[f"down.{layer}"], tensors[f"up.{layer}"]) for layer in layers}

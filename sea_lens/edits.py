@@ -1,0 +1,22 @@
+"""Reading a fitted edit of any method from its file."""
+
+import os
+
+from .intervention import Edit
+from .methods.iti import ITI
+from .methods.leace import LEACE
+from .methods.lora import LoRA
+from .methods.mean_difference import MeanDifference
+from .spectral import SpectralEdit
+from .storage import read_metadata
+
+_METHODS = {method.kind: method for method in (SpectralEdit, MeanDifference, ITI, LEACE, LoRA)}
+
+
+def load_edit(path: str | os.PathLike[str]) -> Edit:
+    """The edit in a file, whatever method made it.
+
+    Raises:
+        FileError: missing, truncated or foreign, or a file of sea_lens that holds no edit.
+    """
+    return _METHODS[read_metadata(path, list(_METHODS))["sea_lens.kind"]].load(path)
