@@ -145,7 +145,7 @@ def test_half_precision_models_keep_their_dtype(dtype, load_tiny, backend):
 def test_it_is_saved_and_read_again(model, tmp_path):
     edit = sl.lora(model, demonstrations(), **QUICK)
     edit.save(tmp_path / "lora.safetensors")
-    found = sl.LoRA.load(tmp_path / "lora.safetensors")
+    found = sl.load_edit(tmp_path / "lora.safetensors")
     assert found.provenance == edit.provenance
     assert found.losses == edit.losses
     with edit.applied(model):
@@ -154,6 +154,9 @@ def test_it_is_saved_and_read_again(model, tmp_path):
         assert torch.equal(logits(model, tokens()), wanted)
     with pytest.raises(sl.FileError, match="expected a sea_lens spectral edit"):
         sl.SpectralEdit.load(tmp_path / "lora.safetensors")
+    sl.capture(model, demonstrations(), progress=False).save(tmp_path / "covariance.safetensors")
+    with pytest.raises(sl.FileError, match="is a sea_lens cross-covariance: expected a sea_lens spectral edit or"):
+        sl.load_edit(tmp_path / "covariance.safetensors")
 
 
 def test_it_refuses_what_it_cannot_do(model, load_tiny, backend, monkeypatch):
