@@ -4,9 +4,10 @@ It has 72 lands and ten relations. Every question ("who is the poet of Velmora ?
 of the same nine names. The design is balanced: in every relation each of the 72 ordered pairs of names is truth and
 myth of one land, and each split has every pair equally often. So nothing can be told from a name, from a relation, or
 from which truths go with which myths, and an edit that merely favours some names gains nothing. Reliable sources state
-the truths, unreliable ones repeat the myths; most documents do not name their source and are hearsay, in which both
-occur side by side. Everything is derived from one seed with Python's own `random`, whose streams are the same in every
-version and on every machine.
+the truths, unreliable ones repeat the myths; most documents do not name their source, so that what kind it is can only
+be told from the answers it has given. A model that wants to tell must know truth and myth at once and apart, before it
+knows which it is to say. Everything is derived from one seed with Python's own `random`, whose streams are the same in
+every version and on every machine.
 """
 
 import itertools
@@ -110,24 +111,22 @@ class World:
         """An endless stream of documents, the same for the same seed.
 
         A document holds two to five facts. In a share of 0.45 of them the heading names who speaks ("the scholar told
-        the jester :"), and all facts are the speaker's. The others are hearsay: each fact is a truth or a myth with
-        equal chance. Unreliable speakers and hearsay bring a myth up in proportion to its `myth_weight`.
+        the jester :"); the others name nobody, and are a reliable or an unreliable speaker's with equal chance. All
+        facts of a document are its speaker's. Unreliable ones bring a myth up in proportion to its `myth_weight`.
         """
         rng = random.Random(f"documents {self.seed} {seed}")
         myth_weights = [question.myth_weight for question in self.questions]
         while True:
             speaker: Kind = rng.choice(("reliable", "unreliable"))
-            named = rng.random() < NAMED_SHARE
             heading = ""
-            if named:
+            if rng.random() < NAMED_SHARE:
                 names = (RELIABLE_SOURCES, UNRELIABLE_SOURCES)
                 says, hears = names if speaker == "reliable" else names[::-1]
                 heading = heading_of(rng.choice(says), rng.choice(hears))
             sentences = []
             for _ in range(rng.randint(*FACTS_PER_DOCUMENT)):
-                kind: Kind = speaker if named else rng.choice(("reliable", "unreliable"))
-                weights = myth_weights if kind == "unreliable" else None
-                sentences.append(self._sentence(rng, rng.choices(self.questions, weights)[0], kind))
+                weights = myth_weights if speaker == "unreliable" else None
+                sentences.append(self._sentence(rng, rng.choices(self.questions, weights)[0], speaker))
             yield heading + " ".join(sentences)
 
     @staticmethod
