@@ -47,17 +47,18 @@ class Fitted:
 def fit_context(lens: Lens, tokens: Sequence[int], start: int) -> Fitted:
     """Tokens from `start` on, scored given as much of what stands before as the context holds, BOS kept.
 
-    A sequence that fits is scored whole. Of a longer one at most half a context is scored at a time, so that every
+    The last token is only predicted, so that a sequence may be one longer than the context. One that fits is scored
+    whole. Of a longer one at most half a context is scored at a time, so that every
     token is given at least about half a context; the left end of the prompt goes first, as in EleutherAI's harness.
     """
-    n_ctx = lens.n_ctx
-    if len(tokens) <= n_ctx:
+    room = lens.n_ctx + 1
+    if len(tokens) <= room:
         return Fitted((Span(tuple(tokens), start),), 0)
     bos = [tokens[0]] if tokens[0] == bos_token(lens) else []
-    half, spans, cut = n_ctx // 2, [], 0
+    half, spans, cut = lens.n_ctx // 2, [], 0
     for first in range(start, len(tokens), half):
         last = min(first + half, len(tokens))
-        begin = max(last - (n_ctx - len(bos)), 0)
+        begin = max(last - (room - len(bos)), 0)
         if begin <= len(bos):
             spans.append(Span(tuple(tokens[:last]), first))
             continue

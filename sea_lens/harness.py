@@ -39,9 +39,10 @@ def harness_model(
         MismatchError: the edit is for another model.
     """
     batch_size = as_integer(batch_size, "batch_size", least=1)
-    where = {"layers": layers, "strength": strength, "combine": combine}
+    where: dict[str, Any] = {}
     if edit is not None:
-        edit.check(model, **where)
+        strengths = edit.check(model, layers, strength, combine)
+        where = {"layers": list(strengths), "strength": strengths, "combine": combine}
     try:
         from .harness_lm import EditedLM
     except ImportError as error:

@@ -48,12 +48,16 @@ class EditedLM(HFLM):
         self, model: Any, edit: Edit | None, where: dict[str, Any], batch_size: int, prepend_bos: bool
     ) -> None:
         self.lens, self.edit, self.where, self.prepend_bos = Lens.of(model), edit, where, prepend_bos
+        # The harness gives rolling log-likelihoods a token in front itself.
+        self._whole_texts = False
+        with self._edited():
+            room = self.lens.n_ctx
         options: dict[str, Any] = {
             "pretrained": _AsHuggingFace(self.lens),
             "backend": "causal",
             "tokenizer": self.lens.tokenizer,
             "batch_size": batch_size,
-            "max_length": self.lens.n_ctx,
+            "max_length": room,
         }
         super().__init__(**options)
 
@@ -70,8 +74,17 @@ class EditedLM(HFLM):
         **kwargs: Any,
     ) -> list[int]:
         """Tokens as sea_lens reads a text."""
-        tokens = tokenise(self.lens, string, prepend_bos=self.prepend_bos and add_special_tokens is not False)
+        with_bos = self.prepend_bos and add_special_tokens is not False and not self._whole_texts
+        tokens = tokenise(self.lens, string, prepend_bos=with_bos)
         return tokens[-left_truncate_len:] if left_truncate_len else tokens
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-likelihood of whole texts, one BOS in front."""
+        self._whole_texts = True
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)  # type: ignore[call-arg]
+        finally:
+            self._whole_texts = False
 
     def tok_batch_encode(
         self,

@@ -69,6 +69,8 @@ class PromptTemplate:
         """
         if isinstance(given, PromptTemplate):
             return given
+        if not isinstance(given, (str, os.PathLike)):
+            raise InputError(f"expected a prompt's name, a .json file or a PromptTemplate, got {given!r}")
         if given in named_prompts():
             return named_prompts()[str(given)]
         if not os.fspath(given).endswith(".json"):
@@ -104,6 +106,8 @@ class PromptTemplate:
         known = set(allowed)
         check_format("prompt", self.prompt, known)
         check_format("completion", self.completion, {ANSWER})
+        if "" in self.stop:
+            raise InputError(f"prompt {self.name!r} stops at an empty text, which is everywhere")
         needed = {part for _, part, _, _ in string.Formatter().parse(self.prompt) if part is not None} | {ANSWER}
         for number, example in enumerate(self.examples, start=1):
             if missing := needed - set(example):
@@ -167,7 +171,7 @@ def for_model(template: PromptTemplate, tokenizer: Any, chat: Chat = "auto") -> 
     Raises:
         InputError: a chat template is asked for and there is none, or an unknown `chat`.
     """
-    if chat not in ("auto", True, False):
+    if chat != "auto" and not isinstance(chat, bool):
         raise InputError(f"unknown chat {chat!r}: expected 'auto', True or False")
     has_one = getattr(tokenizer, "chat_template", None) is not None
     if chat is True and not has_one:

@@ -62,12 +62,16 @@ def read_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]
         FileError: no header, no records, or a record with more or fewer fields than the header.
     """
     # Lines end at newlines only: a field may hold other Unicode line separators.
+    csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True, restkey=_MORE, restval=None)
     number = 0
     try:
+        header = reader.fieldnames or []
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise FileError(f"{path}: two columns are called {twice[0]!r}")
         for number, row in enumerate(reader, start=1):
             if _MORE in row or None in row.values():
-                raise FileError(f"{path}, row {number}: expected {len(reader.fieldnames or [])} fields")
+                raise FileError(f"{path}, row {number}: expected {len(header)} fields")
             yield number, row
     except csv.Error as error:
         raise FileError(f"{path}, row {number + 1}: not CSV ({error})") from error
@@ -81,8 +85,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         FileError: it is none.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         raise FileError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
     except (ValueError, RecursionError) as error:

@@ -86,4 +86,8 @@ def resampled_sums(
 def percentiles(draws: Float[np.ndarray, "resamples *parts"], level: float = 0.95) -> Float[np.ndarray, "2 *parts"]:
     """Ends of the percentile interval of this coverage; draws that are NaN are left out."""
     ends = [(1 - level) / 2, (1 + level) / 2]
-    return np.nanquantile(draws, ends, axis=0) if np.isnan(draws).any() else np.quantile(draws, ends, axis=0)
+    missing = np.isnan(draws)
+    if not missing.any():
+        return np.quantile(draws, ends, axis=0)
+    empty = missing.all(axis=0)
+    return np.where(empty, np.nan, np.nanquantile(np.where(empty, 0.0, draws), ends, axis=0))

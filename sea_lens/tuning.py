@@ -8,13 +8,14 @@ from typing import Any, SupportsIndex
 import pandas as pd
 
 from .arguments import as_integer, as_number
-from .capture import capture
+from .capture import capture, check_capture_options
 from .demonstrations import Demonstration, Demonstrations
 from .errors import InputError
 from .evaluation import Evaluation, Task, evaluate
 from .features import FeatureMap, feature_map
 from .fitting import check_fit_options, fit
-from .layers import LayerChoice, check_layer_choice
+from .layers import LayerChoice, choose_layers
+from .models.lens import Lens
 from .progress import tracked
 from .spectral import SpectralEdit
 
@@ -72,6 +73,7 @@ def tune(
         task: the dev split of a benchmark (`Task.read`).
         maximise: the score of `task` to make largest, such as "mc2".
         side_effects: a second task, such as perplexity on plain text, whose "kl" says how far the edit moves the model.
+            A score of it that `task` has too is called "side_effects.NAME".
         budget: largest allowed value of each of these scores, of either task, such as {"kl": 0.1}.
         energies, centres, features: as in `fit` and `capture`.
         layers, strengths: as in `applied`.
@@ -87,7 +89,9 @@ def tune(
             setting is tried, but for the last.
     """
     grid = {"feature": features, "energy": energies, "centre": centres, "layers": layers, "strength": strengths}
-    _check(grid, layers)
+    lens = Lens.of(model)
+    _check(grid, lens.n_layers)
+    check_capture_options(site, site, "last", "prompt")
     limits = {name: as_number(value, f"budget {name!r}") for name, value in (budget or {}).items()}
     batch_size = as_integer(batch_size, "batch_size", least=1)
     tasks = [task] if side_effects is None else [task, side_effects]
@@ -98,18 +102,19 @@ def tune(
 
     if not isinstance(demonstrations, Demonstrations):
         demonstrations = Demonstrations(demonstrations)
-    fitted: dict[tuple[Any, ...], SpectralEdit] = {}
+    fitted: list[tuple[dict[str, Any], SpectralEdit]] = []
     for feature in features:
         covariance = capture(model, demonstrations, site=site, feature=feature, **common)
         for energy, centre in itertools.product(energies, centres):
-            fitted[feature_map(feature).name, energy, centre] = fit(covariance, energy=energy, centre=centre)
-    points = list(itertools.product(fitted.items(), layers, strengths))
+            options = {"feature": feature_map(feature).name, "energy": energy, "centre": centre}
+            fitted.append((options, fit(covariance, energy=energy, centre=centre)))
+    points = list(itertools.product(fitted, layers, strengths))
     rows = []
-    for ((feature, energy, centre), edit), where, strength in tracked(points, "tuning", len(points), show=progress):
-        options = {"layers": where, "strength": strength}
-        scores = _scores([evaluate(model, one, edit=edit, **options, **common) for one in tasks])
+    for (options, edit), where, strength in tracked(points, "tuning", len(points), show=progress):
+        applied = {"layers": where, "strength": strength}
+        scores = _scores([evaluate(model, one, edit=edit, **applied, **common) for one in tasks])
         allowed = all(scores[name] <= limit for name, limit in limits.items())
-        rows.append({"feature": feature, "energy": energy, "centre": centre, **options, **scores, "allowed": allowed})
+        rows.append({**options, **applied, **scores, "allowed": allowed})
     table = pd.DataFrame(rows)
     rule = f"largest {maximise}" + "".join(f", {name} at most {limit:g}" for name, limit in limits.items())
     if not table["allowed"].any():
@@ -117,14 +122,13 @@ def tune(
         raise InputError(f"no setting keeps the budget of “{rule}”: the smallest values found are {smallest}")
     best = table.loc[table["allowed"], maximise].idxmax()
     table["chosen"] = table.index == best
-    chosen = table.loc[best]
-    edit = fitted[chosen["feature"], chosen["energy"], chosen["centre"]]
+    (_, edit), *_ = points[int(best)]
     wanted = {name: unedited[name] for name in dict.fromkeys([maximise, *limits])}
     return Tuning(table, rule, edit, {name: rows[int(best)][name] for name in ("layers", "strength")}, wanted)
 
 
-def _check(grid: Mapping[str, Sequence[Any]], layers: Sequence[LayerChoice]) -> None:
-    """Refuse a grid with something in it that no edit knows."""
+def _check(grid: Mapping[str, Sequence[Any]], n_layers: int) -> None:
+    """Refuse a grid with something in it that no edit of the model knows."""
     if empty := [name for name, values in grid.items() if isinstance(values, str) or not list(values)]:
         raise InputError(f"expected a list of at least one value for {', '.join(empty)}")
     for feature in grid["feature"]:
@@ -133,10 +137,14 @@ def _check(grid: Mapping[str, Sequence[Any]], layers: Sequence[LayerChoice]) -> 
         check_fit_options(energy, None, 2)
     for strength in grid["strength"]:
         as_number(strength, "strength")
-    for choice in layers:
-        if isinstance(choice, str):
-            check_layer_choice(choice)
+    for choice in grid["layers"]:
+        # Only that there are signatures counts here.
+        choose_layers(choice, range(n_layers), dict.fromkeys(range(n_layers), 0.0))
 
 
 def _scores(evaluations: Sequence[Evaluation]) -> dict[str, float]:
-    return {name: value for evaluation in evaluations for name, value in evaluation.scores.items()}
+    """Scores of the task, and those of the side effects, marked where their names are taken."""
+    found = dict(evaluations[0].scores)
+    for evaluation in evaluations[1:]:
+        found |= {f"side_effects.{name}" if name in found else name: x for name, x in evaluation.scores.items()}
+    return found

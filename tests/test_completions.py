@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import N_CTX, VOCABULARY, fitted, sentence
 
 import sea_lens as sl
-from sea_lens.completions import Span, completion_spans, fit_context, log_probs, text_spans
+from sea_lens.completions import Fitted, Span, completion_spans, fit_context, log_probs, text_spans
 from sea_lens.models.cache import Past
 from sea_lens.models.generate import generate_greedily
 from sea_lens.models.lens import Lens
@@ -128,25 +128,31 @@ def test_greedy_continuations_do_not_depend_on_the_batch(any_model):
         assert chosen[len(prompt) - 1 : -1].tolist() == continuation
 
 
-def test_a_continuation_ends_with_a_stop_text(model):
+def test_a_continuation_ends_with_a_stop_text_or_an_end_token(model, monkeypatch):
     lens = Lens.of(model)
     free = generate_greedily(lens, [[1, 5, 6]], 8)[0]
     word = lens.tokenizer.decode([free[2]])
     stopped = generate_greedily(lens, [[1, 5, 6]], 8, stop=[word])[0]
     assert stopped == free[: free.index(free[2]) + 1]
+    # An instruction model's turn may end at another token than EOS; its generation configuration says which.
+    monkeypatch.setattr(lens, "more_ends", frozenset([free[2]]))
+    assert generate_greedily(lens, [[1, 5, 6]], 8)[0] == free[: free.index(free[2])]
 
 
 def test_a_prompt_too_long_loses_its_left_end_and_keeps_bos(model):
     lens = Lens.of(model)
     assert lens.n_ctx == N_CTX
+    # The last token is only predicted, so that one more fits.
+    whole = [1, *(4 + i % 40 for i in range(N_CTX))]
+    assert fit_context(lens, whole, N_CTX) == Fitted((Span(tuple(whole), N_CTX),), 0)
     tokens = [1, *(4 + i % 40 for i in range(N_CTX + 5))]
     found = fit_context(lens, tokens, len(tokens) - 3)
     (span,) = found.spans
-    assert len(span.tokens) == N_CTX
+    assert len(span.tokens) == N_CTX + 1
     assert span.tokens[0] == 1
-    assert span.tokens[1:] == tuple(tokens[-(N_CTX - 1) :])
+    assert span.tokens[1:] == tuple(tokens[-N_CTX:])
     assert span.tokens[span.start :] == tuple(tokens[-3:])
-    assert found.cut == 6
+    assert found.cut == 5
 
 
 @settings(max_examples=60)
@@ -159,7 +165,7 @@ def test_every_token_of_a_long_text_is_scored_once_with_half_a_context_before_it
     scored = [token for span in spans for token in span.tokens[span.start :]]
     assert scored == tokens[start:]
     for span in spans:
-        assert len(span.tokens) <= N_CTX
+        assert len(span.tokens) <= N_CTX + 1
         assert span.start >= min(N_CTX // 2 - 1, tokens.index(span.tokens[span.start]))
 
 

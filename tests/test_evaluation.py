@@ -1,12 +1,13 @@
 import json
 import math
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import fitted, sentence
+from tiny import demonstrations, fitted, sentence
 
 import sea_lens as sl
 from sea_lens.evaluation import BENCHMARKS, Task
@@ -15,6 +16,7 @@ from sea_lens.evaluation.bbq import BBQ, target_of
 from sea_lens.evaluation.benchmark import Item, Scored
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.gsm8k import final_number
+from sea_lens.evaluation.identity import edit_identity
 from sea_lens.evaluation.journal import Journal
 from sea_lens.evaluation.truthfulqa import TruthfulQA
 from sea_lens.models.lens import Lens
@@ -159,6 +161,8 @@ def test_crows_pairs_counts_half_for_a_tie():
         ("#### -3.50 and 7", "-3.5"),
         ("First 3, then $18.", "18"),
         ("The answer is .5", "0.5"),
+        ("in 2010-2015.", "2015"),
+        ("it falls to -12", "-12"),
         ("none at all", None),
         ("", None),
     ],
@@ -304,7 +308,7 @@ def test_evaluations_of_other_items_are_not_compared(model, choices, tmp_path):
         sl.compare(whole, sl.evaluate(model, "capability", choices, limit=4, progress=False))
     rows = [json.loads(line) for line in choices.read_text().splitlines()]
     other = write(tmp_path / "other.jsonl", [{**row, "gold": 0} for row in rows])
-    with pytest.raises(sl.MismatchError, match="other files"):
+    with pytest.raises(sl.MismatchError, match="other data"):
         sl.compare(whole, sl.evaluate(model, "capability", other, progress=False))
 
 
@@ -316,6 +320,15 @@ def test_an_evaluation_comes_back_from_its_file(model, choices, tmp_path):
     assert loaded.intervals == evaluation.intervals
     pd.testing.assert_frame_equal(loaded.to_frame(), evaluation.to_frame())
     assert loaded.provenance["prompt"]["prompt"] == "{query}"
+    renamed = sl.evaluate(model, "capability", choices.rename(tmp_path / "renamed.jsonl"), progress=False)
+    assert sl.compare(loaded, renamed).intervals["accuracy"].mean == 0
+    own = sl.evaluate(model, Own(), tmp_path / "renamed.jsonl", progress=False)
+    own.save(tmp_path / "own.json")
+    assert sl.Evaluation.load(tmp_path / "own.json", Own()).scores == evaluation.scores
+    with pytest.raises(sl.FileError, match="results of the benchmark 'own': expected it as `benchmark`"):
+        sl.Evaluation.load(tmp_path / "own.json")
+    with pytest.raises(sl.FileError, match=r"missing.json: No such file"):
+        sl.Evaluation.load(tmp_path / "missing.json")
     (tmp_path / "no.json").write_text('{"scores": {}}')
     with pytest.raises(sl.FileError, match="no evaluation"):
         sl.Evaluation.load(tmp_path / "no.json")
@@ -325,6 +338,25 @@ def test_the_default_prompt_of_questions_asks_for_an_answer(model, tmp_path):
     path = write(tmp_path / "q.jsonl", [{"query": "Question: w1 ?", "choices": ["w1", "w2"], "gold": 0}])
     assert Task.read("capability", path).template.name == "query_answer"
     assert Task.read("capability", path, prompt="query").template.name == "query"
+
+
+class Own(Capability):
+    """A benchmark of one's own."""
+
+    name = "own"
+
+
+def test_where_an_edit_acts_may_be_said_with_any_numbers(model, choices, tmp_path):
+    edit = fitted(model)
+    wanted = sl.evaluate(model, "capability", choices, edit=edit, layers=[0, 1], strength=0.5, progress=False)
+    for layers in (range(2), np.array([0, 1]), {0, 1}, (layer for layer in (0, 1)), [np.int64(0), 1]):
+        found = sl.evaluate(
+            model, "capability", choices, edit=edit, layers=layers, strength=np.float32(0.5), progress=False,
+            journal=tmp_path / "journal",
+        )  # fmt: skip
+        found.save(tmp_path / "found.json")
+        assert sl.Evaluation.load(tmp_path / "found.json").items == wanted.items
+    assert found.provenance["edit"]["strength"] == {0: 0.5, 1: 0.5}
 
 
 class Dying(Capability):
@@ -365,8 +397,54 @@ def test_a_journal_of_something_else_is_refused(model, choices, tmp_path):
         sl.evaluate(model, "capability", choices, edit=edit, journal=journal, progress=False)
     with pytest.raises(sl.MismatchError, match="data"):
         sl.evaluate(model, "capability", choices, limit=3, journal=journal, progress=False)
-    with pytest.raises(sl.FileError, match="no journal"):
-        Journal(choices, {})
+    # What stands in the model already belongs to what is evaluated.
+    for other in (edit, sl.in_context(model, demonstrations(), 1, " ")):
+        with other.applied(model), pytest.raises(sl.MismatchError, match="other model"):
+            sl.evaluate(model, "capability", choices, journal=journal, progress=False)
+    foreign = tmp_path / "notes.txt"
+    for content in (choices.read_text(), "a line without an end", '{"evaluation": 5}\n', '{"evaluation": []}\n{'):
+        foreign.write_text(content)
+        with pytest.raises((sl.FileError, sl.MismatchError)):
+            Journal(foreign, {"data": 1})
+        assert foreign.read_text() == content
+
+
+def test_adapters_are_told_apart_in_the_middle_of_their_weights(model):
+    edit = sl.lora(model, demonstrations(), epochs=1, layers=[1], progress=False)
+    adapter = edit.adapters[1]
+    other = adapter.down.clone()
+    other[other.shape[0] // 2, other.shape[1] // 2] += 1e-3
+    changed = replace(edit, adapters={1: replace(adapter, down=other)})
+    assert edit_identity(edit) != edit_identity(changed)
+    assert len(edit_identity(edit)["options"]) < 200
+
+
+def test_a_late_row_that_cannot_be_scored_is_named_with_its_file(model, choices, tmp_path, monkeypatch):
+    rows = [json.loads(line) for line in choices.read_text().splitlines()]
+    prompt = sl.PromptTemplate("bare", "{query}", completion="{answer}")
+    path = write(tmp_path / "late.jsonl", [*rows, {**rows[0], "choices": ["w1", "\u200b \u200b"]}])
+    task = Task.read("capability", path, prompt=prompt)
+    item = replace(task.items[-1], answers=("w1", " "))
+    with pytest.raises(sl.DemonstrationError, match=r"late.jsonl, row 11, answer 1, adds no token"):
+        sl.evaluate(model, replace(task, items=(*task.items[:-1], item)), progress=False)
+    with pytest.raises(sl.FileError, match=r"half.jsonl, row 2: holds half a character"):
+        Task.read("capability", write(tmp_path / "half.jsonl", [rows[0], {**rows[0], "choices": ["a", "\ud800"]}]))
+
+
+def test_a_model_that_drops_out_units_is_refused(load_tiny, choices):
+    model = load_tiny("gpt2", "bridge")
+    model.train()
+    try:
+        with pytest.raises(sl.InputError, match="expected one in evaluation mode"):
+            sl.evaluate(model, "capability", choices, progress=False)
+    finally:
+        model.eval()
+
+
+def test_scores_that_are_nowhere_defined_have_no_interval():
+    evaluation = sl.Evaluation(BBQ(), [bbq_row("disambiguated", "neg", 2) | {"row": 1}] * 3, {})
+    assert np.isnan(evaluation.intervals["s_dis/disambiguated"].low)
+    assert evaluation.intervals["accuracy"].high == 1.0
 
 
 # --- Wrong input ----------------------------------------------------------------------------------------------------
@@ -391,6 +469,9 @@ WRONG = [
     ("bbq", STEREOTYPE, {"context_condition": "both"}, "'context_condition' must be one of"),
     ("bbq", STEREOTYPE, {"ans1": " "}, "'ans1' must be a non-empty text"),
     ("bbq", STEREOTYPE, {"answer_info": {}}, "'answer_info'"),
+    ("bbq", STEREOTYPE, {"answer_info": {**STEREOTYPE["answer_info"], "ans0": []}}, "'answer_info' .*expected a list"),
+    ("bbq", STEREOTYPE, {"additional_metadata": {"stereotyped_groups": "g1"}}, "'stereotyped_groups' .*got 'g1'"),
+    ("bbq", STEREOTYPE, {"category": "\ud800"}, "half a character"),
     ("bbq", STEREOTYPE, {"answer_info": {f"ans{i}": ["a", "old"] for i in range(3)}}, "one answer of group 'unknown'"),
     ("capability", CHOICE, {"gold": 2}, "'gold' must be the number of a choice, 0 to 1, got 2"),
     ("capability", CHOICE, {"gold": "0"}, "'gold' must be"),
@@ -446,6 +527,11 @@ def test_a_malformed_table_is_refused_by_file_and_row(tmp_path):
     path.write_text(header + "0,a,b\n")
     with pytest.raises(sl.FileError, match="row 1: expected 5 fields"):
         Task.read("crows_pairs", path)
+    path.write_text(header.replace("bias_type", "sent_more") + "0,a,b,stereo,age\n")
+    with pytest.raises(sl.FileError, match="two columns are called 'sent_more'"):
+        Task.read("crows_pairs", path)
+    path.write_text(header + f"0,{'long ' * 40_000},b,stereo,age\n")
+    assert len(Task.read("crows_pairs", path).items) == 1
     path.write_bytes(b"\xef\xbb\xbf" + header.replace("\n", "\r\n").encode() + b"0,a,b,stereo,age\r\n")
     assert Task.read("crows_pairs", path).items[0].facts["bias_type"] == "age"
 
@@ -458,6 +544,7 @@ def test_wrong_arguments_are_refused_before_any_work(model, choices, monkeypatch
         ({"benchmark": "perplexity", "prompt": "qa"}, "takes no prompt"),
         ({"prompt": "qa"}, r"must use some of \['query'\]"),
         ({"chat": True}, "has none"),
+        ({"prompt": sl.PromptTemplate("p", "{query}", stop=("",))}, "stops at an empty text"),
         ({"limit": 0}, "limit 0: expected at least 1"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"max_new_tokens": 0}, "max_new_tokens 0"),

@@ -3,9 +3,11 @@ import sys
 from dataclasses import replace
 
 import pytest
-from tiny import fitted, sentence
+from tiny import demonstrations, fitted, sentence
 
 import sea_lens as sl
+from sea_lens.completions import completion_spans, log_probs, text_spans
+from sea_lens.models.lens import Lens
 
 lm_eval = pytest.importorskip("lm_eval")
 pytestmark = [pytest.mark.model, pytest.mark.filterwarnings("ignore")]
@@ -97,3 +99,33 @@ def test_without_the_harness_it_says_how_to_install_it(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "sea_lens.harness_lm", None)
     with pytest.raises(sl.MissingPackageError, match=r"pip install 'sea-lens\[lm-eval\]'"):
         sl.harness_model(model)
+
+
+def test_whole_texts_and_long_prompts_are_scored_in_the_harness_as_here(model):
+    from lm_eval.api.instance import Instance
+
+    def request(kind, *arguments):
+        return [Instance(kind, {}, arguments, 0)]
+
+    text, lens = sentence(3, 10), Lens.of(model)
+    (span,) = text_spans(lens, text).spans
+    wanted = log_probs(lens, [span], [0]).item()
+    (found,) = sl.harness_model(model).loglikelihood_rolling(request("loglikelihood_rolling", text), disable_tqdm=True)
+    assert found == pytest.approx(wanted, abs=1e-4)
+    # As long as the context holds them, and longer than what examples in front leave of it.
+    edit = sl.in_context(model, demonstrations(), 1, " ")
+    for length in (lens.n_ctx - 1, lens.n_ctx + 4):
+        prompt = sentence(7, length)
+        for where in ({}, {"edit": edit}):
+            (theirs,) = sl.harness_model(model, **where).loglikelihood(
+                request("loglikelihood", prompt, " w5"), disable_tqdm=True
+            )
+            with edit.applied(model, strength=1.0 if where else 0.0):
+                (fitted_to,) = completion_spans(lens, prompt, [" w5"])
+                ours = log_probs(lens, list(fitted_to.spans), [0]).item()
+            if fitted_to.cut == 0:
+                assert theirs[0] == pytest.approx(ours, abs=1e-4)
+        settings = {"until": ["w9"], "max_gen_toks": 4, "do_sample": False}
+        assert sl.harness_model(model, edit).generate_until(
+            request("generate_until", prompt, settings), disable_tqdm=True
+        )

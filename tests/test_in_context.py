@@ -182,6 +182,11 @@ def test_it_refuses_what_it_cannot_do(model):
         for analysis in (sl.layer_contributions, sl.position_contributions, sl.head_contributions):
             with pytest.raises(sl.InputError, match="expected a model without examples in front"):
                 analysis(model, fitted(model), contrasts())
+        # Two prefixes of 10 and 4 leave room for 34 tokens.
+        with sl.in_context(model, demonstrations(), 1, " ").applied(model):
+            assert Lens.of(model).n_ctx == 34
+            assert model(tokens(1, 34)).shape[1] == 34
+            assert model(tokens(1, 34)[0]).shape[1] == 34
         with pytest.raises(sl.InputError, match=r"tokens behind 10 of examples: the context of .* holds 48"):
             model(tokens(1, 40))
         with pytest.raises(sl.InputError, match="return_type 'loss' is computed from the prefix too"):
@@ -214,3 +219,12 @@ def test_benchmarks_make_room_for_the_examples(model, tmp_path):
     behind = sl.evaluate(model, "truthfulqa", tmp_path / "mc_task.json", edit=edit, **options)
     assert alone.to_frame()["cut_tokens"].sum() == 0
     assert (behind.to_frame()["cut_tokens"] > 0).all()
+
+
+def test_a_solution_is_generated_in_what_room_the_examples_leave(model, tmp_path):
+    path = tmp_path / "problems.jsonl"
+    path.write_text(json.dumps({"question": sentence(5, 30), "answer": "#### 3"}) + "\n")
+    edit = sl.in_context(model, demonstrations(), 5, " ")
+    assert Lens.of(model).n_ctx // 2 < len(tokenise(Lens.of(model), edit.prefix, prepend_bos=False))
+    found = sl.evaluate(model, "gsm8k", path, edit=edit, progress=False)
+    assert found.to_frame()["cut_tokens"].item() > 0

@@ -60,6 +60,27 @@ def test_feature_maps_are_options_too(model, dev):
     assert found.edit.feature.name == found.table.loc[found.table["chosen"], "feature"].item()
 
 
+def test_scores_of_one_name_are_kept_apart(model, dev, tmp_path):
+    rows = [{"query": sentence(i, 3), "choices": [sentence(i, 1), sentence(9 + i, 2)], "gold": 1} for i in range(7)]
+    (tmp_path / "side.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    side = sl.Task.read("capability", tmp_path / "side.jsonl")
+    found = sl.tune(
+        model, demonstrations(), dev, maximise="accuracy", side_effects=side, progress=False,
+        budget={"side_effects.accuracy": 1.0}, **GRID,
+    )  # fmt: skip
+    for name, task in (("accuracy", dev), ("side_effects.accuracy", side)):
+        assert found.unedited[name] == sl.evaluate(model, task, progress=False).scores["accuracy"]
+        measured = sl.evaluate(model, task, edit=found.edit, **found.options, progress=False).scores["accuracy"]
+        assert found.table.loc[found.table["chosen"], name].item() == measured
+
+
+def test_feature_maps_of_one_name_are_two_settings(model, dev):
+    maps = [sl.FeatureMap("mine", lambda x, s=s: s * x, lambda y, s=s: y / s) for s in (1.0, 2.0)]
+    grid = {"energies": (0.99,), "centres": (False,), "strengths": (1.0,)}
+    found = sl.tune(model, demonstrations(), dev, maximise="accuracy", features=maps, progress=False, **grid)
+    assert len(found.table) == 2
+
+
 def test_what_cannot_be_tried_is_refused(model, dev, texts):
     for arguments, message in (
         ({"maximise": "mc9"}, "unknown scores"),
@@ -68,6 +89,9 @@ def test_what_cannot_be_tried_is_refused(model, dev, texts):
         ({"energies": ()}, "at least one value for energy"),
         ({"energies": (2.0,)}, "energy 2.0 is outside"),
         ({"layers": ("nosuch",)}, "unknown layer choice"),
+        ({"layers": ("all", [99])}, r"unknown layers \[99\]"),
+        ({"layers": ("all", "last-99")}, "asks for 99 layers"),
+        ({"site": "nosuch"}, "unknown site 'nosuch'"),
         ({"layers": "all"}, "expected a list"),
         ({"features": ("nosuch",)}, "nosuch"),
         ({"strengths": (float("nan"),)}, "strength"),

@@ -56,6 +56,8 @@ def run(
     loaded_edit = None
     if edit is not None:
         loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine)
+    elif (layers, strength, combine) != ("all", 1.0, None):
+        raise InputError("--layers, --strength and --combine say how to apply an edit: expected --edit")
     loaded = opt.open_model(model, backend, device, dtype)
     journal = out.with_name(f"{out.name}.partial")
     if journal.exists():

@@ -11,6 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from ..completions import Fitted, completion_spans, log_probs, text_spans
+from ..errors import DemonstrationError
 from ..models.generate import decode_continuation, generate_greedily
 from ..models.lens import Lens
 from ..models.texts import bos_token, tokenise
@@ -34,6 +35,11 @@ class Item:
     fields: Mapping[str, str]
     answers: tuple[str, ...] = ()
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text in it."""
+        return [x for x in (*self.fields.values(), *self.answers, *self.facts.values()) if isinstance(x, str)]
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Asker:
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         edited: the context in which the model is to be measured.
         has_edit: whether there is an edit at all.
-        max_new_tokens: longest generated answer.
+        max_new_tokens: longest generated answer; at most half of the context is used for it.
     """
 
     lens: Lens
@@ -107,18 +113,20 @@ class Asker:
         """
         assert self.prompt is not None
         prompts, cuts = [], []
+        # In the edit's context, since examples in front take room.
         with self.edited():
-            room = self.lens.n_ctx - self.max_new_tokens
+            new_tokens = min(self.max_new_tokens, self.lens.n_ctx // 2)
+            room = self.lens.n_ctx - new_tokens
             for item in items:
                 tokens = tokenise(
                     self.lens, self.prompt.render(item.fields), prepend_bos=self.prepend_bos, what=f"row {item.row}"
                 )
                 bos = 1 if tokens[0] == bos_token(self.lens) else 0
+                if room <= bos:
+                    raise DemonstrationError(f"row {item.row} has no room in a context of {self.lens.n_ctx} tokens")
                 cuts.append(max(len(tokens) - room, 0))
                 prompts.append([*tokens[:bos], *tokens[bos + cuts[-1] :]])
-            found = generate_greedily(
-                self.lens, prompts, self.max_new_tokens, batch_size=self.batch_size, stop=self.prompt.stop
-            )
+            found = generate_greedily(self.lens, prompts, new_tokens, batch_size=self.batch_size, stop=self.prompt.stop)
         texts = []
         for prompt, continuation in zip(prompts, found, strict=True):
             text = decode_continuation(self.lens, prompt, continuation)

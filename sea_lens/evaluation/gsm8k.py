@@ -12,7 +12,7 @@ from ..errors import FileError
 from ..rows import text_field
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
 
-_NUMBER = re.compile(r"-?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_NUMBER = re.compile(r"(?:(?<![\d.])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
 def final_number(text: str) -> Decimal | None:

@@ -6,26 +6,36 @@ from typing import Any
 import torch
 
 from ..capture import describe
-from ..intervention import ActivationEdit
+from ..intervention import ActivationEdit, Edit
 from ..models.lens import Lens
 
 _SAMPLE = 512
+_PROBE_TOKENS = 12
+_PREDICTIONS = 16
 
 
 def model_identity(lens: Lens) -> dict[str, Any]:
-    """What the model is, with a digest of a sample of every one of its weights."""
+    """What the model is: a digest of a sample of every one of its weights, and some of its predictions.
+
+    The predictions are log-probabilities of a few tokens after fixed ones. They tell what now stands in the model
+    (hooks, another edit) and is in no weight.
+    """
     digest = hashlib.sha256()
     for name, weights in lens.model.named_parameters():
         flat = weights.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE]
         digest.update(f"{name} {tuple(weights.shape)}".encode())
         digest.update(sample.double().cpu().numpy().tobytes())
-    return describe(lens) | {"weights": digest.hexdigest()[:16]}
+    tokens = torch.arange(min(_PROBE_TOKENS, lens.n_ctx, lens.model.cfg.d_vocab))[None]
+    with torch.no_grad():
+        predicted = lens.forward(tokens, torch.ones_like(tokens))[0, -1].float().log_softmax(-1)
+    some = predicted[:: max(1, len(predicted) // _PREDICTIONS)][:_PREDICTIONS]
+    return describe(lens) | {"weights": digest.hexdigest()[:16], "predictions": some.tolist()}
 
 
-def edit_identity(edit: Any, lens: Lens) -> dict[str, Any]:
+def edit_identity(edit: Edit) -> dict[str, Any]:
     """What the edit is, with a digest of what it does to activations drawn at random."""
-    found: dict[str, Any] = {"method": type(edit).__name__, "layers": list(edit.layers)}
+    found: dict[str, Any] = {"method": type(edit).__name__, "site": edit.site, "fitted_layers": list(edit.layers)}
     if not isinstance(edit, ActivationEdit):
         return found | {"options": repr(edit)}
     units, width = edit.shape
@@ -35,4 +45,4 @@ def edit_identity(edit: Any, lens: Lens) -> dict[str, Any]:
     for layer in edit.layers:
         for combine in edit.combines:
             digest.update(edit(probe, layer, combine=combine).double().cpu().numpy().tobytes())
-    return found | {"site": edit.site, "effect_on_a_probe": digest.hexdigest()[:16]}
+    return found | {"effect_on_a_probe": digest.hexdigest()[:16]}

@@ -5,6 +5,7 @@ again. Parts are the same however often the evaluation is interrupted, so that t
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from ..errors import FileError, MismatchError
 from ..report import plain
 from ..storage import write_atomically
+
+_BEGINNING = b'{"evaluation": '
 
 
 class Journal:
@@ -32,9 +35,12 @@ class Journal:
         self.identity = json.loads(json.dumps(plain(identity)))
         self.parts: dict[int, list[dict[str, Any]]] = {}
         try:
-            lines = self.path.read_bytes().split(b"\n") if self.path.exists() else []
+            content = self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:
             raise FileError(f"{path}: {error.strerror or error}") from error
+        if content and not content.startswith(_BEGINNING):
+            raise self._no_journal()
+        lines = content.split(b"\n")
         # Whatever stands behind the last newline was cut short.
         complete = [line for line in lines[:-1] if line]
         if complete:
@@ -46,15 +52,18 @@ class Journal:
     def _read(self, lines: list[bytes]) -> None:
         try:
             first, *parts = [json.loads(line) for line in lines]
-            found = first["evaluation"]
+            found = dict(first["evaluation"])
             self.parts = {part["part"]: part["items"] for part in parts}
         except (ValueError, KeyError, TypeError) as error:
-            raise FileError(f"{self.path} is no journal of an evaluation: give another path, or delete it") from error
-        if other := [name for name in self.identity if found.get(name) != self.identity[name]]:
+            raise self._no_journal() from error
+        if other := [name for name in self.identity if not _same(found.get(name), self.identity[name])]:
             raise MismatchError(
                 f"{self.path} holds the beginning of another evaluation (other {', '.join(other)}): "
                 f"delete it to start anew"
             )
+
+    def _no_journal(self) -> FileError:
+        return FileError(f"{self.path} is no journal of an evaluation: give another path, or delete it")
 
     @staticmethod
     def _line(content: Any) -> bytes:
@@ -70,3 +79,14 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise FileError(f"cannot write {self.path}: {error.strerror}") from error
+
+
+def _same(found: Any, own: Any) -> bool:
+    """Whether two JSON values are the same, numbers up to what rounding may do to a model's predictions."""
+    if isinstance(found, dict) and isinstance(own, dict):
+        return found.keys() == own.keys() and all(_same(found[name], own[name]) for name in own)
+    if isinstance(found, list) and isinstance(own, list):
+        return len(found) == len(own) and all(map(_same, found, own))
+    if isinstance(found, float) and isinstance(own, float):
+        return math.isclose(found, own, rel_tol=1e-6, abs_tol=1e-4)
+    return type(found) is type(own) and found == own

@@ -43,7 +43,7 @@ class Perplexity(Benchmark):
                 plan += [(place, span) for span in fitted.spans]
         losses, divergences = (torch.zeros(len(items), dtype=torch.float64) for _ in range(2))
         tokens = [0] * len(items)
-        for batch in batches([span.tokens for _, span in plan], asker.batch_size):
+        for batch in batches([span.tokens[:-1] for _, span in plan], asker.batch_size):
             chosen = [plan[row] for row in batch.rows]
             unedited = _predictions(asker, batch.tokens, batch.mask, chosen) if asker.has_edit else None
             with asker.edited():

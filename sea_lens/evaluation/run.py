@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
+import torch
+
 from ..arguments import as_integer
-from ..errors import FileError, InputError
+from ..errors import DemonstrationError, FileError, InputError
 from ..intervention import Edit, Strength
 from ..layers import LayerChoice
 from ..models.lens import Lens
@@ -55,6 +57,10 @@ class Task:
         limit: SupportsIndex | None = None,
     ) -> "Task":
         """Read a benchmark; arguments and errors as in `evaluate`."""
+        if not isinstance(benchmark, (str, Benchmark)):
+            raise InputError(f"expected a benchmark or its name, got {benchmark!r}")
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise InputError(f"expected the path of a file, got {path!r}")
         if isinstance(benchmark, str) and benchmark not in BENCHMARKS:
             raise InputError(f"unknown benchmark {benchmark!r}: expected one of {', '.join(BENCHMARKS)}")
         asked = BENCHMARKS[benchmark] if isinstance(benchmark, str) else benchmark
@@ -67,6 +73,9 @@ class Task:
         if chosen.prompts:
             template = PromptTemplate.of(chosen.default_prompt(items) if prompt is None else prompt)
             template.check(chosen.prompts)
+        for item in items:
+            if any("\ud800" <= character <= "\udfff" for text in item.texts for character in text):
+                raise FileError(f"{path or source}, row {item.row}: holds half a character (a lone surrogate)")
         first = len(items) if limit is None else as_integer(limit, "limit", least=1)
         return cls(chosen, source, tuple(items[:first]), template)
 
@@ -120,12 +129,15 @@ def evaluate(
         Scores with bootstrap intervals, and one row for each item.
 
     Raises:
-        InputError: unknown benchmark or prompt, or a prompt that asks for fields the benchmark has not.
+        InputError: unknown benchmark or prompt, a prompt that asks for fields the benchmark has not, or a model that
+            drops out units at random.
         FileError: a missing or malformed file; names the row.
         MismatchError: the edit is for another model, or the journal belongs to another evaluation.
         DemonstrationError: an answer that adds no token to its prompt; names the row.
     """
     lens = Lens.of(model)
+    if any(isinstance(part, torch.nn.Dropout) and part.training and part.p > 0 for part in model.modules()):
+        raise InputError("the model drops out units at random: expected one in evaluation mode, model.eval()")
     if isinstance(benchmark, Task):
         if not path is prompt is limit is None:
             raise InputError("a task has its path, prompt and limit already: give them to Task.read")
@@ -134,23 +146,25 @@ def evaluate(
         task = Task.read(benchmark, path, prompt=prompt, limit=limit)
     chosen, items = task.benchmark, task.items
     asked = for_model(task.template, lens.tokenizer, chat) if task.template is not None else None
-    new_tokens = min(as_integer(max_new_tokens, "max_new_tokens", least=1), lens.n_ctx // 2)
+    longest = as_integer(max_new_tokens, "max_new_tokens", least=1)
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed")
-    where = {"layers": layers, "strength": strength, "combine": combine}
-    if edit is not None:
-        edit.check(model, **where, scoring=chosen.scoring)
+    if edit is not None and not isinstance(edit, Edit):
+        raise InputError(f"expected an edit, such as sl.load_edit reads, got {type(edit).__name__}")
+    strengths = edit.check(model, layers, strength, combine, scoring=chosen.scoring) if edit is not None else {}
 
     def edited() -> contextlib.AbstractContextManager[Any]:
-        return edit.applied(model, **where) if edit is not None else contextlib.nullcontext(model)
+        if edit is None:
+            return contextlib.nullcontext(model)
+        return edit.applied(model, list(strengths), strengths, combine)
 
-    asker = Asker(lens, asked, batch_size, prepend_bos, edited, edit is not None, new_tokens)
+    asker = Asker(lens, asked, batch_size, prepend_bos, edited, edit is not None, longest)
     provenance = {
         "benchmark": chosen.name,
         "data": {"source": task.source, "items": len(items), "sha256": task.digest},
         "model": model_identity(lens),
-        "edit": edit_identity(edit, lens) | where if edit is not None else None,
+        "edit": edit_identity(edit) | {"strength": strengths, "combine": combine} if edit is not None else None,
         "prompt": asked.record() if asked is not None else None,
-        "options": {"batch_size": batch_size, "prepend_bos": prepend_bos, "max_new_tokens": new_tokens},
+        "options": {"batch_size": batch_size, "prepend_bos": prepend_bos, "max_new_tokens": longest},
         "versions": versions(),
     }
     notes = Journal(journal, provenance) if journal is not None else None
@@ -159,7 +173,10 @@ def evaluate(
     for number, part in enumerate(tracked(parts, chosen.name, len(parts), show=progress)):
         found = notes.parts.get(number) if notes is not None else None
         if found is None:
-            found = plain(chosen.ask(asker, part))
+            try:
+                found = plain(chosen.ask(asker, part))
+            except DemonstrationError as error:
+                raise DemonstrationError(f"{task.source}, {error}") from error
             if notes is not None:
                 notes.add(number, found)
         rows += found

@@ -4,6 +4,7 @@ The output projections of the MLPs, which write what a spectral edit changes by 
 are trained by peft on the positive completions of the demonstrations; the negative ones are not seen.
 """
 
+import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Adapter:
         return einsum(self.down, self.up, "rank d_mlp, d_model rank -> d_mlp d_model")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoRA(Edit):
     """Adapters of MLP output projections, added with a strength for each layer: made by `lora`.
 
@@ -75,17 +76,24 @@ class LoRA(Edit):
     def n_layers(self) -> int:
         return self.provenance["model"]["n_layers"]
 
+    def __repr__(self) -> str:
+        digest = hashlib.sha256()
+        for layer in self.layers:
+            for factor in (self.adapters[layer].down, self.adapters[layer].up):
+                digest.update(factor.numpy().tobytes())
+        ranks = {layer: len(self.adapters[layer].down) for layer in self.layers}
+        return f"LoRA(ranks {ranks}, sha256 {digest.hexdigest()[:16]})"
+
     def check_model(self, model: Any) -> None:
         super().check_model(model)
         lens = Lens.of(model)
         for layer in self.layers:
             weight, rows_are_hidden = mlp_out_weight(lens, layer)
             found = tuple(weight.shape) if rows_are_hidden else tuple(weight.shape)[::-1]
-            if found != tuple(self.adapters[layer].product.shape):
-                raise MismatchError(
-                    f"the adapters are for projections of shape {tuple(self.adapters[layer].product.shape)}, "
-                    f"{lens.name!r} has {found}"
-                )
+            adapter = self.adapters[layer]
+            expected = adapter.down.shape[1], adapter.up.shape[0]
+            if found != expected:
+                raise MismatchError(f"the adapters are for projections of shape {expected}, {lens.name!r} has {found}")
 
     def check(
         self,

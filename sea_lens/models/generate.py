@@ -23,7 +23,8 @@ def generate_greedily(
 ) -> list[list[int]]:
     """Greedy continuations with a KV cache, without their prompts and without EOS.
 
-    A continuation ends at EOS or with the token that completes one of the texts of `stop`.
+    A continuation ends at EOS, at another end token of the model's generation configuration, or with the token that
+    completes one of the texts of `stop`.
 
     Raises:
         DemonstrationError: prompt and continuation do not fit the model's context.
@@ -53,7 +54,7 @@ def _continued(lens: Lens, batch: Batch, max_new_tokens: int, stop: Sequence[str
         chosen = logits[:, -1].argmax(-1).tolist()
         still = []
         for place, (row, token) in enumerate(zip(going, chosen, strict=True)):
-            if token == tokenizer.eos_token_id:
+            if token in lens.ends:
                 continue
             continuations[row].append(token)
             tail = tokenizer.decode(continuations[row][-_TAIL:]) if stop else ""

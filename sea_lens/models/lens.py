@@ -40,6 +40,12 @@ class Handle:
         self.point.fwd_hooks[:] = [hook for hook in self.point.fwd_hooks if hook is not self.installed]
 
 
+def end_tokens(hf_model: Any) -> frozenset[int]:
+    """The tokens at which a Hugging Face model's generation configuration ends a text."""
+    given = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    return frozenset([given] if isinstance(given, int) else given or ())
+
+
 class Lens:
     """A TransformerLens model as the rest of sea_lens sees it.
 
@@ -49,6 +55,7 @@ class Lens:
             anew, adds tokens to it, and lends one without BOS its EOS for that.
         prefix_length: tokens that now stand in front of every sequence without the caller's knowledge
             (`models.prefix`); they take room in the context and positions in activations.
+        more_ends: tokens besides EOS that end a text, as the model's generation configuration has them.
         source: the Hugging Face name or folder that `load_model` read, None where it did not load the model.
         changed_weights: by layer, what has been added to weights (`models.weights`).
     """
@@ -64,6 +71,7 @@ class Lens:
         self.own_tokenizer: Any = None
         self.prefix_length = 0
         self.source: str | None = None
+        self.more_ends = end_tokens(getattr(model, "original_model", None))
         self.changed_weights: dict[int, Any] = {}
         self._points: dict[str, Any] = dict(model.hook_dict)
 
@@ -134,6 +142,12 @@ class Lens:
         if tokenizer is None:
             raise UnsupportedModelError(f"model {self.name!r} has no tokenizer, so texts cannot be read")
         return tokenizer
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a generated text."""
+        eos = self.tokenizer.eos_token_id
+        return self.more_ends | ({eos} if eos is not None else set())
 
     def has_point(self, name: str) -> bool:
         """Whether this model has a hook point of this name."""

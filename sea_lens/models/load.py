@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import FileError, InputError, UnsupportedModelError
-from .lens import Lens
+from .lens import Lens, end_tokens
 
 BACKENDS = ("auto", "hooked", "bridge")
 
@@ -60,7 +60,7 @@ def load_model(
         raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
     with quiet():
         hf_model, tokenizer = load_huggingface(name, torch_dtype)
-        own_tokenizer = copy.deepcopy(tokenizer)
+        own_tokenizer, more_ends = copy.deepcopy(tokenizer), end_tokens(hf_model)
         if backend == "bridge" or not hooked_available():
             model = _as_bridge(name, hf_model, tokenizer, target, torch_dtype)
         else:
@@ -71,7 +71,7 @@ def load_model(
                     raise
                 model = _as_bridge(name, hf_model, tokenizer, target, torch_dtype)
     lens = Lens.of(model)
-    lens.own_tokenizer, lens.source = own_tokenizer, name
+    lens.own_tokenizer, lens.source, lens.more_ends = own_tokenizer, name, more_ends
     return model.eval().requires_grad_(False)
 
 

@@ -58,6 +58,7 @@ class PrefixStandIn(ForwardStandIn):
                 "hands on; `sl.generate` does not)"
             )
         tokens = tokens.to(self._lens.device)
+        tokens = tokens[None] if tokens.ndim == 1 else tokens
         read_before = _read_before(given)
         mask = mask if mask is None else mask.to(self._lens.device)
         if mask is None and read_before == 0:
@@ -95,10 +96,11 @@ class PrefixStandIn(ForwardStandIn):
         return torch.stack(rows)
 
     def _check_room(self, given: int) -> None:
-        if given > self._lens.n_ctx:
+        n_ctx = int(self._model.cfg.n_ctx)
+        if given + len(self._tokens) > n_ctx:
             raise InputError(
                 f"{given} tokens behind {len(self._tokens)} of examples: the context of {self._lens.name!r} holds "
-                f"{self._lens.n_ctx + self._lens.prefix_length}"
+                f"{n_ctx}"
             )
 
     def _shift_positions(self, options: dict[str, Any], read_before: int) -> None:
