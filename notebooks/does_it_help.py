@@ -148,8 +148,8 @@ pd.DataFrame(table).T.round(3)
 # %% [markdown]
 # Read the changes together with their divergences, and with the random subspaces: a method that moves the model further
 # has more room to help and to harm. On this model adapters that were trained on true answers are far ahead of every
-# method that looks at activations. A spectral edit keeps one content and drops another only as far as the model has them
-# in different directions, and this one has them in much the same (`analyses/separability.py`).
+# method that looks at activations. A spectral edit keeps one content and drops another only as far as the model has
+# them in different directions, and this one has them in much the same (`analyses/separability.py`).
 #
 # ## On the command line
 #

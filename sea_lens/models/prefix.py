@@ -68,8 +68,8 @@ class PrefixStandIn(ForwardStandIn):
             first = _first_tokens(mask)
             if read_before == 0:
                 self._check_room(tokens.shape[1])
-                tokens = self._inserted(tokens, first + self._has_bos(tokens, first))
-            mask = _with_ones(mask, first, len(self._tokens))
+                tokens = _inserted(tokens, first + self._has_bos(tokens, first), self._tokens)
+            mask = _inserted(mask, first, torch.ones_like(self._tokens, dtype=mask.dtype))
         given["input"], given["attention_mask"] = tokens, mask
         self._shift_positions(given.get("kwargs", {}), read_before)
         output = self._forwarded(asked)
@@ -85,15 +85,6 @@ class PrefixStandIn(ForwardStandIn):
     def _has_bos(self, tokens: Int[Tensor, "batch pos"], first: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
         bos = bos_token(self._lens)
         return torch.zeros_like(first) if bos is None else (tokens.gather(1, first[:, None])[:, 0] == bos).long()
-
-    def _inserted(
-        self, tokens: Int[Tensor, "batch pos"], places: Int[Tensor, " batch"]
-    ) -> Int[Tensor, "batch pos_and_prefix"]:
-        rows = [
-            torch.cat([row[:place], self._tokens, row[place:]])
-            for row, place in zip(tokens, places.tolist(), strict=True)
-        ]
-        return torch.stack(rows)
 
     def _check_room(self, given: int) -> None:
         n_ctx = int(self._model.cfg.n_ctx)
@@ -139,8 +130,10 @@ def _first_tokens(mask: Int[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
     return mask.long().argmax(1)
 
 
-def _with_ones(mask: Int[Tensor, "batch pos"], places: Int[Tensor, " batch"], n: int) -> Int[Tensor, "batch pos_and_n"]:
-    ones = torch.ones(n, dtype=mask.dtype, device=mask.device)
+def _inserted(
+    rows: Int[Tensor, "batch pos"], places: Int[Tensor, " batch"], new: Int[Tensor, " n"]
+) -> Int[Tensor, "batch pos_and_n"]:
+    """Each row with the new values at a place of its own."""
     return torch.stack(
-        [torch.cat([row[:place], ones, row[place:]]) for row, place in zip(mask, places.tolist(), strict=True)]
+        [torch.cat([row[:place], new, row[place:]]) for row, place in zip(rows, places.tolist(), strict=True)]
     )
