@@ -358,7 +358,7 @@ def test_every_command_takes_an_edit_of_any_method(method, files, run, load_tiny
     wanted = sl.effect(model, edit, contrasts(), strength=0.5)
     assert f"{wanted.effect:+.3f}" in out
     assert run("generate", "--model", files["model"], "--edit", files["edit"], "--prompt", "w1 w2")[0] == 0
-    status, out, _ = run(*use_arguments("attribute", files, "--out", files["folder"] / "why"))
+    status, out, _ = run(*use_arguments("attribute", files, "--out", files["folder"] / "why", "--limit", "3"))
     assert status == 0
     results = json.loads((files["folder"] / "why" / "results.json").read_text())
     assert results["edit"]["method"] == type(edit).__name__

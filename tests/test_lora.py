@@ -54,18 +54,20 @@ def test_the_model_is_the_one_with_the_adapters_merged(any_model):
     assert torch.equal(logits(any_model, ids), before)
 
 
-def test_training_teaches_the_positive_completions(any_model):
-    edit = sl.lora(any_model, demonstrations(), rank=4, epochs=30, learning_rate=0.02, progress=False)
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_training_teaches_the_positive_completions(family, load_tiny, backend):
+    model = load_tiny(family, backend)
+    edit = sl.lora(model, demonstrations(), rank=4, epochs=30, learning_rate=0.02, progress=False)
     assert edit.losses[-1] < 0.7 * edit.losses[0]
     taught = sl.Contrasts(
         sl.Contrast(d.neutral, d.positive[len(d.neutral) :], d.negative[len(d.neutral) :]) for d in demonstrations()
     )
-    effect = sl.effect(any_model, edit, taught)
+    effect = sl.effect(model, edit, taught)
     assert effect.interval.low > 1
     # What peft makes of it is what is put into the model.
     ids = tokens()
-    with edit.applied(any_model):
-        torch.testing.assert_close(logits(any_model, ids), by_hugging_face(any_model, edit, ids), rtol=1e-3, atol=1e-3)
+    with edit.applied(model):
+        torch.testing.assert_close(logits(model, ids), by_hugging_face(model, edit, ids), rtol=1e-3, atol=1e-3)
 
 
 def test_the_first_loss_is_that_of_the_model_itself(model):

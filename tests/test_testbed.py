@@ -113,7 +113,8 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
     # A part of the grid that holds what the whole chooses, to save time.
     monkeypatch.setattr("sea_lens.demo.CENTRES", (False,))
     monkeypatch.setattr("sea_lens.demo.ENERGIES", ())
-    monkeypatch.setattr("sea_lens.demo.LAYERS", ("all",))
+    monkeypatch.setattr("sea_lens.demo.LAYERS", ("last-2",))
+    monkeypatch.setattr("sea_lens.demo.RANKS", (9, 12))
     monkeypatch.setattr("sea_lens.demo.MEAN_DIFFERENCE_STRENGTHS", (1.0,))
     result = run_demo(bed, progress=False)
     effect = result.spectral.effect.interval
