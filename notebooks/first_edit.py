@@ -31,11 +31,13 @@ bed.demonstrations[0]
 # %% [markdown]
 # A demonstration is three full texts: the prompt, the prompt with the wanted answer, and the prompt with the unwanted
 # one. `capture` runs them through the model and sums up what a fit needs; `fit` finds, at the output of every MLP, the
-# directions of the prompt's activation that covary with the truth, and those that covary with the myth.
+# directions of the prompt's activation that covary with the truth, and those that covary with the myth. Which layers are
+# edited, and how strongly, is said when the edit is applied; these are what `sea-lens demo` chooses.
 
 # %%
 covariance = sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False)
-edit = sl.fit(covariance, rank=8)
+edit = sl.fit(covariance, rank=12)
+where = {"layers": "last-2", "strength": 1.5, "batch_size": 64}
 edit
 
 # %% [markdown]
@@ -43,10 +45,10 @@ edit
 # says little: random subspaces of the same ranks move the model as well, so look at them together.
 
 # %%
-effect = sl.effect(bed.model, edit, bed.contrasts["dev"], batch_size=64)
+effect = sl.effect(bed.model, edit, bed.contrasts["test"], **where)
 print("edit   ", effect)
 for seed in range(3):
-    print("random ", sl.effect(bed.model, sl.randomised(edit, seed), bed.contrasts["dev"], batch_size=64))
+    print("random ", sl.effect(bed.model, sl.randomised(edit, seed), bed.contrasts["test"], **where))
 effect.plot()
 plt.show()
 
@@ -54,7 +56,7 @@ plt.show()
 # Which layers does the effect come from? `leave_one_out` says what is lost without a layer's edit.
 
 # %%
-layers = sl.layer_contributions(bed.model, edit, bed.contrasts["dev"], "leave_one_out", batch_size=64)
+layers = sl.layer_contributions(bed.model, edit, bed.contrasts["test"], "leave_one_out", **where)
 layers.plot()
 plt.show()
 layers.to_frame()
@@ -64,7 +66,7 @@ layers.to_frame()
 # add up to the change of the logit difference, which is checked in every call.
 
 # %%
-heads = sl.head_contributions(bed.model, edit, bed.contrasts["dev"], batch_size=64)
+heads = sl.head_contributions(bed.model, edit, bed.contrasts["test"], **where)
 print(f"change {heads.effect:+.4f}, sum of all contributions {heads.total:+.4f}, error {heads.closure_error:.0e}")
 heads.plot()
 plt.show()
@@ -73,9 +75,9 @@ plt.show()
 # In words, before and after; and in your own TransformerLens pipeline:
 
 # %%
-prompts = [contrast.prompt for contrast in bed.contrasts["dev"][:4]]
+prompts = [contrast.prompt for contrast in bed.contrasts["test"][:4]]
 before = sl.generate(bed.model, prompts, max_new_tokens=1)
-after = sl.generate(bed.model, prompts, edit, max_new_tokens=1)
+after = sl.generate(bed.model, prompts, edit, **where, max_new_tokens=1)
 for prompt, one, two in zip(prompts, before, after, strict=True):
     print(f"{prompt}{one}  →{two}")
 

@@ -49,11 +49,12 @@ plt.show()
 
 # %%
 bed = sl.testbed.load()
-contrasts = bed.contrasts["dev"]
-edit = sl.fit(sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False), rank=9)
+contrasts = bed.contrasts["test"]
+edit = sl.fit(sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False), rank=12)
 shuffled = sl.permuted(bed.model, edit, bed.demonstrations, draws=4, batch_size=64)
 given = bed.model, edit, contrasts
-layers = sl.layer_contributions(*given, batch_size=64, control=shuffled)
+where = {"strength": 1.5, "batch_size": 64}
+layers = sl.layer_contributions(*given, **where, control=shuffled)
 layers.plot()
 plt.show()
 layers.to_frame()
@@ -62,7 +63,7 @@ layers.to_frame()
 # Where in the text does it act? Position 0 is the last token of the prompt, where the answer is predicted.
 
 # %%
-sl.position_contributions(*given, batch_size=64).plot()
+sl.position_contributions(*given, **where).plot()
 plt.show()
 
 # %% [markdown]
@@ -71,7 +72,7 @@ plt.show()
 # they fire on.
 
 # %%
-directions = sl.direction_contributions(*given, batch_size=64, demonstrations=bed.demonstrations, control=shuffled)
+directions = sl.direction_contributions(*given, **where, demonstrations=bed.demonstrations, control=shuffled)
 directions.plot()
 plt.show()
 label, about = next(iter(directions.descriptions.items()))
@@ -86,5 +87,5 @@ for index, coefficient in about.fires_on[:3]:
 
 # %%
 for method in ("direct", "sufficiency", "gradient"):
-    sl.head_contributions(*given, method, batch_size=64).plot()
+    sl.head_contributions(*given, method, **where).plot()
     plt.show()
