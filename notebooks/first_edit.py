@@ -31,8 +31,8 @@ bed.demonstrations[0]
 # %% [markdown]
 # A demonstration is three full texts: the prompt, the prompt with the wanted answer, and the prompt with the unwanted
 # one. `capture` runs them through the model and sums up what a fit needs; `fit` finds, at the output of every MLP, the
-# directions of the prompt's activation that covary with the truth, and those that covary with the myth. Which layers are
-# edited, and how strongly, is said when the edit is applied; these are what `sea-lens demo` chooses.
+# directions of the prompt's activation that covary with the truth, and those that covary with the myth. Which layers
+# are edited, and how strongly, is said when the edit is applied; these are what `sea-lens demo` chooses.
 
 # %%
 covariance = sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False)
