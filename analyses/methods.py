@@ -28,6 +28,7 @@ import pandas as pd
 import torch
 
 import sea_lens as sl
+from sea_lens.demo import BATCH_SIZE, CENTRES, DEV_DRAWS, ENERGIES, LAYERS, MINIMUM_MASS, RANDOM_DRAWS, RANKS
 from sea_lens.effect import effect_between, effect_from
 from sea_lens.evaluation.perplexity import Perplexity
 from sea_lens.scoring import contrast_scorer
@@ -35,11 +36,7 @@ from sea_lens.testbed import PATH
 from sea_lens.testbed.bed import contrasts_of
 from sea_lens.testbed.world import RELIABLE_SOURCES
 
-LAYERS = ("all", "first-2", "last-2")
-MINIMUM_MASS = 0.9
-BATCH_SIZE = 64
 BISECTIONS = 12
-DEV_DRAWS = 4
 
 
 @dataclass(frozen=True)
@@ -66,11 +63,10 @@ def methods(bed: sl.testbed.Testbed) -> dict[str, Method]:
 
     def spectral() -> dict[str, Any]:
         covariance = capture()
-        sizes: list[dict[str, Any]] = [{"energy": 0.99}, {"energy": 0.999}, {"energy": 0.9999}]
-        sizes += [{"rank": 6}, {"rank": 9}, {"rank": 12}]
+        sizes: list[dict[str, Any]] = [*({"energy": energy} for energy in ENERGIES), *({"rank": k} for k in RANKS)]
         return {
             f"{'centred' if centre else 'uncentred'} {size}": sl.fit(covariance, centre=centre, **size)
-            for centre, size in itertools.product((False, True), sizes)
+            for centre, size in itertools.product(CENTRES, sizes)
         }
 
     def heads() -> dict[str, Any]:
@@ -216,9 +212,9 @@ def main() -> None:
         settings[name] = edit, where
         best.append({"method": name, "setting": setting, **measure.row(edit, **where), "fit seconds": seconds})
     edit, where = settings["spectral"]
-    draws = pd.DataFrame([measure.row(sl.randomised(edit, seed), **where) for seed in range(20)])
+    draws = pd.DataFrame([measure.row(sl.randomised(edit, seed), **where) for seed in range(RANDOM_DRAWS)])
     best.append(
-        {"method": "random, 20 draws", "setting": "ranks of spectral", **draws.mean().to_dict(),
+        {"method": f"random, {RANDOM_DRAWS} draws", "setting": "ranks of spectral", **draws.mean().to_dict(),
          "low": draws["effect"].min(), "high": draws["effect"].max()}
     )  # fmt: skip
     best.append(named_source(measure))

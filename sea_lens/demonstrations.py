@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar, overload
 
 from .errors import DemonstrationError, FileError
-from .rows import read_jsonl, text_field, write_jsonl
+from .rows import has_half_character, read_jsonl, text_field, write_jsonl
 from .storage import write_atomically
 
 
@@ -58,7 +58,7 @@ def _refuse_empty(item: Demonstration | Contrast, what: str) -> None:
     for name, text in asdict(item).items():
         if not isinstance(text, str) or not text.strip():
             raise DemonstrationError(f"{what}: {name} is empty" if text == "" else f"{what}: {name} is {text!r}")
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if has_half_character(text):
             raise DemonstrationError(f"{what}: {name} holds half a character (a lone surrogate)")
 
 

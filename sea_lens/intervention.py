@@ -127,7 +127,18 @@ class Edit(ABC):
         """
         self.check_model(model)
         self._check_combine(combine)
-        return strength_of_layers(strength, self.choose_layers(layers))
+        strengths = strength_of_layers(strength, self.choose_layers(layers))
+        self.check_strengths(model, strengths, scoring=scoring)
+        return strengths
+
+    def check_strengths(  # noqa: B027
+        self, model: Any, strengths: Mapping[int, float | Tensor], *, scoring: bool
+    ) -> None:
+        """Refuse what this method in particular cannot do; most have nothing to add to `check`.
+
+        Raises:
+            InputError: saying what was expected.
+        """
 
     def _check_combine(self, combine: str | None) -> None:
         if combine is not None and combine not in self.combines:

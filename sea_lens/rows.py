@@ -123,6 +123,11 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any
         yield from read_jsonl(path)
 
 
+def has_half_character(text: str) -> bool:
+    """Whether a text holds a lone surrogate, which JSON can and no UTF-8 text and no tokenizer can."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def text_field(path: str | os.PathLike[str], number: int, row: dict[str, Any], name: str) -> str:
     """A field that must be there and be a non-empty string."""
     if name not in row:

@@ -325,8 +325,9 @@ def test_an_evaluation_comes_back_from_its_file(model, choices, tmp_path):
     own = sl.evaluate(model, Own(), tmp_path / "renamed.jsonl", progress=False)
     own.save(tmp_path / "own.json")
     assert sl.Evaluation.load(tmp_path / "own.json", Own()).scores == evaluation.scores
-    with pytest.raises(sl.FileError, match="results of the benchmark 'own': expected it as `benchmark`"):
-        sl.Evaluation.load(tmp_path / "own.json")
+    for path, benchmark, name in (("own.json", None, "own"), ("e.json", Own(), "capability")):
+        with pytest.raises(sl.FileError, match=f"results of the benchmark '{name}': expected it as `benchmark`"):
+            sl.Evaluation.load(tmp_path / path, benchmark)
     with pytest.raises(sl.FileError, match=r"missing.json: No such file"):
         sl.Evaluation.load(tmp_path / "missing.json")
     (tmp_path / "no.json").write_text('{"scores": {}}')

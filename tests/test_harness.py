@@ -123,6 +123,8 @@ def test_whole_texts_and_long_prompts_are_scored_in_the_harness_as_here(model):
             with edit.applied(model, strength=1.0 if where else 0.0):
                 (fitted_to,) = completion_spans(lens, prompt, [" w5"])
                 ours = log_probs(lens, list(fitted_to.spans), [0]).item()
+            # What is cut is cut otherwise: ours keeps BOS.
+            assert (fitted_to.cut == 0) == (length < lens.n_ctx and not where)
             if fitted_to.cut == 0:
                 assert theirs[0] == pytest.approx(ours, abs=1e-4)
         settings = {"until": ["w9"], "max_gen_toks": 4, "do_sample": False}

@@ -130,4 +130,8 @@ def edit_and_where(edit: Path, layers: str, strength: float, combine: str | None
         choose_layers(choice, loaded.layers, loaded.signature)
     except InputError as error:
         raise InputError(f"--layers {layers}: {error}") from None
-    return loaded, {"layers": choice, "strength": as_number(strength, "--strength"), "combine": combine}
+    return loaded, {
+        "layers": choice,
+        "strength": as_number(strength, "--strength"),
+        "combine": combine or loaded.combines[0],
+    }

@@ -179,7 +179,7 @@ class Benchmark(ABC):
         """Items from the rows of a file; refuses a malformed row, naming it."""
 
     def default_prompt(self, items: Sequence[Item]) -> str:
-        """The same for these items, where it depends on them."""
+        """Name of the prompt for these items: `prompt`, unless it depends on them."""
         return self.prompt
 
     @abstractmethod

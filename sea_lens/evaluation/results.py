@@ -101,9 +101,11 @@ class Evaluation:
             raise FileError(f"{path} is no evaluation that sea_lens wrote")
         with as_file_errors(path):
             name = content["benchmark"]
-            if name not in BENCHMARKS and (benchmark is None or benchmark.name != name):
+            if benchmark is None and name in BENCHMARKS:
+                benchmark = BENCHMARKS[name]()
+            if benchmark is None or benchmark.name != name:
                 raise FileError(f"{path} holds results of the benchmark {name!r}: expected it as `benchmark`")
-            return cls(benchmark or BENCHMARKS[name](), content["items"], content["provenance"], content["seed"])
+            return cls(benchmark, content["items"], content["provenance"], content["seed"])
 
     def __str__(self) -> str:
         overall = {name: interval for name, interval in self.intervals.items() if "/" not in name}

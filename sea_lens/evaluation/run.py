@@ -18,7 +18,7 @@ from ..models.lens import Lens
 from ..progress import tracked
 from ..prompts import Chat, PromptTemplate, for_model
 from ..report import plain
-from ..rows import read_json_list, read_rows, read_text
+from ..rows import has_half_character, read_json_list, read_rows, read_text
 from ..versions import versions
 from .benchmark import Asker, Benchmark, Item
 from .hub import HUB, PREFIX, HubData, hub_rows
@@ -74,7 +74,7 @@ class Task:
             template = PromptTemplate.of(chosen.default_prompt(items) if prompt is None else prompt)
             template.check(chosen.prompts)
         for item in items:
-            if any("\ud800" <= character <= "\udfff" for text in item.texts for character in text):
+            if any(map(has_half_character, item.texts)):
                 raise FileError(f"{path or source}, row {item.row}: holds half a character (a lone surrogate)")
         first = len(items) if limit is None else as_integer(limit, "limit", least=1)
         return cls(chosen, source, tuple(items[:first]), template)

@@ -65,16 +65,7 @@ class DoLa(Edit):
     def n_layers(self) -> int:
         return self.model_layers
 
-    def check(
-        self,
-        model: Any,
-        layers: LayerChoice = "all",
-        strength: Strength = 1.0,
-        combine: str | None = None,
-        *,
-        scoring: bool = False,
-    ) -> dict[int, float | Tensor]:
-        strengths = super().check(model, layers, strength, combine, scoring=scoring)
+    def check_strengths(self, model: Any, strengths: Mapping[int, float | Tensor], *, scoring: bool) -> None:
         for layer, alpha in strengths.items():
             if isinstance(alpha, Tensor) and alpha.ndim > 0:
                 raise InputError(
@@ -85,7 +76,6 @@ class DoLa(Edit):
                 f"with relative_top {self.relative_top:g} most tokens have no probability, so completions cannot be "
                 f"scored: expected DoLa with relative_top=0"
             )
-        return strengths
 
     def install(
         self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None

@@ -43,16 +43,7 @@ class InContext(Edit):
     def n_layers(self) -> int:
         return self.model_layers
 
-    def check(
-        self,
-        model: Any,
-        layers: LayerChoice = "all",
-        strength: Strength = 1.0,
-        combine: str | None = None,
-        *,
-        scoring: bool = False,
-    ) -> dict[int, float | Tensor]:
-        strengths = super().check(model, layers, strength, combine, scoring=scoring)
+    def check_strengths(self, model: Any, strengths: Mapping[int, float | Tensor], *, scoring: bool) -> None:
         if not _all_are(strengths, 0) and not (_all_are(strengths, 1) and tuple(strengths) == self.layers):
             raise InputError(
                 "examples stand in front of the whole model: expected strength 1 in all layers, or strength 0"
@@ -62,7 +53,6 @@ class InContext(Edit):
             raise InputError(
                 f"the examples have {len(self._tokens(lens))} tokens, the context of {lens.name!r} holds {lens.n_ctx}"
             )
-        return strengths
 
     def install(
         self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None

@@ -95,19 +95,9 @@ class LoRA(Edit):
             if found != expected:
                 raise MismatchError(f"the adapters are for projections of shape {expected}, {lens.name!r} has {found}")
 
-    def check(
-        self,
-        model: Any,
-        layers: LayerChoice = "all",
-        strength: Strength = 1.0,
-        combine: str | None = None,
-        *,
-        scoring: bool = False,
-    ) -> dict[int, float | Tensor]:
-        strengths = super().check(model, layers, strength, combine, scoring=scoring)
+    def check_strengths(self, model: Any, strengths: Mapping[int, float | Tensor], *, scoring: bool) -> None:
         if any(isinstance(alpha, Tensor) and alpha.ndim > 0 for alpha in strengths.values()):
             raise InputError("LoRA changes weights and not tokens: expected one strength for each layer")
-        return strengths
 
     def install(
         self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None

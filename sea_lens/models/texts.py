@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import DemonstrationError
+from ..rows import has_half_character
 from .lens import Lens
 
 
@@ -30,7 +31,7 @@ def tokenise(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "te
     Raises:
         DemonstrationError: the text cannot be tokenised; `what` names it.
     """
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if has_half_character(text):
         raise DemonstrationError(f"{what} holds half a character (a lone surrogate)")
     tokens: list[int] = lens.tokenizer(text, add_special_tokens=False).input_ids
     bos = bos_token(lens)
