@@ -8,6 +8,7 @@ print(sl.effect(bed.model, edit, bed.contrasts["dev"]))
 """
 
 from . import testbed
+from ._support.statistics import Interval, bootstrap
 from .capture import capture
 from .contributions import (
     DirectionContributions,
@@ -51,7 +52,6 @@ from .models.load import load_model
 from .models.sites import SITES
 from .prompts import PromptTemplate
 from .spectral import SpectralEdit
-from .statistics import Interval, bootstrap
 from .subspaces import COMBINES
 from .tuning import Tuning, tune
 

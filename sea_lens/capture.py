@@ -10,7 +10,8 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from .arguments import as_integer
+from ._support.arguments import as_integer
+from ._support.progress import tracked
 from .covariance import CrossCovariance
 from .demonstrations import Demonstration, Demonstrations
 from .errors import InputError, MismatchError
@@ -21,7 +22,6 @@ from .models.lens import Lens
 from .models.readout import FINAL_NORM, probe_norm
 from .models.sites import SITES, check_site, site_point, site_shape, to_units
 from .models.texts import bos_token, encode, pad
-from .progress import tracked
 from .spectral import SpectralEdit
 
 POSITIONS = ("last", "mean", "random")

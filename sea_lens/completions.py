@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .arguments import as_integer
+from ._support.arguments import as_integer
 from .errors import ActivationError, DemonstrationError
 from .models.cache import Past
 from .models.lens import Lens

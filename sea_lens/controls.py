@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from .arguments import as_integer
+from ._support.arguments import as_integer
+from ._support.progress import tracked
 from .capture import capture, capture_options
 from .demonstrations import Demonstration, Demonstrations
 from .fitting import fit
-from .progress import tracked
 from .spectral import SpectralEdit, with_subspaces
 from .subspaces import random_subspaces
 

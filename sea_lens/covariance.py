@@ -17,9 +17,9 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from ._support.storage import as_file_errors, read_tensors, write_tensors
 from .errors import ActivationError, MismatchError
 from .features import FeatureMap, recorded_feature_map
-from .storage import as_file_errors, read_tensors, write_tensors
 
 KIND = "cross-covariance"
 SUMS = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")

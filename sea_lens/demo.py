@@ -13,6 +13,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ._support.progress import tracked
+from ._support.statistics import Interval, bootstrap
 from .capture import capture
 from .contributions import direction_contributions, head_contributions, layer_contributions
 from .contributions.results import Contributions
@@ -25,10 +27,8 @@ from .methods.mean_difference import mean_difference
 from .metrics import mc1, mc2
 from .models.lens import Lens
 from .models.texts import encode_completion
-from .progress import tracked
 from .scoring import Scorer, contrast_scorer, text_scorer
 from .spectral import SpectralEdit
-from .statistics import Interval, bootstrap
 from .testbed.bed import Testbed, contrasts_of
 from .testbed.world import RELIABLE_SOURCES, Question
 

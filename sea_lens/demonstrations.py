@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar, overload
 
+from ._support.rows import has_half_character, read_jsonl, text_field, write_jsonl
+from ._support.storage import write_atomically
 from .errors import DemonstrationError, FileError
-from .rows import has_half_character, read_jsonl, text_field, write_jsonl
-from .storage import write_atomically
 
 
 @dataclass(frozen=True)

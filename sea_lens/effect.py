@@ -9,11 +9,11 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from ._support.statistics import Interval, bootstrap
 from .demonstrations import Contrast
 from .intervention import Edit, Strength
 from .layers import LayerChoice
 from .scoring import Scorer, contrast_scorer
-from .statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

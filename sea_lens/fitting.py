@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .arguments import as_integer, as_number
+from ._support.arguments import as_integer, as_number
+from ._support.versions import versions
 from .covariance import CrossCovariance
 from .errors import ActivationError, InputError, MismatchError
 from .features import FeatureMap, feature_map
 from .models.sites import check_site, to_units
 from .spectral import SpectralEdit
 from .subspaces import Subspaces, leading_subspace
-from .versions import versions
 
 # A pair may come as any sequence; its length is checked with the values.
 Energy: TypeAlias = SupportsFloat | Sequence[SupportsFloat]

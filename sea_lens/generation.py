@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from .arguments import as_integer
+from ._support.arguments import as_integer
 from .intervention import Edit, Strength
 from .layers import LayerChoice
 from .models.generate import decode_continuation, generate_greedily

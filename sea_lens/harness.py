@@ -2,7 +2,7 @@
 
 from typing import Any, SupportsIndex
 
-from .arguments import as_integer
+from ._support.arguments import as_integer
 from .errors import MissingPackageError
 from .intervention import Edit, Strength
 from .layers import LayerChoice

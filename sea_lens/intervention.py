@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .arguments import Scalar, as_integer, as_strength
+from ._support.arguments import Scalar, as_integer, as_strength
 from .errors import InputError, MismatchError
 from .layers import LayerChoice, choose_layers
 from .models.lens import HookFunction, Lens

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import SupportsIndex, TypeAlias
 
-from .arguments import as_integer
+from ._support.arguments import as_integer
 from .errors import InputError
 
 LayerChoice: TypeAlias = str | SupportsIndex | Iterable[SupportsIndex]

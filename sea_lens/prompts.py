@@ -12,8 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from ._support.rows import read_json
 from .errors import FileError, InputError
-from .rows import read_json
 
 ANSWER = "answer"
 

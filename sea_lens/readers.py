@@ -5,10 +5,10 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from ._support.rows import read_jsonl, read_rows, text_field
 from .demonstrations import Demonstration, Demonstrations
 from .errors import FileError, InputError
 from .prompts import check_format
-from .rows import read_jsonl, read_rows, text_field
 
 QUESTION = "Q: {question}\nA:"
 QUESTION_WITH_KNOWLEDGE = "{knowledge}\nQ: {question}\nA:"

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .arguments import as_integer
+from ._support.arguments import as_integer
 from .demonstrations import Contrast, Contrasts
 from .errors import ActivationError, DemonstrationError
 from .models.lens import Lens

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .arguments import as_integer
+from ._support.arguments import as_integer
+from ._support.storage import as_file_errors, read_header, read_tensors, write_tensors
 from .errors import InputError
 from .features import FeatureMap, recorded_feature_map
 from .intervention import ActivationEdit
-from .storage import as_file_errors, read_header, read_tensors, write_tensors
 from .subspaces import COMBINES, Subspaces, edit_activation
 
 

@@ -7,7 +7,8 @@ from typing import Any, SupportsIndex
 
 import pandas as pd
 
-from .arguments import as_integer, as_number
+from ._support.arguments import as_integer, as_number
+from ._support.progress import tracked
 from .capture import capture, check_capture_options
 from .demonstrations import Demonstration, Demonstrations
 from .errors import InputError
@@ -16,7 +17,6 @@ from .features import FeatureMap, feature_map
 from .fitting import check_fit_options, fit
 from .layers import LayerChoice, choose_layers
 from .models.lens import Lens
-from .progress import tracked
 from .spectral import SpectralEdit
 
 

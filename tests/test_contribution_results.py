@@ -8,7 +8,7 @@ import torch
 from tiny import BACKENDS, contrasts, demonstrations, fitted
 
 import sea_lens as sl
-from sea_lens.report import markdown_table
+from sea_lens.cli.files import markdown_table
 
 pytestmark = pytest.mark.model
 

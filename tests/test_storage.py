@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 import sea_lens as sl
-from sea_lens import storage
+from sea_lens._support import storage
 
 
 @pytest.fixture

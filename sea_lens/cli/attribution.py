@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from .. import plots
+from .._support.json_files import write_json
+from .._support.storage import write_atomically
+from .._support.versions import versions
 from ..capture import describe
 from ..contributions import (
     direction_contributions,
@@ -24,10 +27,8 @@ from ..effect import Effect
 from ..errors import DemonstrationError
 from ..intervention import ActivationEdit, Edit
 from ..models.lens import Lens
-from ..report import markdown_table, write_figure, write_json
 from ..spectral import SpectralEdit
-from ..storage import write_atomically
-from ..versions import versions
+from .files import markdown_table, write_figure
 
 # What is measured, in the order of the report: kind, method.
 ANALYSES = (

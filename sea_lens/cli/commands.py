@@ -18,13 +18,13 @@ from ..fitting import fit as fit_edit
 from ..generation import generate as generate_texts
 from ..models.lens import Lens
 from ..models.sites import site_shape
-from ..report import output_folder
 from ..spectral import SpectralEdit
 from ..testbed.bed import load as load_testbed
 from . import evaluation
 from . import options as opt
 from .attribution import NAMES, about_edit, default_analyses, run_analyses, write_attribution, write_effect
 from .demo_report import print_demo, write_demo
+from .files import output_folder
 
 app = typer.Typer(
     help="Spectral editing of activations for TransformerLens models, and why an edit works.",

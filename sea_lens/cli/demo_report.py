@@ -7,13 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import plots
+from .._support.json_files import write_json
+from .._support.statistics import Interval
+from .._support.storage import write_atomically
+from .._support.versions import versions
 from ..demo import MINIMUM_MASS, RANDOM_DRAWS, RULE, DemoResult, MethodResult
-from ..report import markdown_table, write_figure, write_json
-from ..statistics import Interval
-from ..storage import write_atomically
 from ..testbed.bed import Testbed
-from ..versions import versions
 from .attribution import contribution_numbers, section
+from .files import markdown_table, write_figure
 
 FIGURES = {
     "comparison.png": "The edit beside its controls, on the test questions",

@@ -7,12 +7,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .._support.json_files import write_json
 from ..errors import FileError, InputError
 from ..evaluation import BENCHMARKS, Evaluation, Task, evaluate
 from ..evaluation import compare as compare_evaluations
 from ..prompts import named_prompts
-from ..report import output_folder, write_figure, write_json
 from . import options as opt
+from .files import output_folder, write_figure
 
 CHATS: dict[str, bool | str] = {"auto": "auto", "yes": True, "no": False}
 console = Console()

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..arguments import as_number
+from .._support.arguments import as_number
 from ..demonstrations import Contrasts, Demonstrations
 from ..edits import load_edit
 from ..errors import FileError, InputError

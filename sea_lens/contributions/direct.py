@@ -17,7 +17,7 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..arguments import as_integer
+from .._support.arguments import as_integer
 from ..demonstrations import Contrasts
 from ..errors import DemonstrationError, UnsupportedModelError
 from ..intervention import ActivationEdit, Strength

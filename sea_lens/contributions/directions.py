@@ -13,7 +13,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import as_integer
+from .._support.arguments import as_integer
 from ..demonstrations import Contrast, Contrasts, Demonstration
 from ..errors import InputError
 from ..intervention import Edit, Strength

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.progress import tracked
 from ..intervention import ActivationEdit, Edit
-from ..progress import tracked
 from ..scoring import Scorer, contrast_values
 
 METHODS = ("shapley", "leave_one_out", "only_one")

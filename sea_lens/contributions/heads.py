@@ -14,7 +14,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import as_integer
+from .._support.arguments import as_integer
 from ..demonstrations import Contrast, Contrasts
 from ..errors import InputError
 from ..intervention import ActivationEdit, Edit, Strength

@@ -12,7 +12,7 @@ from einops import reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..arguments import as_integer
+from .._support.arguments import as_integer
 from ..demonstrations import Contrast, Contrasts
 from ..errors import InputError
 from ..intervention import Edit, Strength

@@ -19,9 +19,9 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.progress import tracked
 from ..errors import UnsupportedModelError
 from ..models.lens import HookFunction, Lens
-from ..progress import tracked
 from ..scoring import Scorer, ScoringBatch
 from .path import gradients_of, signed
 

@@ -25,7 +25,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import as_number
+from .._support.arguments import as_number
 from ..intervention import ActivationEdit
 from ..models.lens import HookFunction
 from ..models.sites import site_point, to_units

@@ -11,8 +11,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import as_integer
-from ..statistics import Interval, bootstrap, bootstrap_bounds
+from .._support.arguments import as_integer
+from .._support.statistics import Interval, bootstrap, bootstrap_bounds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

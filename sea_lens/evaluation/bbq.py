@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from .._support.rows import text_field
 from ..errors import FileError
-from ..rows import text_field
 from .benchmark import Asker, Benchmark, Item, Totals, groups_of, in_groups, ratio, score_name
 
 _ANSWERS = ("ans0", "ans1", "ans2")

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from .._support.rows import text_field
 from ..errors import FileError
-from ..rows import text_field
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
 
 _NUMBER = re.compile(r"(?:(?<![\d.])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._support.json_files import plain
+from .._support.storage import write_atomically
 from ..errors import FileError, MismatchError
-from ..report import plain
-from ..storage import write_atomically
 
 _BEGINNING = b'{"evaluation": '
 

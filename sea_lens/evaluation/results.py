@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from .._support.json_files import write_json
+from .._support.rows import read_json
+from .._support.statistics import Interval, percentiles, resampled_sums
+from .._support.storage import as_file_errors
 from ..errors import FileError, MismatchError
-from ..report import write_json
-from ..rows import read_json
-from ..statistics import Interval, percentiles, resampled_sums
-from ..storage import as_file_errors
 from .benchmark import Benchmark
 from .registry import BENCHMARKS
 

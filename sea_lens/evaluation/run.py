@@ -10,16 +10,16 @@ from typing import Any, SupportsIndex
 
 import torch
 
-from ..arguments import as_integer
+from .._support.arguments import as_integer
+from .._support.json_files import plain
+from .._support.progress import tracked
+from .._support.rows import has_half_character, read_json_list, read_rows, read_text
+from .._support.versions import versions
 from ..errors import DemonstrationError, FileError, InputError
 from ..intervention import Edit, Strength
 from ..layers import LayerChoice
 from ..models.lens import Lens
-from ..progress import tracked
 from ..prompts import Chat, PromptTemplate, for_model
-from ..report import plain
-from ..rows import has_half_character, read_json_list, read_rows, read_text
-from ..versions import versions
 from .benchmark import Asker, Benchmark, Item
 from .hub import HUB, PREFIX, HubData, hub_rows
 from .identity import edit_identity, model_identity

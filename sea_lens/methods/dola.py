@@ -23,7 +23,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import as_number
+from .._support.arguments import as_number
 from ..errors import InputError, UnsupportedModelError
 from ..intervention import Edit, Installation, Strength
 from ..layers import LayerChoice, choose_layers

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, SupportsIndex
 import torch
 from torch import Tensor
 
-from ..arguments import as_integer
+from .._support.arguments import as_integer
 from ..demonstrations import Demonstration, Demonstrations
 from ..errors import InputError
 from ..intervention import Edit, Installation, Strength

@@ -15,15 +15,15 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import as_integer, as_number
+from .._support.arguments import as_integer, as_number
+from .._support.progress import tracked
+from .._support.versions import versions
 from ..capture import activations, describe
 from ..covariance import refuse_non_finite
 from ..demonstrations import Demonstration, Demonstrations
 from ..errors import ActivationError, InputError
 from ..models.lens import Lens
 from ..models.sites import site_shape
-from ..progress import tracked
-from ..versions import versions
 from .steering import Steering
 
 DIRECTIONS = ("mass_mean", "probe")

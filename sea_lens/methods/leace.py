@@ -19,7 +19,9 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import as_integer
+from .._support.arguments import as_integer
+from .._support.storage import as_file_errors, read_tensors, write_tensors
+from .._support.versions import versions
 from ..capture import activations, check_capture_options, describe
 from ..covariance import refuse_non_finite
 from ..demonstrations import Demonstration, Demonstrations
@@ -28,8 +30,6 @@ from ..intervention import ActivationEdit
 from ..layers import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.sites import site_shape
-from ..storage import as_file_errors, read_tensors, write_tensors
-from ..versions import versions
 
 # The means of the two classes may stay apart by this share of what they were.
 TOLERANCE = 1e-3

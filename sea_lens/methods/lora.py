@@ -15,7 +15,9 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from ..arguments import as_integer, as_number
+from .._support.arguments import as_integer, as_number
+from .._support.storage import as_file_errors, read_tensors, write_tensors
+from .._support.versions import versions
 from ..capture import describe
 from ..demonstrations import Demonstration, Demonstrations
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
@@ -24,8 +26,6 @@ from ..layers import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.load import load_huggingface, quiet
 from ..models.weights import WeightChange, mlp_out_weight
-from ..storage import as_file_errors, read_tensors, write_tensors
-from ..versions import versions
 from .lora_training import output_projections, train_adapters, training_examples
 
 

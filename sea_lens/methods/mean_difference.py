@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from .._support.versions import versions
 from ..covariance import CrossCovariance
 from ..errors import InputError
-from ..versions import versions
 from .steering import Steering
 
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.storage import as_file_errors, read_tensors, write_tensors
 from ..intervention import ActivationEdit
-from ..storage import as_file_errors, read_tensors, write_tensors
 
 Kind = TypeVar("Kind", bound="Steering")
 

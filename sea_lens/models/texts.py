@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from .._support.rows import has_half_character
 from ..errors import DemonstrationError
-from ..rows import has_half_character
 from .lens import Lens
 
 

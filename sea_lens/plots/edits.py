@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ..statistics import Interval
+from .._support.statistics import Interval
 from .axes import AFTER, BEFORE, KEEP, new_axes
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .errors import FileError, SeaLensError
+from ..errors import FileError, SeaLensError
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str) -> None:

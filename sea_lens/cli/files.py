@@ -1,19 +1,15 @@
-"""Writing results: `results.json` with every number, `report.md` to read, PNG figures."""
+"""The files that commands write: folders, figures and Markdown tables."""
 
 import io
-import json
-import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib.pyplot as plt
-import torch
-from matplotlib.axes import Axes
+from .._support.storage import write_atomically
+from ..errors import FileError
 
-from .errors import FileError
-from .storage import write_atomically
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def output_folder(path: str | os.PathLike[str]) -> Path:
@@ -32,28 +28,11 @@ def output_folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def plain(value: Any) -> Any:
-    """A result as JSON content: tensors as lists, dataclasses of numbers as objects, infinities as text."""
-    if isinstance(value, torch.Tensor):
-        return plain(value.tolist())
-    if isinstance(value, Mapping):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
-    """Readable JSON, whole or not at all."""
-    write_atomically(path, json.dumps(plain(content), indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")
-
-
-def write_figure(path: Path, axes: Axes) -> None:
+def write_figure(path: Path, axes: "Axes") -> None:
     """The figure of some axes as PNG, whole or not at all; the figure is closed."""
+    # Imported here, since pyplot takes half as long to import as torch.
+    import matplotlib.pyplot as plt
+
     figure = axes.get_figure(root=True)
     assert figure is not None
     buffer = io.BytesIO()

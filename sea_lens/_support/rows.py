@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import FileError
+from ..errors import FileError
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, SupportsFloat, TypeAlias
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from ..errors import InputError
 
 Scalar: TypeAlias = SupportsFloat | Tensor
 
