@@ -17,7 +17,7 @@ import torch
 import sea_lens as sl
 from sea_lens.completions import Span, completion_spans, log_probs
 from sea_lens.models.lens import Lens
-from sea_lens.prompts import PromptTemplate
+from sea_lens.texts.prompts import PromptTemplate
 
 
 def main() -> None:

@@ -23,7 +23,6 @@ from .contributions import (
 )
 from .controls import permuted, randomised
 from .covariance import CrossCovariance
-from .demonstrations import Contrast, Contrasts, Demonstration, Demonstrations
 from .edits import load_edit
 from .effect import Effect, effect
 from .errors import (
@@ -50,9 +49,11 @@ from .methods.lora import LoRA, lora
 from .methods.mean_difference import MeanDifference, mean_difference
 from .models.load import load_model
 from .models.sites import SITES
-from .prompts import PromptTemplate
 from .spectral import SpectralEdit
 from .subspaces import COMBINES
+from .texts.demonstrations import Contrasts, Demonstrations
+from .texts.items import Contrast, Demonstration
+from .texts.prompts import PromptTemplate
 from .tuning import Tuning, tune
 
 __version__ = "0.1.0"

@@ -13,7 +13,6 @@ from torch import Tensor
 from ._support.arguments import as_integer
 from ._support.progress import tracked
 from .covariance import CrossCovariance
-from .demonstrations import Demonstration, Demonstrations
 from .errors import InputError, MismatchError
 from .features import FeatureMap, feature_map
 from .layers import LayerChoice, choose_layers
@@ -23,6 +22,8 @@ from .models.readout import FINAL_NORM, probe_norm
 from .models.sites import SITES, check_site, site_point, site_shape, to_units
 from .models.texts import bos_token, encode, pad
 from .spectral import SpectralEdit
+from .texts.demonstrations import Demonstrations
+from .texts.items import Demonstration
 
 POSITIONS = ("last", "mean", "random")
 NEUTRALS = ("prompt", "generated")
@@ -99,8 +100,7 @@ def capture(
     batch_size = as_integer(batch_size, "batch_size", least=1)
     max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)
     chosen = choose_layers(layers, range(lens.n_layers))
-    if not isinstance(demonstrations, Demonstrations):
-        demonstrations = Demonstrations(demonstrations)
+    demonstrations = Demonstrations.of(demonstrations)
 
     provenance = {
         "model": describe(lens),

@@ -8,10 +8,11 @@ import torch
 from ._support.arguments import as_integer
 from ._support.progress import tracked
 from .capture import capture, capture_options
-from .demonstrations import Demonstration, Demonstrations
 from .fitting import fit
 from .spectral import SpectralEdit, with_subspaces
 from .subspaces import random_subspaces
+from .texts.demonstrations import Demonstrations
+from .texts.items import Demonstration
 
 
 def randomised(edit: SpectralEdit, seed: int) -> SpectralEdit:
@@ -53,8 +54,7 @@ def permuted(
         InputError: the edit was not fitted from captured activations.
         Otherwise as `capture`.
     """
-    if not isinstance(demonstrations, Demonstrations):
-        demonstrations = Demonstrations(demonstrations)
+    demonstrations = Demonstrations.of(demonstrations)
     draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed")
     how = capture_options(edit) | {"site": edit.site, "layers": edit.layers, "feature": edit.feature}
     centre, power = edit.options["centre"], edit.options["spectrum_power"]

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._support.statistics import Interval, bootstrap
-from .demonstrations import Contrast
 from .intervention import Edit, Strength
 from .layers import LayerChoice
 from .scoring import Scorer, contrast_scorer
+from .texts.items import Contrast
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ._support.arguments import as_integer
-from .demonstrations import Contrast, Contrasts
 from .errors import ActivationError, DemonstrationError
 from .models.lens import Lens
 from .models.texts import batches, encode, encode_completion
+from .texts.demonstrations import Contrasts
+from .texts.items import Contrast
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,7 @@ def contrast_scorer(
         DemonstrationError: a text that is too long or a completion without tokens; names the contrast.
     """
     lens = Lens.of(model)
-    if not isinstance(contrasts, Contrasts):
-        contrasts = Contrasts(contrasts)
+    contrasts = Contrasts.of(contrasts)
     completions = [
         encode_completion(lens, contrast.prompt, text, prepend_bos=prepend_bos, what=f"{what}, {name},")
         for what, contrast in zip(contrasts.names, contrasts, strict=True)

@@ -10,7 +10,6 @@ import pandas as pd
 from ._support.arguments import as_integer, as_number
 from ._support.progress import tracked
 from .capture import capture, check_capture_options
-from .demonstrations import Demonstration, Demonstrations
 from .errors import InputError
 from .evaluation import Evaluation, Task, evaluate
 from .features import FeatureMap, feature_map
@@ -18,6 +17,8 @@ from .fitting import check_fit_options, fit
 from .layers import LayerChoice, choose_layers
 from .models.lens import Lens
 from .spectral import SpectralEdit
+from .texts.demonstrations import Demonstrations
+from .texts.items import Demonstration
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +101,7 @@ def tune(
     if unknown := {maximise, *limits} - set(unedited):
         raise InputError(f"unknown scores {sorted(unknown)}: the tasks have {', '.join(unedited)}")
 
-    if not isinstance(demonstrations, Demonstrations):
-        demonstrations = Demonstrations(demonstrations)
+    demonstrations = Demonstrations.of(demonstrations)
     fitted: list[tuple[dict[str, Any], SpectralEdit]] = []
     for feature in features:
         covariance = capture(model, demonstrations, site=site, feature=feature, **common)

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoTokenizer
 
 import sea_lens as sl
-from sea_lens.prompts import ChatPrompt, for_model, named_prompts
+from sea_lens.texts.prompts import ChatPrompt, for_model, named_prompts
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"

@@ -22,12 +22,12 @@ from ..contributions.heads import METHODS as HEAD_METHODS
 from ..contributions.layers import METHODS as LAYER_METHODS
 from ..contributions.results import Contributions, DirectionContributions
 from ..controls import permuted
-from ..demonstrations import Contrasts, Demonstrations
 from ..effect import Effect
 from ..errors import DemonstrationError
 from ..intervention import ActivationEdit, Edit
 from ..models.lens import Lens
 from ..spectral import SpectralEdit
+from ..texts.demonstrations import Contrasts, Demonstrations
 from .files import markdown_table, write_figure
 
 # What is measured, in the order of the report: kind, method.

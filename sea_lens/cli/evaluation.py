@@ -11,7 +11,7 @@ from .._support.json_files import write_json
 from ..errors import FileError, InputError
 from ..evaluation import BENCHMARKS, Evaluation, Task, evaluate
 from ..evaluation import compare as compare_evaluations
-from ..prompts import named_prompts
+from ..texts.prompts import named_prompts
 from . import options as opt
 from .files import output_folder, write_figure
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from .._support.arguments import as_number
-from ..demonstrations import Contrasts, Demonstrations
 from ..edits import load_edit
 from ..errors import FileError, InputError
 from ..features import FEATURE_MAPS
@@ -18,6 +17,7 @@ from ..models.load import load_model
 from ..models.sites import SITES
 from ..subspaces import COMBINES
 from ..testbed.bed import PATH as TESTBED
+from ..texts.demonstrations import Contrasts, Demonstrations
 
 ModelOption = Annotated[
     str, typer.Option("--model", help="Hugging Face name or local folder; 'testbed' is the shipped model.")

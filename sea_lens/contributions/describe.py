@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..capture import neutral_activations
-from ..demonstrations import Contrasts, Demonstration, Demonstrations
 from ..intervention import Strength, strength_of_layers
 from ..layers import LayerChoice
 from ..models.lens import HookFunction, Lens
@@ -18,6 +17,8 @@ from ..models.readout import FINAL_NORM, attention_norm, head_outputs, probe_nor
 from ..models.sites import site_point, to_units
 from ..models.texts import Batch, batches, encode
 from ..spectral import SpectralEdit
+from ..texts.demonstrations import Contrasts, Demonstrations
+from ..texts.items import Demonstration
 from .shares import DirectionTerms, direction_terms
 
 TOKENS = 8
@@ -75,8 +76,7 @@ def describe_directions(
     wanted = sorted({label[0] for label in directions})
     combine = combine or edit.combines[0]
     moved = _mean_displacements(lens, edit, directions, contrasts, layers, strength, combine, prepend_bos)
-    if demonstrations is not None and not isinstance(demonstrations, Demonstrations):
-        demonstrations = Demonstrations(demonstrations)
+    demonstrations = None if demonstrations is None else Demonstrations.of(demonstrations)
     neutral = neutral_activations(model, edit, demonstrations, wanted) if demonstrations is not None else {}
     return [
         DirectionDescription(

@@ -18,7 +18,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..demonstrations import Contrasts
 from ..errors import DemonstrationError, UnsupportedModelError
 from ..intervention import ActivationEdit, Strength
 from ..layers import LayerChoice
@@ -35,6 +34,7 @@ from ..models.readout import (
     unembedding_columns,
 )
 from ..models.texts import batches, encode, encode_completion
+from ..texts.demonstrations import Contrasts
 from .results import HeadContributions
 
 OTHERS = ("embedding", "attention_bias", "mlp", "edit")

@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..demonstrations import Contrast, Contrasts, Demonstration
 from ..errors import InputError
 from ..intervention import Edit, Strength
 from ..layers import LayerChoice
 from ..spectral import SpectralEdit
 from ..subspaces import Subspaces
+from ..texts.demonstrations import Contrasts
+from ..texts.items import Contrast, Demonstration
 from .describe import describe_directions
 from .path import Slope, outside_inference_mode
 from .results import DirectionContributions
@@ -74,8 +75,7 @@ def direction_contributions(
     """
     if not isinstance(edit, SpectralEdit):
         raise InputError(f"only a spectral edit has singular directions, got {type(edit).__name__}")
-    if not isinstance(contrasts, Contrasts):
-        contrasts = Contrasts(contrasts)
+    contrasts = Contrasts.of(contrasts)
     describe = as_integer(describe, "describe", least=0)
     chosen = edit.choose_layers(layers)
     check_control(edit, control, chosen)

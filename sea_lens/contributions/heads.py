@@ -15,12 +15,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..demonstrations import Contrast, Contrasts
 from ..errors import InputError
 from ..intervention import ActivationEdit, Edit, Strength
 from ..layers import LayerChoice
 from ..models.lens import Lens
 from ..scoring import contrast_scorer
+from ..texts.demonstrations import Contrasts
+from ..texts.items import Contrast
 from .direct import direct_contributions
 from .layers import METHODS as LAYER_METHODS
 from .patching import METHODS as PATCHING_METHODS
@@ -94,8 +95,7 @@ def head_contributions(
     if method not in known:
         only = f" for an edit at site {edit.site!r}" if method in LAYER_METHODS else ""
         raise InputError(f"unknown method {method!r}{only}: expected one of {', '.join(known)}")
-    if not isinstance(contrasts, Contrasts):
-        contrasts = Contrasts(contrasts)
+    contrasts = Contrasts.of(contrasts)
     sample, seed = as_integer(sample, "sample", least=0), as_integer(seed, "seed")
     permutations = as_integer(permutations, "permutations", least=1)
     check_control(edit, control, edit.choose_layers(layers))

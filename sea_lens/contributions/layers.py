@@ -13,11 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..demonstrations import Contrast, Contrasts
 from ..errors import InputError
 from ..intervention import Edit, Strength
 from ..layers import LayerChoice
 from ..models.texts import encode
+from ..texts.demonstrations import Contrasts
+from ..texts.items import Contrast
 from .games import METHODS as GAME_METHODS
 from .path import Slope, displaced, outside_inference_mode
 from .results import LayerContributions, PositionContributions
@@ -76,8 +77,7 @@ def layer_contributions(
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     if method == "path":
         activation_edit(model, edit, f"method 'path' (the others are {', '.join(GAME_METHODS)})")
-    if not isinstance(contrasts, Contrasts):
-        contrasts = Contrasts(contrasts)
+    contrasts = Contrasts.of(contrasts)
     permutations, seed = as_integer(permutations, "permutations", least=1), as_integer(seed, "seed")
     check_control(edit, control, edit.choose_layers(layers))
     setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
@@ -135,8 +135,7 @@ def position_contributions(
     Returns:
         Values in nats by layer and position, counted from the prompt's last token.
     """
-    if not isinstance(contrasts, Contrasts):
-        contrasts = Contrasts(contrasts)
+    contrasts = Contrasts.of(contrasts)
     edit = activation_edit(model, edit, "position_contributions")
     setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
     lens = setup.scorer.lens

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..demonstrations import Contrast
 from ..errors import InputError
 from ..intervention import ActivationEdit, Edit, Strength
 from ..layers import LayerChoice
 from ..models.lens import Lens
 from ..scoring import Scorer, contrast_scorer
+from ..texts.items import Contrast
 from .games import Game, Player
 from .path import Path
 from .results import Contributions

@@ -15,7 +15,7 @@ from ..errors import DemonstrationError
 from ..models.generate import decode_continuation, generate_greedily
 from ..models.lens import Lens
 from ..models.texts import bos_token, tokenise
-from ..prompts import ChatPrompt, PromptTemplate
+from ..texts.prompts import ChatPrompt, PromptTemplate
 
 Totals = Mapping[str, Float[np.ndarray, "*draws"]]
 

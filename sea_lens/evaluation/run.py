@@ -19,7 +19,7 @@ from ..errors import DemonstrationError, FileError, InputError
 from ..intervention import Edit, Strength
 from ..layers import LayerChoice
 from ..models.lens import Lens
-from ..prompts import Chat, PromptTemplate, for_model
+from ..texts.prompts import Chat, PromptTemplate, for_model
 from .benchmark import Asker, Benchmark, Item
 from .hub import HUB, PREFIX, HubData, hub_rows
 from .identity import edit_identity, model_identity

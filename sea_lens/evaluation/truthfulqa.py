@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from ..metrics import mc1, mc2, mc3
-from ..readers import truthfulqa_row
+from ..texts.readers import truthfulqa_row
 from .benchmark import Asker, Benchmark, Item, Scored, Totals, ratio
 
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..demonstrations import Demonstration, Demonstrations
 from ..errors import InputError
 from ..intervention import Edit, Installation, Strength
 from ..layers import LayerChoice
 from ..models.lens import Lens
 from ..models.prefix import PrefixStandIn
 from ..models.texts import tokenise
+from ..texts.demonstrations import Demonstrations
+from ..texts.items import Demonstration
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,7 @@ def in_context(
         InputError: fewer demonstrations than shots, or examples that leave no room in the context.
     """
     shots = as_integer(shots, "shots", least=1)
-    if not isinstance(demonstrations, Demonstrations):
-        demonstrations = Demonstrations(demonstrations)
+    demonstrations = Demonstrations.of(demonstrations)
     if len(demonstrations) < shots:
         raise InputError(f"{shots} examples need as many demonstrations, got {len(demonstrations)}")
     prefix = "".join(demonstrations[i].positive + separator for i in range(shots))

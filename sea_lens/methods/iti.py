@@ -20,10 +20,11 @@ from .._support.progress import tracked
 from .._support.versions import versions
 from ..capture import activations, describe
 from ..covariance import refuse_non_finite
-from ..demonstrations import Demonstration, Demonstrations
 from ..errors import ActivationError, InputError
 from ..models.lens import Lens
 from ..models.sites import site_shape
+from ..texts.demonstrations import Demonstrations
+from ..texts.items import Demonstration
 from .steering import Steering
 
 DIRECTIONS = ("mass_mean", "probe")
@@ -113,8 +114,7 @@ def iti(
         raise InputError(f"heads {k}: model {lens.name!r} has only {lens.n_layers * n_heads}")
     if direction not in DIRECTIONS:
         raise InputError(f"unknown direction {direction!r}: expected one of {', '.join(DIRECTIONS)}")
-    if not isinstance(demonstrations, Demonstrations):
-        demonstrations = Demonstrations(demonstrations)
+    demonstrations = Demonstrations.of(demonstrations)
     training, held_out = _split(len(demonstrations), share, seed)
     x = _read(lens, demonstrations, batch_size=batch_size, progress=progress, prepend_bos=prepend_bos)
 

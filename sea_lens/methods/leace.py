@@ -24,12 +24,13 @@ from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
 from ..capture import activations, check_capture_options, describe
 from ..covariance import refuse_non_finite
-from ..demonstrations import Demonstration, Demonstrations
 from ..errors import ActivationError, MissingPackageError
 from ..intervention import ActivationEdit
 from ..layers import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.sites import site_shape
+from ..texts.demonstrations import Demonstrations
+from ..texts.items import Demonstration
 
 # The means of the two classes may stay apart by this share of what they were.
 TOLERANCE = 1e-3
@@ -173,8 +174,7 @@ def leace(
     check_capture_options(site, site, position, "prompt")
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed")
     chosen = choose_layers(layers, range(lens.n_layers))
-    if not isinstance(demonstrations, Demonstrations):
-        demonstrations = Demonstrations(demonstrations)
+    demonstrations = Demonstrations.of(demonstrations)
     units, width = site_shape(lens, site)
     # Apple's GPUs have no float64; sums are then kept on the CPU.
     device = torch.device("cpu") if lens.device.type == "mps" else lens.device

@@ -19,13 +19,14 @@ from .._support.arguments import as_integer, as_number
 from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
 from ..capture import describe
-from ..demonstrations import Demonstration, Demonstrations
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
 from ..intervention import Edit, Installation, Strength
 from ..layers import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.load import load_huggingface, quiet
 from ..models.weights import WeightChange, mlp_out_weight
+from ..texts.demonstrations import Demonstrations
+from ..texts.items import Demonstration
 from .lora_training import output_projections, train_adapters, training_examples
 
 
@@ -177,8 +178,7 @@ def lora(
     if not learning_rate > 0:
         raise InputError(f"learning_rate {learning_rate:g} is not above 0")
     chosen = choose_layers(layers, range(lens.n_layers))
-    if not isinstance(demonstrations, Demonstrations):
-        demonstrations = Demonstrations(demonstrations)
+    demonstrations = Demonstrations.of(demonstrations)
     if lens.source is None:
         raise UnsupportedModelError("LoRA trains a second copy of the model: expected one that `load_model` loaded")
     examples = training_examples(lens, demonstrations, prepend_bos)

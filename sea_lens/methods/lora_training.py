@@ -7,10 +7,10 @@ import torch
 from einops import rearrange
 
 from .._support.progress import tracked
-from ..demonstrations import Demonstrations
 from ..errors import UnsupportedModelError
 from ..models.lens import Lens
 from ..models.texts import encode, encode_completion, pad
+from ..texts.demonstrations import Demonstrations
 
 # What Hugging Face calls an MLP's output projection.
 _PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2")

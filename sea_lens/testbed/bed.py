@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from ..demonstrations import Contrast, Contrasts, Demonstration, Demonstrations
 from ..models.load import load_model
+from ..texts.demonstrations import Contrasts, Demonstrations
+from ..texts.items import Contrast, Demonstration
 from .world import Question, Split, World
 
 PATH = Path(__file__).parent / "weights"

@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from ..demonstrations import Contrast, Contrasts
 from ..errors import InputError
 from ..fitting import fit_activations
 from ..models.load import load_model
 from ..spectral import SpectralEdit
+from ..texts.demonstrations import Contrasts
+from ..texts.items import Contrast
 from .tokenizer import BOS, EOS, PAD, word_tokenizer
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS, N_GROUPS, D_HEAD = 64, 24, 3, 4, 2, 16

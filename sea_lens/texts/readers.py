@@ -1,19 +1,23 @@
-"""Demonstrations from the files of public benchmarks."""
+"""Numbered demonstrations from the files of public benchmarks: (row, demonstration) in the file's order."""
 
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from ._support.rows import read_jsonl, read_rows, text_field
-from .demonstrations import Demonstration, Demonstrations
-from .errors import FileError, InputError
+from .._support.rows import read_jsonl, read_rows, text_field
+from ..errors import FileError, InputError
+from .items import Demonstration
 from .prompts import check_format
 
 QUESTION = "Q: {question}\nA:"
 QUESTION_WITH_KNOWLEDGE = "{knowledge}\nQ: {question}\nA:"
 QUESTION_IN_CONTEXT = "{context}\nQ: {question}\nA:"
 COMPLETION = " {answer}"
+
+Numbered: TypeAlias = tuple[int, Demonstration]
+"""A row of a file, counted from 1, and a demonstration made from it."""
 
 
 def _triple(prompt: str, completion: str, positive: str, negative: str) -> Demonstration:
@@ -27,15 +31,13 @@ def halueval(
     *,
     template: str = QUESTION,
     completion: str = COMPLETION,
-    limit: int | None = None,
-) -> Demonstrations:
+) -> Iterator[Numbered]:
     """HaluEval QA (`qa_data.json`, JSON Lines): positive is the right answer, negative the hallucinated one.
 
     Args:
         path: rows of knowledge, question, right_answer, hallucinated_answer.
         template: the prompt, with {question} and, if wanted, {knowledge}.
         completion: what is appended to the prompt, with {answer}.
-        limit: use only the first rows.
 
     Raises:
         FileError: a missing or malformed file; names the row.
@@ -50,7 +52,7 @@ def halueval(
         fields = {name: text_field(path, number, row, name) for name in names}
         return _triple(template.format(**fields), completion, fields["right_answer"], fields["hallucinated_answer"])
 
-    return Demonstrations.from_rows(path, read_jsonl(path), convert, limit)
+    return ((number, convert(number, row)) for number, row in read_jsonl(path))
 
 
 def truthfulqa(
@@ -59,8 +61,7 @@ def truthfulqa(
     template: str = QUESTION,
     completion: str = COMPLETION,
     pairs: str = "best",
-    limit: int | None = None,
-) -> Demonstrations:
+) -> Iterator[Numbered]:
     """TruthfulQA, as `TruthfulQA.csv` or `mc_task.json`: positive is a true answer, negative a false one.
 
     Args:
@@ -69,7 +70,6 @@ def truthfulqa(
         completion: what is appended to the prompt, with {answer}.
         pairs: "best" takes the best answer and the first false one of each question; "all" pairs the true answers
             with the false ones, first with first, until either runs out.
-        limit: use only the first demonstrations.
 
     Raises:
         FileError: a missing or malformed file; names the row.
@@ -88,7 +88,7 @@ def truthfulqa(
         chosen = answers[:1] if pairs == "best" else answers
         return [_triple(prompt, completion, true, false) for true, false in chosen]
 
-    return Demonstrations.from_rows(path, read_rows(path), convert, limit)
+    return ((number, one) for number, row in read_rows(path) for one in convert(number, row))
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,7 @@ def bbq(
     template: str = QUESTION_IN_CONTEXT,
     completion: str = COMPLETION,
     seed: int = 0,
-    limit: int | None = None,
-) -> Demonstrations:
+) -> Iterator[Numbered]:
     """BBQ (JSON Lines): positive is the labelled answer, negative one of the other two, drawn by seed and row.
 
     Args:
@@ -173,7 +172,6 @@ def bbq(
         template: the prompt, with {context} and {question}.
         completion: what is appended to the prompt, with {answer}.
         seed: for the choice of the negative answer.
-        limit: use only the first rows.
 
     Raises:
         FileError: a missing or malformed file; names the row.
@@ -191,4 +189,4 @@ def bbq(
         prompt = template.format(context=fields["context"], question=fields["question"])
         return _triple(prompt, completion, fields[f"ans{label}"], fields[f"ans{wrong}"])
 
-    return Demonstrations.from_rows(path, read_jsonl(path), convert, limit)
+    return ((number, convert(number, row)) for number, row in read_jsonl(path))

@@ -12,8 +12,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from ._support.rows import read_json
-from .errors import FileError, InputError
+from .._support.rows import read_json
+from ..errors import FileError, InputError
 
 ANSWER = "answer"
 
@@ -182,5 +182,5 @@ def for_model(template: PromptTemplate, tokenizer: Any, chat: Chat = "auto") -> 
 @cache
 def named_prompts() -> dict[str, PromptTemplate]:
     """The templates that have names."""
-    content = json.loads(files("sea_lens").joinpath("prompt_templates.json").read_text(encoding="utf-8"))
+    content = json.loads(files(__package__).joinpath("prompt_templates.json").read_text(encoding="utf-8"))
     return {name: PromptTemplate.from_json(template, name) for name, template in content.items()}

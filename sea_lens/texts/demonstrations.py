@@ -1,0 +1,179 @@
+"""Checked lists of demonstrations and of contrasts, made in memory or read from files."""
+
+import hashlib
+import itertools
+import os
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any, Generic, TypeVar, overload
+
+from .._support.arguments import as_integer
+from .._support.rows import read_jsonl, text_field, write_jsonl
+from .._support.storage import write_atomically
+from ..errors import DemonstrationError, FileError
+from . import readers
+from .items import Contrast, Demonstration
+
+One = TypeVar("One", Demonstration, Contrast)
+
+
+class _Items(Sequence[One], Generic[One]):
+    """An immutable, checked list of demonstrations or contrasts.
+
+    Attributes:
+        names: what errors call each of them: its file and row, where it was read from one.
+    """
+
+    _item_type: type[Any]
+
+    def __init__(self, items: Iterable[Any], names: Iterable[str] | None = None) -> None:
+        self._items: tuple[One, ...] = tuple(items)
+        kind = self._item_type.__name__
+        self.names = (
+            tuple(names) if names is not None else tuple(f"{kind.lower()} {i}" for i in range(len(self._items)))
+        )
+        for name, item in zip(self.names, self._items, strict=True):
+            if not isinstance(item, self._item_type):
+                raise DemonstrationError(f"{name}: expected a {kind}, got {type(item).__name__}")
+            item.check(name)
+        if not self._items:
+            raise DemonstrationError(f"no {kind.lower()}s: expected at least one")
+
+    @classmethod
+    def of(cls, items: Iterable[Any]):
+        """The list itself where it is one of this kind, else a new one of these items."""
+        return items if isinstance(items, cls) else cls(items)
+
+    @classmethod
+    def from_jsonl(cls, path: str | os.PathLike[str], limit: int | None = None):
+        """Read JSON Lines whose rows have this kind's three fields; other fields are passed over.
+
+        Args:
+            path: the file.
+            limit: read at most this many rows.
+
+        Raises:
+            FileError: missing, malformed, empty; names the row.
+        """
+        names = list(cls._item_type.__dataclass_fields__)
+        rows = read_jsonl(path)
+        items = (
+            (number, cls._item_type(*(text_field(path, number, row, name) for name in names))) for number, row in rows
+        )
+        return cls._numbered(path, items, limit)
+
+    @classmethod
+    def _numbered(cls, path: str | os.PathLike[str], numbered: Iterable[tuple[int, Any]], limit: int | None):
+        """The first items of a file, each with its row, with errors that name file and row."""
+        first = None if limit is None else as_integer(limit, "limit", least=1)
+        items: list[Any] = []
+        names: list[str] = []
+        for number, item in itertools.islice(numbered, first):
+            names.append(f"{path}, row {number}")
+            try:
+                item.check(names[-1])
+            except DemonstrationError as error:
+                raise FileError(str(error)) from None
+            items.append(item)
+        if not items:
+            raise FileError(f"{path} has no row that a {cls._item_type.__name__.lower()} can be made from")
+        return cls(items, names)
+
+    def to_jsonl(self, path: str | os.PathLike[str]) -> None:
+        """Write JSON Lines that `from_jsonl` reads."""
+        write_atomically(path, write_jsonl(asdict(item) for item in self._items))
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the content, which says in a result what it was computed from."""
+        return hashlib.sha256(write_jsonl(asdict(item) for item in self._items).encode()).hexdigest()[:16]
+
+    @overload
+    def __getitem__(self, index: int) -> One: ...
+    @overload
+    def __getitem__(self, index: slice) -> "_Items[One]": ...
+    def __getitem__(self, index: int | slice) -> "One | _Items[One]":
+        if isinstance(index, slice):
+            return type(self)(self._items[index], self.names[index])
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __iter__(self) -> Iterator[One]:
+        return iter(self._items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Items) and self._items == other._items
+
+    def __hash__(self) -> int:
+        return hash(self._items)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} {self._item_type.__name__.lower()}s, first {self._items[0]})"
+
+
+class Demonstrations(_Items[Demonstration]):
+    """An immutable, checked list of `Demonstration`.
+
+    Raises:
+        DemonstrationError: none at all, an empty text, or a positive equal to its negative; names the index.
+    """
+
+    _item_type = Demonstration
+
+    def shuffled(self, seed: int) -> "Demonstrations":
+        """Positive and negative of each swapped by the toss of a coin, so that nothing tells the two sets apart."""
+        rng = random.Random(seed)
+        swapped = (
+            Demonstration(item.neutral, item.negative, item.positive) if rng.random() < 0.5 else item for item in self
+        )
+        return Demonstrations(swapped, self.names)
+
+    @classmethod
+    def from_halueval(
+        cls, path: str | os.PathLike[str], *, limit: int | None = None, **options: Any
+    ) -> "Demonstrations":
+        """Demonstrations from HaluEval's QA file; options as in `sea_lens.texts.readers.halueval`.
+
+        Args:
+            path: the file.
+            limit: use only the first demonstrations.
+            options: templates and choices of the reader.
+        """
+        return cls._numbered(path, readers.halueval(path, **options), limit)
+
+    @classmethod
+    def from_truthfulqa(
+        cls, path: str | os.PathLike[str], *, limit: int | None = None, **options: Any
+    ) -> "Demonstrations":
+        """Demonstrations from TruthfulQA's CSV or JSON; options as in `sea_lens.texts.readers.truthfulqa`.
+
+        Args:
+            path: the file.
+            limit: use only the first demonstrations.
+            options: templates and choices of the reader.
+        """
+        return cls._numbered(path, readers.truthfulqa(path, **options), limit)
+
+    @classmethod
+    def from_bbq(cls, path: str | os.PathLike[str], *, limit: int | None = None, **options: Any) -> "Demonstrations":
+        """Demonstrations from a BBQ file; options as in `sea_lens.texts.readers.bbq`.
+
+        Args:
+            path: the file.
+            limit: use only the first demonstrations.
+            options: templates and choices of the reader.
+        """
+        return cls._numbered(path, readers.bbq(path, **options), limit)
+
+
+class Contrasts(_Items[Contrast]):
+    """An immutable, checked list of `Contrast`.
+
+    Raises:
+        DemonstrationError: none at all, an empty text, or a target equal to its foil; names the index.
+    """
+
+    _item_type = Contrast
