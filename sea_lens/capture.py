@@ -16,11 +16,11 @@ from .covariance import CrossCovariance
 from .errors import InputError, MismatchError
 from .features import FeatureMap, feature_map
 from .layers import LayerChoice, choose_layers
-from .models.generate import generate_greedily
+from .models.decoding import generate_greedily
 from .models.lens import Lens
 from .models.readout import FINAL_NORM, probe_norm
-from .models.sites import SITES, check_site, site_point, site_shape, to_units
-from .models.texts import bos_token, encode, pad
+from .models.sites import SITES, Site
+from .models.tokens import bos_token, encode, pad
 from .spectral import SpectralEdit
 from .texts.demonstrations import Demonstrations
 from .texts.items import Demonstration
@@ -103,7 +103,7 @@ def capture(
     demonstrations = Demonstrations.of(demonstrations)
 
     provenance = {
-        "model": describe(lens),
+        "model": lens.record,
         "fit_site": read_site,
         "position": position,
         "neutral": neutral,
@@ -112,7 +112,7 @@ def capture(
     }
     provenance |= {"max_new_tokens": max_new_tokens} if neutral == "generated" else {}
     provenance |= {"seed": seed} if position == "random" else {}
-    units, width = site_shape(lens, site)
+    units, width = Site.of(site).shape(lens)
     # Apple's GPUs have no float64; sums are then kept on the CPU.
     device = torch.device("cpu") if lens.device.type == "mps" else lens.device
     covariance = CrossCovariance.empty(
@@ -130,10 +130,11 @@ def capture(
 
 def check_capture_options(site: str, fit_site: str, position: str, neutral: str) -> None:
     """Refuse options that no capture can have; raises as `capture`."""
-    check_site(site)
+    per_head = Site.of(site).per_head
     if fit_site != "hidden_states" and fit_site not in SITES:
         raise InputError(f"unknown fit_site {fit_site!r}: expected one of {', '.join(SITES)}, hidden_states")
-    if ("z" in (site, fit_site)) and site != fit_site:
+    # The residual stream is read whole.
+    if per_head != (fit_site in SITES and Site.of(fit_site).per_head):
         raise MismatchError(f"fit_site {fit_site!r} and site {site!r} have activations of different widths")
     for name, given, known in (("position", position, POSITIONS), ("neutral", neutral, NEUTRALS)):
         if given not in known:
@@ -205,33 +206,20 @@ def activations(
 
         def gather(x: Tensor, name: str, readings: list[Reading] = readings) -> Float[Tensor, "readings units d"]:
             values = [reduce(x[r.sequence, r.positions(position)].double(), "pos ... -> ...", "mean") for r in readings]
-            return to_units(convert(torch.stack(values), name), site)
+            return Site.of(site).to_units(convert(torch.stack(values), name))
 
         with torch.no_grad():
             seen = lens.read(tokens, mask, names, reduce=gather)
         yield indices, torch.stack([seen[name] for name in names], dim=1)
 
 
-def describe(lens: Lens) -> dict[str, Any]:
-    """What a saved edit records of its model."""
-    return {
-        "name": lens.name,
-        "backend": lens.backend,
-        "dtype": str(lens.dtype).removeprefix("torch."),
-        "n_layers": lens.n_layers,
-        "d_model": lens.d_model,
-        "n_heads": lens.n_heads,
-        "d_head": lens.d_head,
-    }
-
-
 def _points(lens: Lens, read_site: str, layers: Sequence[int]) -> tuple[list[str], Callable[[Tensor, str], Tensor]]:
     """Hook points to read, one for each layer, and what turns a reading into the site's activation."""
     if read_site != "hidden_states":
-        return [site_point(lens, read_site, layer) for layer in layers], lambda x, name: x
+        return [lens.point(read_site, layer) for layer in layers], lambda x, name: x
     norm = probe_norm(lens, FINAL_NORM)
     normalized = f"{FINAL_NORM}.hook_normalized"
-    names = [normalized if layer == lens.n_layers - 1 else site_point(lens, "resid_post", layer) for layer in layers]
+    names = [normalized if layer == lens.n_layers - 1 else lens.point("resid_post", layer) for layer in layers]
     return names, lambda x, name: x * norm.gain + norm.bias if name == normalized else x
 
 

@@ -18,7 +18,7 @@ from ._support.arguments import as_integer
 from .errors import ActivationError, DemonstrationError
 from .models.cache import Past
 from .models.lens import Lens
-from .models.texts import batches, bos_token, common_length, tokenise, tokenise_completion
+from .models.tokens import batches, bos_token, common_length, tokenise, tokenise_completion
 
 # Fewer tokens in front of everything are not worth a pass of their own.
 _SHORTEST_COMMON = 8

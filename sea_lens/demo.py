@@ -26,7 +26,7 @@ from .intervention import ActivationEdit
 from .methods.mean_difference import mean_difference
 from .metrics import mc1, mc2
 from .models.lens import Lens
-from .models.texts import encode_completion
+from .models.tokens import encode_completion
 from .scoring import Scorer, contrast_scorer, text_scorer
 from .spectral import SpectralEdit
 from .testbed.bed import Testbed, contrasts_of

@@ -12,7 +12,7 @@ from ._support.versions import versions
 from .covariance import CrossCovariance
 from .errors import ActivationError, InputError, MismatchError
 from .features import FeatureMap, feature_map
-from .models.sites import check_site, to_units
+from .models.sites import Site, unit_keys
 from .spectral import SpectralEdit
 from .subspaces import Subspaces, leading_subspace
 
@@ -103,14 +103,11 @@ def check_fit_options(
 
 def _ranks_of_layers(rank: Rank, covariance: CrossCovariance) -> dict[int, list[tuple[int, int]]]:
     """(k⁺, k⁻) of each unit of each layer."""
-    keys = {
-        layer: [(layer, head) for head in range(covariance.units)] if covariance.site == "z" else [layer]
-        for layer in covariance.layers
-    }
+    keys = {layer: unit_keys(covariance.site, layer, covariance.units) for layer in covariance.layers}
     if not isinstance(rank, Mapping):
         return {layer: [_ranks(rank)] * len(names) for layer, names in keys.items()}
     if set(rank) != {name for names in keys.values() for name in names}:
-        what = "(layer, head)" if covariance.site == "z" else "layer"
+        what = "(layer, head)" if Site.of(covariance.site).per_head else "layer"
         raise InputError(f"ranks are given for {list(rank)}, expected a pair for each {what} of {covariance.layers}")
     return {layer: [_ranks(rank[name]) for name in names] for layer, names in keys.items()}
 
@@ -167,15 +164,15 @@ def fit_activations(
         ActivationError: NaN or infinite values; names the layer and the demonstration.
         InputError: as `fit`.
     """
-    check_site(site)
-    axes = 4 if site == "z" else 3
+    at = Site.of(site)
+    axes = 4 if at.per_head else 3
     if not all(isinstance(x, Tensor) and x.is_floating_point() for x in (neutral, positive, negative)):
         raise InputError("expected three floating-point tensors")
     shapes = [tuple(x.shape) for x in (neutral, positive, negative)]
     if len(set(shapes)) > 1 or len(shapes[0]) != axes:
-        wanted = "(n, layers, n_heads, d_head)" if site == "z" else "(n, layers, d)"
+        wanted = "(n, layers, n_heads, d_head)" if at.per_head else "(n, layers, d)"
         raise MismatchError(f"expected three tensors of one shape {wanted}, got {shapes}")
-    stacks = [to_units(x.detach(), site) for x in (neutral, positive, negative)]
+    stacks = [at.to_units(x.detach()) for x in (neutral, positive, negative)]
     _, layers, units, d = stacks[0].shape
     covariance = CrossCovariance.empty(
         tuple(range(layers)), units, d, site=site, feature=feature_map(feature), device=neutral.device

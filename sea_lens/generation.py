@@ -7,9 +7,9 @@ from typing import Any
 from ._support.arguments import as_integer
 from .intervention import Edit, Strength
 from .layers import LayerChoice
-from .models.generate import decode_continuation, generate_greedily
+from .models.decoding import decode_continuation, generate_greedily
 from .models.lens import Lens
-from .models.texts import encode
+from .models.tokens import encode
 
 
 def generate(

@@ -13,9 +13,9 @@ from transformers import PretrainedConfig
 
 from .errors import InputError
 from .intervention import Edit
-from .models.generate import generate_greedily
+from .models.decoding import generate_greedily
 from .models.lens import Lens
-from .models.texts import pad, tokenise
+from .models.tokens import pad, tokenise
 
 
 class _AsHuggingFace:

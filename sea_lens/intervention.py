@@ -18,7 +18,7 @@ from ._support.arguments import Scalar, as_integer, as_strength
 from .errors import InputError, MismatchError
 from .layers import LayerChoice, choose_layers
 from .models.lens import HookFunction, Lens
-from .models.sites import from_units, site_point, site_shape, to_units
+from .models.sites import Site, unit_keys
 
 Strength: TypeAlias = Scalar | Mapping[int, Scalar]
 
@@ -179,6 +179,15 @@ class ActivationEdit(Edit):
     """A change of activations at one site of some layers, proportional to its strength: x + α (edited − x)."""
 
     @property
+    def at(self) -> Site:
+        """The site that it acts at, as a value that knows how activations are laid out there."""
+        return Site.of(self.site)
+
+    def unit_keys(self, layer: int) -> list[Any]:
+        """What the units of a layer are called in `ranks`: the layer, or (layer, head) where heads are edited."""
+        return unit_keys(self.site, layer, self.shape[0])
+
+    @property
     @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(units per layer, width of a unit)."""
@@ -191,7 +200,7 @@ class ActivationEdit(Edit):
 
     def per_unit(self, strength: float | Tensor) -> float | Tensor:
         """A strength with the units as its last axis, which only site `z` has already."""
-        return strength[..., None] if isinstance(strength, Tensor) and self.site != "z" else strength
+        return strength[..., None] if isinstance(strength, Tensor) and not self.at.per_head else strength
 
     def __call__(
         self, x: Float[Tensor, "..."], layer: SupportsIndex, strength: Scalar = 1.0, combine: str | None = None
@@ -218,7 +227,7 @@ class ActivationEdit(Edit):
         if at not in self.layers:
             raise InputError(f"no edit for layer {at}: expected one of {list(self.layers)}")
         units, width = self.shape
-        expected = (units, width) if self.site == "z" else (width,)
+        expected = (units, width) if self.at.per_head else (width,)
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise InputError(f"expected a tensor of floating-point activations, got {getattr(x, 'dtype', type(x))}")
         if tuple(x.shape[-len(expected) :]) != expected:
@@ -230,13 +239,13 @@ class ActivationEdit(Edit):
             if strength.ndim > len(places) or any(given not in (1, held) for given, held in ends):
                 raise InputError(f"strength of shape {tuple(strength.shape)} does not broadcast against {places}")
         computed = self.edit_units(
-            to_units(x.to(torch.promote_types(x.dtype, torch.float32)), self.site),
+            self.at.to_units(x.to(torch.promote_types(x.dtype, torch.float32))),
             at,
             self.per_unit(strength),
             combine or self.combines[0],
         )
         largest = torch.finfo(x.dtype).max
-        return from_units(computed, self.site).clamp(-largest, largest).to(x.dtype)
+        return self.at.from_units(computed).clamp(-largest, largest).to(x.dtype)
 
     def check_model(self, model: Any) -> None:
         """Refuse a model that the edit does not fit: other layers, width, heads, or a missing site.
@@ -246,13 +255,12 @@ class ActivationEdit(Edit):
         """
         super().check_model(model)
         lens = Lens.of(model)
-        if self.shape != site_shape(lens, self.site):
+        if self.shape != self.at.shape(lens):
             raise MismatchError(
-                f"the edit is for {self.site!r} of (units, width) {self.shape}, {lens.name!r} has "
-                f"{site_shape(lens, self.site)}"
+                f"the edit is for {self.site!r} of (units, width) {self.shape}, {lens.name!r} has {self.at.shape(lens)}"
             )
         for layer in self.layers:
-            site_point(lens, self.site, layer)
+            self.at.point(lens, layer)
 
     def functions(
         self, model: Any, *, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
@@ -264,7 +272,7 @@ class ActivationEdit(Edit):
         def function(layer: int) -> HookFunction:
             return lambda x: self(x, layer, strengths[layer], combine)
 
-        return [(site_point(lens, self.site, layer), function(layer)) for layer in strengths]
+        return [(self.at.point(lens, layer), function(layer)) for layer in strengths]
 
     def fwd_hooks(
         self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from ._support.arguments import as_integer
 from .errors import ActivationError, DemonstrationError
 from .models.lens import Lens
-from .models.texts import batches, encode, encode_completion
+from .models.tokens import batches, encode, encode_completion
 from .texts.demonstrations import Contrasts
 from .texts.items import Contrast
 

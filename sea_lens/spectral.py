@@ -69,7 +69,7 @@ class SpectralEdit(ActivationEdit):
         for layer in self.layers:
             subspaces = self.subspaces[layer]
             pairs = list(zip(subspaces.keep_rank.tolist(), subspaces.drop_rank.tolist(), strict=True))
-            found |= {(layer, head): pair for head, pair in enumerate(pairs)} if self.site == "z" else {layer: pairs[0]}
+            found |= dict(zip(self.unit_keys(layer), pairs, strict=True))
         return found
 
     def projections(
@@ -84,7 +84,7 @@ class SpectralEdit(ActivationEdit):
         if at not in self.subspaces:
             raise InputError(f"no edit for layer {at}: expected one of {list(self.layers)}")
         keep, drop = self.subspaces[at].projections()
-        if self.site != "z":
+        if not self.at.per_head:
             return keep[0], drop[0]
         return (keep, drop) if head is None else (keep[head], drop[head])
 

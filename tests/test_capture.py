@@ -4,7 +4,7 @@ from tiny import FAMILIES, N_CTX, N_LAYERS, demonstrations, sentence
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
-from sea_lens.models.texts import encode
+from sea_lens.models.tokens import encode
 
 pytestmark = pytest.mark.model
 KINDS = ("neutral", "positive", "negative")

@@ -20,7 +20,7 @@ from sea_lens.evaluation.identity import edit_identity
 from sea_lens.evaluation.journal import Journal
 from sea_lens.evaluation.truthfulqa import TruthfulQA
 from sea_lens.models.lens import Lens
-from sea_lens.models.texts import encode
+from sea_lens.models.tokens import encode
 
 pytestmark = pytest.mark.model
 

@@ -4,7 +4,7 @@ from tiny import FAMILIES, N_LAYERS, contrasts, fitted
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
-from sea_lens.models.texts import encode
+from sea_lens.models.tokens import encode
 from sea_lens.scoring import contrast_scorer, contrast_values
 
 pytestmark = pytest.mark.model

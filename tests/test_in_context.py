@@ -8,7 +8,7 @@ import sea_lens as sl
 from sea_lens.completions import completion_spans, log_probs
 from sea_lens.models.cache import Past
 from sea_lens.models.lens import Lens
-from sea_lens.models.texts import bos_token, pad, tokenise
+from sea_lens.models.tokens import bos_token, pad, tokenise
 
 pytestmark = pytest.mark.model
 

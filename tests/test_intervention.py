@@ -6,7 +6,7 @@ from tiny import FAMILIES, N_LAYERS, fitted, tokens
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
-from sea_lens.models.sites import site_point
+from sea_lens.models.sites import Site
 
 pytestmark = pytest.mark.model
 KEEPING_NORM = [combine for combine in sl.COMBINES if combine != "average"]
@@ -93,7 +93,7 @@ def test_norms_in_the_model_are_kept_and_everything_is_finite(any_model, options
     fit, apply = options["fit"], {**options["apply"], "strength": 1.0}
     edit, lens = fitted(any_model, **fit), Lens.of(any_model)
     layer = edit.choose_layers(apply["layers"])[0]
-    name = site_point(lens, fit["site"], layer)
+    name = Site.of(fit["site"]).point(lens, layer)
     seen = []
     before = lens.add_hook(name, lambda x: seen.append(x.detach()))
     with edit.applied(any_model, **apply):
@@ -206,7 +206,7 @@ def test_fwd_hooks_do_what_applied_does(any_model):
 @pytest.mark.parametrize("site", sl.SITES)
 def test_an_applied_edit_is_the_edit_called_on_the_activation(site, any_model):
     lens, edit = Lens.of(any_model), fitted(any_model, site=site, centre=True)
-    name = site_point(lens, site, 1)
+    name = Site.of(site).point(lens, 1)
     seen = []
     saving = lens.add_hook(name, lambda x: seen.append(x.detach().clone()))
     after = []

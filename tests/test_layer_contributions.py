@@ -9,7 +9,7 @@ import sea_lens as sl
 from sea_lens.contributions import games, path
 from sea_lens.contributions.setup import Setup
 from sea_lens.models.lens import Lens
-from sea_lens.models.texts import encode
+from sea_lens.models.tokens import encode
 
 pytestmark = pytest.mark.model
 STRENGTH = 0.9

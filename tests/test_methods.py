@@ -10,8 +10,8 @@ import sea_lens as sl
 from sea_lens.methods.iti import probe
 from sea_lens.methods.leace import _eraser
 from sea_lens.models.lens import Lens
-from sea_lens.models.sites import site_point, to_units
-from sea_lens.models.texts import encode
+from sea_lens.models.sites import Site
+from sea_lens.models.tokens import encode
 
 pytestmark = pytest.mark.model
 
@@ -26,7 +26,7 @@ def read(model, site, layer, kind, n=12):
     for demonstration in demonstrations(n):
         ids = torch.tensor([encode(lens, getattr(demonstration, kind))])
         _, cache = model.run_with_cache(ids)
-        seen.append(to_units(cache[site_point(lens, site, layer)], site)[0, -1].detach().double())
+        seen.append(Site.of(site).to_units(cache[Site.of(site).point(lens, layer)])[0, -1].detach().double())
     return torch.stack(seen)
 
 
@@ -153,7 +153,7 @@ def test_iti_finds_the_head_that_tells(model):
                 z[..., place[1], 0] += torch.where(told[0], 6.0, -6.0)
             return z
 
-        return site_point(lens, "z", layer), noise
+        return Site.of("z").point(lens, layer), noise
 
     prompts = [sentence(i, 4) for i in range(40)]
     items = [sl.Demonstration(prompt, f"{prompt} w1", f"{prompt} w2") for prompt in prompts]

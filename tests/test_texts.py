@@ -4,7 +4,7 @@ from tiny import N_CTX, save_tiny_model, sentence, tokens
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
-from sea_lens.models.texts import batches, encode, encode_completion, pad
+from sea_lens.models.tokens import batches, encode, encode_completion, pad
 
 pytestmark = pytest.mark.model
 BOS = 1

@@ -8,7 +8,6 @@ from .. import plots
 from .._support.json_files import write_json
 from .._support.storage import write_atomically
 from .._support.versions import versions
-from ..capture import describe
 from ..contributions import (
     direction_contributions,
     head_contributions,
@@ -123,7 +122,7 @@ def write_attribution(
             **effect_numbers(effect),
             "contributions": {name: contribution_numbers(contributions) for name, contributions in results.items()},
             "settings": settings,
-            "model": describe(Lens.of(model)),
+            "model": Lens.of(model).record,
             "edit": about_edit(edit),
             "versions": versions(),
         },
@@ -150,7 +149,7 @@ def about_edit(edit: Edit) -> dict[str, Any]:
 def write_effect(folder: Path, model: Any, effect: Effect, settings: dict[str, Any]) -> None:
     """Write results.json, report.md and the figure of an effect alone."""
     write_figure(folder / "effect.png", effect.plot())
-    about = {"settings": settings, "model": describe(Lens.of(model)), "versions": versions()}
+    about = {"settings": settings, "model": Lens.of(model).record, "versions": versions()}
     write_json(folder / "results.json", {**effect_numbers(effect), **about})
     described = ", ".join(f"{name} {value}" for name, value in settings.items())
     write_atomically(

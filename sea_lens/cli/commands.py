@@ -17,7 +17,7 @@ from ..fitting import check_fit_options
 from ..fitting import fit as fit_edit
 from ..generation import generate as generate_texts
 from ..models.lens import Lens
-from ..models.sites import site_shape
+from ..models.sites import Site
 from ..spectral import SpectralEdit
 from ..testbed.bed import load as load_testbed
 from . import evaluation
@@ -112,7 +112,7 @@ def fit(
     opt.check_output_file(out)
     demos = opt.read_demonstrations(demonstrations, form, limit)
     loaded = opt.open_model(model, backend, device, dtype)
-    check_fit_options(chosen_energy, chosen_rank, spectrum_power, site_shape(Lens.of(loaded), site)[1])
+    check_fit_options(chosen_energy, chosen_rank, spectrum_power, Site.of(site).shape(Lens.of(loaded))[1])
     covariance = capture(
         loaded,
         demos,
@@ -135,7 +135,7 @@ def _print_ranks(edit: SpectralEdit) -> None:
     title = f"{edit.site}, {edit.feature.name}, {edit.n} demonstrations"
     table = Table("layer", "k+", "k-", "signature", title=title)
     for layer in edit.layers:
-        pairs = [pair for key, pair in edit.ranks.items() if key == layer or (edit.site == "z" and key[0] == layer)]
+        pairs = [pair for key, pair in edit.ranks.items() if key in edit.unit_keys(layer)]
         kept, dropped = (" ".join(str(pair[side]) for pair in pairs) for side in (0, 1))
         table.add_row(str(layer), kept, dropped, f"{edit.signature[layer]:.4g}")
     console.print(table)

@@ -13,9 +13,8 @@ from ..capture import neutral_activations
 from ..intervention import Strength, strength_of_layers
 from ..layers import LayerChoice
 from ..models.lens import HookFunction, Lens
-from ..models.readout import FINAL_NORM, attention_norm, head_outputs, probe_norm
-from ..models.sites import site_point, to_units
-from ..models.texts import Batch, batches, encode
+from ..models.readout import FINAL_NORM, head_outputs, probe_norm
+from ..models.tokens import Batch, batches, encode
 from ..spectral import SpectralEdit
 from ..texts.demonstrations import Contrasts, Demonstrations
 from ..texts.items import Demonstration
@@ -102,7 +101,7 @@ def _mean_displacements(
     prompts = [encode(lens, contrast.prompt, prepend_bos=prepend_bos) for contrast in contrasts]
     functions = edit.functions(lens.model, layers=layers, strength=strength, combine=combine)
     strengths = strength_of_layers(strength, edit.choose_layers(layers))
-    wanted = {site_point(lens, edit.site, label[0]): label[0] for label in directions}
+    wanted = {edit.at.point(lens, label[0]): label[0] for label in directions}
     sums: list[tuple[float, Any]] = [(0.0, 0.0)] * len(directions)
     count = 0
     for batch in batches(prompts, BATCH_SIZE):
@@ -112,7 +111,7 @@ def _mean_displacements(
         count += int(counted.sum())
         for name, x in _before_edits(lens, batch, functions, wanted).items():
             layer = wanted[name]
-            activations = to_units(x.to(torch.promote_types(x.dtype, torch.float32)), edit.site)[counted]
+            activations = edit.at.to_units(x.to(torch.promote_types(x.dtype, torch.float32)))[counted]
             subspaces = edit.subspaces[layer].to(activations.device, activations.dtype)
             terms = direction_terms(activations, subspaces, edit.feature, combine)
             alpha = edit.per_unit(strengths[layer])
@@ -166,18 +165,18 @@ def _tokens(
     """Tokens that a step along the vector raises and lowers most."""
     layer = label[0]
     written = vector.double().cpu()
-    if edit.site == "z":
+    if edit.at.per_head:
         z = torch.zeros(1, lens.n_heads, lens.d_head, dtype=torch.float64, device=lens.device)
         z[0, label[1]] = vector
         written = head_outputs(lens, layer, z)[0, label[1]]
-        if (path := attention_norm(lens, layer)) is not None:
+        if (path := lens.attention_norm(layer)) is not None:
             # Behind attention stands a norm; its scale, which all heads share, changes no order of tokens.
             written = probe_norm(lens, path).apply_linearly(written, torch.ones(1, device=lens.device))
     written = written.to(lens.device)
     norm = probe_norm(lens, FINAL_NORM)
     read = norm.apply_linearly(written, torch.ones(1, device=lens.device, dtype=torch.float64))
     step = read / written.norm().clamp_min(1e-300)
-    weight = lens.model.W_U.detach()
+    weight = lens.unembedding
     logits = einsum(step.to(weight.dtype), weight, "d_model, d_model d_vocab -> d_vocab").float().cpu()
     logits = logits - logits.mean()
     count = min(TOKENS, len(logits))

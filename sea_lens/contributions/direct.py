@@ -21,19 +21,9 @@ from .._support.arguments import as_integer
 from ..errors import DemonstrationError, UnsupportedModelError
 from ..intervention import ActivationEdit, Strength
 from ..layers import LayerChoice
-from ..models.lens import HookFunction, Lens
-from ..models.readout import (
-    FINAL_NORM,
-    Norm,
-    attention_bias,
-    attention_norm,
-    head_outputs,
-    probe_norm,
-    soft_cap,
-    unembedding_bias,
-    unembedding_columns,
-)
-from ..models.texts import batches, encode, encode_completion
+from ..models.lens import FINAL_NORM, HookFunction, Lens
+from ..models.readout import LogitReadout, Norm, attention_bias, head_outputs, probe_norm
+from ..models.tokens import batches, encode, encode_completion
 from ..texts.demonstrations import Contrasts
 from .results import HeadContributions
 
@@ -143,11 +133,10 @@ def _run(
 
         return hook
 
-    names = ["blocks.0.hook_resid_pre", f"{FINAL_NORM}.hook_scale"]
+    names = [lens.point("resid_pre", 0), f"{FINAL_NORM}.hook_scale"]
     for layer in range(lens.n_layers):
-        block = f"blocks.{layer}."
-        names += [block + name for name in ("attn.hook_z", "hook_attn_out", "hook_mlp_out", "hook_resid_post")]
-        if (norm := attention_norm(lens, layer)) is not None:
+        names += [lens.point(kind, layer) for kind in ("z", "attn_out", "mlp_out", "resid_post")]
+        if (norm := lens.attention_norm(layer)) is not None:
             names.append(f"{norm}.hook_scale")
     hooks = [(name, displacing(name, function)) for name, function in functions]
     with lens.hooks([*hooks, *((name, save(name)) for name in names)]):
@@ -173,38 +162,35 @@ class _Readout:
     """Reads logit differences off the parts of a residual stream."""
 
     lens: Lens
-    norm: Norm
+    final: LogitReadout
     attention_norms: list[Norm | None]
     tolerance: float
 
     @classmethod
     def of(cls, lens: Lens, tolerance: float) -> "_Readout":
-        paths = [attention_norm(lens, layer) for layer in range(lens.n_layers)]
+        paths = [lens.attention_norm(layer) for layer in range(lens.n_layers)]
         norms = [None if path is None else probe_norm(lens, path) for path in paths]
-        return cls(lens, probe_norm(lens, FINAL_NORM), norms, tolerance)
+        return cls(lens, LogitReadout.of(lens), norms, tolerance)
 
     def parts(self, run: _Run, pairs: Int[Tensor, "batch 2"]) -> _Parts:
         """Split each row's logit difference; refuses where an identity does not hold."""
         lens, n_layers = self.lens, self.lens.n_layers
-        columns = rearrange(
-            unembedding_columns(lens, pairs.flatten()), "(batch two) d_model -> two batch d_model", two=2
-        )
+        columns = rearrange(self.final.columns(pairs), "batch two d_model -> two batch d_model")
         direction = columns[0] - columns[1]
-        scale = run.seen[f"{FINAL_NORM}.hook_scale"]
+        scale = run.seen[self.final.scale_point]
 
         def read(x: Float[Tensor, "batch *parts d_model"]) -> Float[Tensor, "batch *parts"]:
             widened = rearrange(scale, "batch 1 -> batch 1 1") if x.ndim == 3 else scale
-            return einsum(self.norm.apply_linearly(x, widened), direction, "batch ... d, batch d -> batch ...")
+            return einsum(self.final.norm.apply_linearly(x, widened), direction, "batch ... d, batch d -> batch ...")
 
         heads, others = [], {name: [] for name in OTHERS}
-        embedding = run.seen["blocks.0.hook_resid_pre"]
+        embedding = run.seen[lens.point("resid_pre", 0)]
         stream = embedding
         for layer in range(n_layers):
-            block = f"blocks.{layer}."
             written, bias = self._attention(run, layer)
-            mlp_point, attn_point = block + "hook_mlp_out", block + "hook_attn_out"
-            mlp = run.seen[mlp_point] - run.displacement(mlp_point)
-            edit = sum(run.displacement(name) for name in (mlp_point, attn_point, block + "hook_resid_post"))
+            points = [lens.point(kind, layer) for kind in ("mlp_out", "attn_out", "resid_post")]
+            mlp = run.seen[points[0]] - run.displacement(points[0])
+            edit = sum(run.displacement(name) for name in points)
             assert isinstance(edit, Tensor)
             stream = stream + reduce(written, "batch heads d_model -> batch d_model", "sum") + bias + mlp + edit
             heads.append(read(written))
@@ -212,7 +198,7 @@ class _Readout:
             others["attention_bias"].append(read(bias))
             others["mlp"].append(read(mlp))
             others["edit"].append(read(edit))
-        final = run.seen[f"blocks.{n_layers - 1}.hook_resid_post"]
+        final = run.seen[lens.point("resid_post", n_layers - 1)]
         self._require(final, stream, "the residual stream is not the sum of its parts", "after the last layer")
         self._check_logits(run, final, scale, pairs)
         # What is constant (norm bias, b_U) cancels between runs, so it is left out of the difference as well.
@@ -226,15 +212,14 @@ class _Readout:
         self, run: _Run, layer: int
     ) -> tuple[Float[Tensor, "batch heads d_model"], Float[Tensor, "batch d_model"]]:
         """What each head and the bias write to the residual stream, after the norm behind attention if there is one."""
-        block = f"blocks.{layer}."
-        written = head_outputs(self.lens, layer, run.seen[block + "attn.hook_z"])
+        written = head_outputs(self.lens, layer, run.seen[self.lens.point("z", layer)])
         bias = attention_bias(self.lens, layer).expand_as(written[:, 0])
         norm = self.attention_norms[layer]
         if norm is not None:
-            scale = run.seen[f"{attention_norm(self.lens, layer)}.hook_scale"]
+            scale = run.seen[f"{self.lens.attention_norm(layer)}.hook_scale"]
             written = norm.apply_linearly(written, rearrange(scale, "batch 1 -> batch 1 1"))
             bias = norm.apply_linearly(bias, scale) + norm.bias
-        attn_point = block + "hook_attn_out"
+        attn_point = self.lens.point("attn_out", layer)
         output = run.seen[attn_point] - run.displacement(attn_point)
         total = reduce(written, "batch heads d_model -> batch d_model", "sum") + bias
         self._require(output, total, "heads and bias do not sum to the attention output", f"at layer {layer}")
@@ -247,13 +232,7 @@ class _Readout:
         scale: Float[Tensor, "batch 1"],
         pairs: Int[Tensor, "batch 2"],
     ) -> None:
-        tokens = pairs.flatten()
-        columns = rearrange(unembedding_columns(self.lens, tokens), "(batch two) d -> batch two d", two=2)
-        bias = rearrange(unembedding_bias(self.lens, tokens), "(batch two) -> batch two", two=2)
-        normed = self.norm.apply_linearly(final, scale) + self.norm.bias
-        logits = einsum(normed, columns, "batch d, batch two d -> batch two") + bias
-        if (cap := soft_cap(self.lens)) is not None:
-            logits = cap * torch.tanh(logits / cap)
+        logits = self.final.logits(final, scale, pairs)
         self._require(run.logits.gather(1, pairs), logits, "the readout does not reproduce the logits", "at the end")
 
     def _require(self, measured: Tensor, rebuilt: Tensor, broken: str, where: str) -> None:

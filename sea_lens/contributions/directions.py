@@ -79,7 +79,8 @@ def direction_contributions(
     describe = as_integer(describe, "describe", least=0)
     chosen = edit.choose_layers(layers)
     check_control(edit, control, chosen)
-    ranks = {key: pair for key, pair in edit.ranks.items() if (key[0] if edit.site == "z" else key) in chosen}
+    keys = {key for layer in chosen for key in edit.unit_keys(layer)}
+    ranks = {key: pair for key, pair in edit.ranks.items() if key in keys}
     for other in control:
         if not isinstance(other, SpectralEdit) or any(other.ranks[key] != pair for key, pair in ranks.items()):
             raise InputError(f"a control edit has other ranks than the edit, {ranks}")
@@ -139,7 +140,7 @@ def _ranks(subspaces: Subspaces) -> list[tuple[int, int]]:
 def _labels(edit: SpectralEdit, layer: int, has_centre: bool) -> Iterator[Label]:
     """Labels of a layer's shares, in the order in which they are computed."""
     for unit, (kept, dropped) in enumerate(_ranks(edit.subspaces[layer])):
-        place = (layer, unit) if edit.site == "z" else (layer,)
+        place = edit.at.place(layer, unit)
         yield from ((*place, "+", index) for index in range(kept))
         yield from ((*place, "-", index) for index in range(dropped))
         yield (*place, "norm", 0)

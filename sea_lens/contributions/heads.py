@@ -91,7 +91,7 @@ def head_contributions(
         Otherwise as `effect`.
     """
     edit = activation_edit(model, edit, "head_contributions")
-    known = METHODS + (LAYER_METHODS if edit.site == "z" else ())
+    known = METHODS + (LAYER_METHODS if edit.at.per_head else ())
     if method not in known:
         only = f" for an edit at site {edit.site!r}" if method in LAYER_METHODS else ""
         raise InputError(f"unknown method {method!r}{only}: expected one of {', '.join(known)}")

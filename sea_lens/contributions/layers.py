@@ -16,7 +16,7 @@ from .._support.arguments import as_integer
 from ..errors import InputError
 from ..intervention import Edit, Strength
 from ..layers import LayerChoice
-from ..models.texts import encode
+from ..models.tokens import encode
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .games import METHODS as GAME_METHODS

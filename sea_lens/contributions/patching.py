@@ -99,7 +99,7 @@ class Patcher:
 
             return hook
 
-        saving = [(z_point(layer), save(layer)) for layer in range(self.lens.n_layers)]
+        saving = [(self.lens.point("z", layer), save(layer)) for layer in range(self.lens.n_layers)]
         with self.lens.hooks([*hooks, *saving]):
             log_probs = self.scorer.batch_log_probs(batch)
         return _by_row(batch, log_probs), [z[layer] for layer in range(self.lens.n_layers)]
@@ -123,7 +123,7 @@ class Patcher:
 
             return hook
 
-        patches = [(z_point(layer), patch(layer)) for layer in sorted({layer for layer, _ in heads})]
+        patches = [(self.lens.point("z", layer), patch(layer)) for layer in sorted({layer for layer, _ in heads})]
         with self.lens.hooks([*hooks, *patches]):
             values = self.scorer.batch_log_probs(_repeated(batch, len(heads)))
         per_copy = rearrange(values, "(copy n) -> copy n", copy=len(heads))
@@ -163,7 +163,7 @@ class Patcher:
             return hook
 
         layers = range(self.lens.n_layers)
-        with torch.no_grad(), self.lens.hooks([(z_point(layer), record(layer)) for layer in layers]):
+        with torch.no_grad(), self.lens.hooks([(self.lens.point("z", layer), record(layer)) for layer in layers]):
             log_probs = self.scorer.batch_log_probs(batch)
             gradients = gradients_of(signed(batch, log_probs).sum(), [z[layer] for layer in layers])
         return _by_row(batch, log_probs.detach()), [z[layer].detach() for layer in layers], gradients
@@ -176,12 +176,14 @@ class Patcher:
         """
         batch = self.scorer.batches[0]
         tokens, mask = batch.tokens[:1], batch.mask[:1]
-        points = [f"blocks.{layer}.hook_attn_out" for layer in range(self.lens.n_layers)]
+        layers = range(self.lens.n_layers)
+        points = [self.lens.point("attn_out", layer) for layer in layers]
+        heads = [self.lens.point("z", layer) for layer in layers]
         with torch.no_grad():
             whole = self.lens.read(tokens, mask, points)
-            for layer, point in enumerate(points):
-                size = self.lens.read(tokens, mask, [z_point(layer)])[z_point(layer)].abs().max()
-                without = self.lens.read(tokens, mask, [point], [(z_point(layer), torch.zeros_like)])[point]
+            for layer, (point, z) in enumerate(zip(points, heads, strict=True)):
+                size = self.lens.read(tokens, mask, [z])[z].abs().max()
+                without = self.lens.read(tokens, mask, [point], [(z, torch.zeros_like)])[point]
                 # An output of zero has been taken away by a hook of the user's, and carries nothing indeed.
                 if size > 0 and whole[point].any() and torch.equal(without, whole[point]):
                     raise UnsupportedModelError(
@@ -189,11 +191,6 @@ class Patcher:
                         f"its {whole[point].abs().max():.2e} when all heads' z, up to {size:.2e}, are taken away, so "
                         f"patching heads would show nothing"
                     )
-
-
-def z_point(layer: int) -> str:
-    """Hook point of the heads' outputs before W_O."""
-    return f"blocks.{layer}.attn.hook_z"
 
 
 def _by_row(batch: ScoringBatch, log_probs: Float[Tensor, " n"]) -> Float[Tensor, " batch"]:

@@ -28,7 +28,6 @@ from torch import Tensor
 from .._support.arguments import as_number
 from ..intervention import ActivationEdit
 from ..models.lens import HookFunction
-from ..models.sites import site_point, to_units
 from ..scoring import Scorer, ScoringBatch
 
 Arguments = ParamSpec("Arguments")
@@ -116,7 +115,7 @@ class Path:
 
     def _slopes(self, t: float, batch: ScoringBatch) -> list[Slope]:
         """Activations and gradients of every layer; rows of a batch do not touch, so one backward serves them all."""
-        lens, site = self.scorer.lens, self.edit.site
+        lens, site = self.scorer.lens, self.edit.at
         befores: dict[int, Tensor] = {}
         afters: dict[int, Tensor] = {}
 
@@ -131,15 +130,15 @@ class Path:
 
             return edit
 
-        hooks = [(site_point(lens, site, layer), hook(layer)) for layer in self.layers]
+        hooks = [(site.point(lens, layer), hook(layer)) for layer in self.layers]
         with torch.no_grad(), lens.hooks(hooks):
             contrast = signed(batch, self.scorer.batch_log_probs(batch)).sum()
             gradients = gradients_of(contrast, [afters[layer] for layer in self.layers])
         return [
             Slope(
                 layer,
-                to_units(_at_least_float32(befores[layer]), site),
-                self._scaled(to_units(_at_least_float32(gradient), site), layer),
+                site.to_units(_at_least_float32(befores[layer])),
+                self._scaled(site.to_units(_at_least_float32(gradient)), layer),
                 batch,
             )
             for layer, gradient in zip(self.layers, gradients, strict=True)

@@ -12,9 +12,9 @@ from jaxtyping import Float
 
 from ..completions import Fitted, completion_spans, log_probs, text_spans
 from ..errors import DemonstrationError
-from ..models.generate import decode_continuation, generate_greedily
+from ..models.decoding import decode_continuation, generate_greedily
 from ..models.lens import Lens
-from ..models.texts import bos_token, tokenise
+from ..models.tokens import bos_token, tokenise
 from ..texts.prompts import ChatPrompt, PromptTemplate
 
 Totals = Mapping[str, Float[np.ndarray, "*draws"]]

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from ..capture import describe
 from ..intervention import ActivationEdit, Edit
 from ..models.lens import Lens
+from ..models.sites import Site
 
 _SAMPLE = 512
 _PROBE_TOKENS = 12
@@ -26,11 +26,11 @@ def model_identity(lens: Lens) -> dict[str, Any]:
         sample = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE]
         digest.update(f"{name} {tuple(weights.shape)}".encode())
         digest.update(sample.double().cpu().numpy().tobytes())
-    tokens = torch.arange(min(_PROBE_TOKENS, lens.n_ctx, lens.model.cfg.d_vocab))[None]
+    tokens = torch.arange(min(_PROBE_TOKENS, lens.n_ctx, lens.d_vocab))[None]
     with torch.no_grad():
         predicted = lens.forward(tokens, torch.ones_like(tokens))[0, -1].float().log_softmax(-1)
     some = predicted[:: max(1, len(predicted) // _PREDICTIONS)][:_PREDICTIONS]
-    return describe(lens) | {"weights": digest.hexdigest()[:16], "predictions": some.tolist()}
+    return lens.record | {"weights": digest.hexdigest()[:16], "predictions": some.tolist()}
 
 
 def edit_identity(edit: Edit) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def edit_identity(edit: Edit) -> dict[str, Any]:
     if not isinstance(edit, ActivationEdit):
         return found | {"options": repr(edit)}
     units, width = edit.shape
-    shape = (4, units, width) if edit.site == "z" else (4, width)
+    shape = (4, units, width) if Site.of(edit.site).per_head else (4, width)
     probe = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     digest = hashlib.sha256()
     for layer in edit.layers:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..completions import Span, text_spans
 from ..errors import ActivationError, FileError
-from ..models.texts import batches
+from ..models.tokens import batches
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
 
 

@@ -30,7 +30,6 @@ from ..layers import LayerChoice, choose_layers
 from ..models.lens import HookFunction, Lens
 from ..models.logits import add_logits_hook
 from ..models.readout import EarlyExit
-from ..models.sites import site_point
 
 Residuals = Float[Tensor, "batch read d_model"]
 Logits = Float[Tensor, "batch pos d_vocab"]
@@ -104,7 +103,7 @@ class DoLa(Edit):
             streams.clear()
             return changed
 
-        points = {layer: site_point(lens, "resid_post", layer) for layer in strengths}
+        points = {layer: lens.point("resid_post", layer) for layer in strengths}
         saving = [lens.add_hook(point, saver(layer)) for layer, point in points.items()]
         return Installation((*saving, add_logits_hook(lens, change, begin)))
 
@@ -137,9 +136,9 @@ def dola(model: Any, layers: LayerChoice = "all", relative_top: SupportsFloat = 
 
 def _check_readout(lens: Lens) -> None:
     """Refuse a model whose last layer's residual stream, read out early, does not give its logits."""
-    tokens = torch.arange(min(4, lens.model.cfg.d_vocab))[None]
+    tokens = torch.arange(min(4, lens.d_vocab))[None]
     seen: list[Tensor] = []
-    last = site_point(lens, "resid_post", lens.n_layers - 1)
+    last = lens.point("resid_post", lens.n_layers - 1)
     with torch.no_grad(), lens.hooks([(last, lambda x: seen.append(x))]):
         logits = lens.forward(tokens, torch.ones_like(tokens)).float()
         error = (EarlyExit.of(lens)(seen[0]) - logits).abs().max().item()

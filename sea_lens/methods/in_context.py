@@ -13,7 +13,7 @@ from ..intervention import Edit, Installation, Strength
 from ..layers import LayerChoice
 from ..models.lens import Lens
 from ..models.prefix import PrefixStandIn
-from ..models.texts import tokenise
+from ..models.tokens import tokenise
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 

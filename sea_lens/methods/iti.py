@@ -18,11 +18,11 @@ from torch import Tensor
 from .._support.arguments import as_integer, as_number
 from .._support.progress import tracked
 from .._support.versions import versions
-from ..capture import activations, describe
+from ..capture import activations
 from ..covariance import refuse_non_finite
 from ..errors import ActivationError, InputError
 from ..models.lens import Lens
-from ..models.sites import site_shape
+from ..models.sites import Site
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 from .steering import Steering
@@ -109,7 +109,7 @@ def iti(
     k, seed = as_integer(heads, "heads", least=1), as_integer(seed, "seed")
     batch_size = as_integer(batch_size, "batch_size", least=1)
     share = as_number(validation, "validation")
-    n_heads, d_head = site_shape(lens, "z")
+    n_heads, d_head = Site.of("z").shape(lens)
     if k > lens.n_layers * n_heads:
         raise InputError(f"heads {k}: model {lens.name!r} has only {lens.n_layers * n_heads}")
     if direction not in DIRECTIONS:
@@ -142,7 +142,7 @@ def iti(
     for layer, head in chosen:
         steered[layer][head] = vectors[layer, head]
     provenance = {
-        "model": describe(lens),
+        "model": lens.record,
         "direction": direction,
         "validation": share,
         "seed": seed,
@@ -171,7 +171,7 @@ def _read(
     """Last-token z of the positive texts (0) and the negative ones (1), in float32 at least, on the CPU."""
     layers = tuple(range(lens.n_layers))
     dtype = torch.promote_types(lens.dtype, torch.float32)
-    found = torch.zeros(2, len(demonstrations), lens.n_layers, *site_shape(lens, "z"), dtype=dtype)
+    found = torch.zeros(2, len(demonstrations), lens.n_layers, *Site.of("z").shape(lens), dtype=dtype)
     options = {"batch_size": batch_size, "progress": progress, "prepend_bos": prepend_bos}
     for indices, stacked in activations(lens, demonstrations, "z", "z", layers, **options):
         names = [demonstrations.names[i] for i in indices]

@@ -22,13 +22,13 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
-from ..capture import activations, check_capture_options, describe
+from ..capture import activations, check_capture_options
 from ..covariance import refuse_non_finite
 from ..errors import ActivationError, MissingPackageError
 from ..intervention import ActivationEdit
 from ..layers import LayerChoice, choose_layers
 from ..models.lens import Lens
-from ..models.sites import site_shape
+from ..models.sites import Site
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 
@@ -175,7 +175,7 @@ def leace(
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed")
     chosen = choose_layers(layers, range(lens.n_layers))
     demonstrations = Demonstrations.of(demonstrations)
-    units, width = site_shape(lens, site)
+    units, width = Site.of(site).shape(lens)
     # Apple's GPUs have no float64; sums are then kept on the CPU.
     device = torch.device("cpu") if lens.device.type == "mps" else lens.device
 
@@ -200,7 +200,7 @@ def leace(
                     of_unit.update(x[:, place, unit], torch.full((len(x), 1), label, device=device))
     erasers = {layer: _eraser(of_layer, layer) for layer, of_layer in zip(chosen, fitters, strict=True)}
     provenance = {
-        "model": describe(lens),
+        "model": lens.record,
         "shrinkage": shrinkage,
         **reading,
         "demonstrations": [{"n": len(demonstrations), "sha256": demonstrations.digest}],

@@ -18,7 +18,6 @@ from torch import Tensor
 from .._support.arguments import as_integer, as_number
 from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
-from ..capture import describe
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
 from ..intervention import Edit, Installation, Strength
 from ..layers import LayerChoice, choose_layers
@@ -199,7 +198,7 @@ def lora(
         losses = train_adapters(adapted, examples, learning_rate, epochs, batch_size, lens.device, progress)
     options = {"rank": rank, "alpha": alpha, "learning_rate": learning_rate, "epochs": epochs}
     provenance = {
-        "model": describe(lens),
+        "model": lens.record,
         **options,
         "batch_size": batch_size,
         "seed": seed,

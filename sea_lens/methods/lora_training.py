@@ -9,7 +9,7 @@ from einops import rearrange
 from .._support.progress import tracked
 from ..errors import UnsupportedModelError
 from ..models.lens import Lens
-from ..models.texts import encode, encode_completion, pad
+from ..models.tokens import encode, encode_completion, pad
 from ..texts.demonstrations import Demonstrations
 
 # What Hugging Face calls an MLP's output projection.

@@ -1,1 +1,6 @@
-"""The edge to models: everything that knows TransformerLens, tokenizers and texts."""
+"""The edge to models: the only room that knows TransformerLens, tokenizers and hook points.
+
+In reading order: `lens` (a model as the rest sees it), `load`, `sites` (where activations are read and edited),
+`tokens` (texts to tokens), `readout` (norms, heads and the unembedding), `cache` and `decoding` (what has been read is
+not read again), `stand_in`, `logits`, `prefix` and `weights` (changes that are no hook).
+"""

@@ -21,6 +21,15 @@ Backend = Literal["hooked", "bridge"]
 HookFunction = Callable[[Tensor], Tensor | None]
 
 _KEPT_AS = "_sea_lens"
+# Hook points that every backend has, by what sea_lens calls them.
+_POINTS = {
+    "resid_pre": "blocks.{}.hook_resid_pre",
+    "z": "blocks.{}.attn.hook_z",
+    "attn_out": "blocks.{}.hook_attn_out",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "resid_post": "blocks.{}.hook_resid_post",
+}
+FINAL_NORM = "ln_final"
 
 
 class _ForwardStopped(Exception):  # noqa: N818
@@ -117,6 +126,11 @@ class Lens:
         return int(self.model.cfg.d_head)
 
     @property
+    def d_vocab(self) -> int:
+        """Size of the vocabulary."""
+        return int(self.model.cfg.d_vocab)
+
+    @property
     def n_ctx(self) -> int:
         """Longest input in tokens."""
         return int(self.model.cfg.n_ctx) - self.prefix_length
@@ -125,6 +139,11 @@ class Lens:
     def device(self) -> torch.device:
         """Where the model's first parameter lies."""
         return next(self.model.parameters()).device
+
+    @property
+    def double_device(self) -> torch.device:
+        """Where sums in float64 are kept: with the model, but on the CPU beside Apple's GPUs, which have no float64."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -148,6 +167,67 @@ class Lens:
         """Tokens that end a generated text."""
         eos = self.tokenizer.eos_token_id
         return self.more_ends | ({eos} if eos is not None else set())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a saved result says of its model; JSON values."""
+        return {
+            "name": self.name,
+            "backend": self.backend,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "n_heads": self.n_heads,
+            "d_head": self.d_head,
+        }
+
+    def point(self, name: str, layer: int) -> str:
+        """Hook point of a layer: "resid_pre", "z", "attn_out", "mlp_out" or "resid_post".
+
+        Raises:
+            UnsupportedModelError: this model has no such hook point.
+        """
+        point = _POINTS[name].format(layer)
+        if not self.has_point(point):
+            raise UnsupportedModelError(
+                f"model {self.name!r} has no hook point {point!r}, so site {name!r} cannot be used"
+            )
+        return point
+
+    def attention_norm(self, layer: int) -> str | None:
+        """The norm between attention and the residual stream on post-norm models (Gemma 2), None elsewhere."""
+        path = f"blocks.{layer}.ln1_post"
+        return path if self.has_point(f"{path}.hook_normalized") else None
+
+    @property
+    def unembedding(self) -> Float[Tensor, "d_model d_vocab"]:
+        """W_U."""
+        return self.model.W_U.detach()
+
+    @property
+    def unembedding_bias(self) -> Float[Tensor, " d_vocab"] | None:
+        """b_U, None for a model that has none."""
+        bias = getattr(self.model, "b_U", None)
+        return bias.detach() if isinstance(bias, Tensor) else None
+
+    @property
+    def soft_cap(self) -> float | None:
+        """The cap c of logits c · tanh(raw / c), None where there is none."""
+        cap = float(getattr(self.model.cfg, "output_logits_soft_cap", 0.0) or 0.0)
+        return cap if cap > 0 else None
+
+    def attention_weight(self, layer: int) -> Float[Tensor, "heads d_head d_model"]:
+        """W_O of a layer, by query head."""
+        return self.model.blocks[layer].attn.W_O.detach()
+
+    def attention_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """b_O of a layer, None for a model that has none."""
+        # A bridge raises TypeError or AttributeError, by version, where there is no bias.
+        try:
+            bias = self.model.blocks[layer].attn.b_O
+        except (AttributeError, TypeError):
+            bias = None
+        return bias.detach() if isinstance(bias, Tensor) else None
 
     def has_point(self, name: str) -> bool:
         """Whether this model has a hook point of this name."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from .lens import Lens
 from .stand_in import ForwardStandIn, first_layer, refuse_losses
-from .texts import bos_token
+from .tokens import bos_token
 
 
 class PrefixStandIn(ForwardStandIn):

@@ -9,9 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
-from .lens import Lens
-
-FINAL_NORM = "ln_final"
+from .lens import FINAL_NORM, Lens
 
 
 @dataclass(frozen=True)
@@ -71,49 +69,59 @@ def probe_norm(lens: Lens, path: str) -> Norm:
     return Norm(gain, bias, centres=bool(centres))
 
 
-def soft_cap(lens: Lens) -> float | None:
-    """The cap c of logits c · tanh(raw / c), None where there is none."""
-    cap = float(getattr(lens.model.cfg, "output_logits_soft_cap", 0.0) or 0.0)
-    return cap if cap > 0 else None
-
-
-def unembedding_columns(lens: Lens, tokens: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
-    """Columns of W_U for some tokens, as rows, float64."""
-    return lens.model.W_U[:, tokens.to(lens.device)].detach().T.double()
-
-
-def unembedding_bias(lens: Lens, tokens: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Entries of b_U for some tokens, float64; zeros for a model that has none."""
-    bias = getattr(lens.model, "b_U", None)
-    if not isinstance(bias, Tensor):
-        return torch.zeros(len(tokens), dtype=torch.float64, device=lens.device)
-    return bias[tokens.to(lens.device)].detach().double()
-
-
 def head_outputs(
     lens: Lens, layer: int, z: Float[Tensor, "*batch heads d_head"]
 ) -> Float[Tensor, "*batch heads d_model"]:
     """What each head writes: its z through its block of W_O, float64, before any norm after attention."""
-    weight = lens.model.blocks[layer].attn.W_O.detach().double()
+    weight = lens.attention_weight(layer).double()
     return einsum(z.double(), weight, "... heads d_head, heads d_head d_model -> ... heads d_model")
 
 
 def attention_bias(lens: Lens, layer: int) -> Float[Tensor, " d_model"]:
     """b_O of a layer, float64; zeros for a model that has none."""
-    # A bridge raises TypeError or AttributeError, by version, where there is no bias.
-    try:
-        bias = lens.model.blocks[layer].attn.b_O
-    except (AttributeError, TypeError):
-        bias = None
-    if not isinstance(bias, Tensor):
-        return torch.zeros(lens.d_model, dtype=torch.float64, device=lens.device)
-    return bias.detach().double()
+    bias = lens.attention_bias(layer)
+    return torch.zeros(lens.d_model, dtype=torch.float64, device=lens.device) if bias is None else bias.double()
 
 
-def attention_norm(lens: Lens, layer: int) -> str | None:
-    """The norm between attention and the residual stream on post-norm models (Gemma 2), None elsewhere."""
-    path = f"blocks.{layer}.ln1_post"
-    return path if lens.has_point(f"{path}.hook_normalized") else None
+@dataclass(frozen=True)
+class LogitReadout:
+    """Logits of a few tokens from a residual stream whose final norm's scale is known, in float64.
+
+    Given its scale the final norm is linear, so that logits split over the parts of the stream (docs/method.md 9.1).
+
+    Attributes:
+        norm: the final norm.
+        lens: the model.
+    """
+
+    norm: Norm
+    lens: Lens
+
+    @classmethod
+    def of(cls, lens: Lens) -> "LogitReadout":
+        """The readout of a model; raises as `probe_norm`."""
+        return cls(probe_norm(lens, FINAL_NORM), lens)
+
+    @property
+    def scale_point(self) -> str:
+        """Hook point of the final norm's scale."""
+        return f"{FINAL_NORM}.hook_scale"
+
+    def columns(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
+        """Columns of W_U for some tokens, on the last axis."""
+        flat = self.lens.unembedding[:, tokens.flatten().to(self.lens.device)].T.double()
+        return flat.reshape(*tokens.shape, flat.shape[-1])
+
+    def logits(
+        self, x: Float[Tensor, "batch d_model"], scale: Float[Tensor, "batch 1"], tokens: Int[Tensor, "batch n"]
+    ) -> Float[Tensor, "batch n"]:
+        """The logits of each row's tokens, behind the soft cap."""
+        normed = self.norm.apply_linearly(x, scale) + self.norm.bias
+        raw = einsum(normed, self.columns(tokens), "batch d, batch n d -> batch n")
+        if (bias := self.lens.unembedding_bias) is not None:
+            raw = raw + bias[tokens.to(self.lens.device)].double()
+        cap = self.lens.soft_cap
+        return raw if cap is None else cap * torch.tanh(raw / cap)
 
 
 @dataclass(frozen=True)
@@ -151,14 +159,8 @@ class EarlyExit:
         scales: list[Tensor] = []
         with torch.no_grad(), lens.hooks([(point, lambda x: scales.append(x.detach()))]):
             lens.model.ln_final(torch.zeros(1, 1, lens.d_model, device=lens.device, dtype=lens.dtype))
-        bias = getattr(lens.model, "b_U", None)
-        return cls(
-            norm,
-            scales[0].double().square().max().item(),
-            lens.model.W_U.detach(),
-            bias.detach() if isinstance(bias, Tensor) else None,
-            soft_cap(lens),
-        )
+        epsilon = scales[0].double().square().max().item()
+        return cls(norm, epsilon, lens.unembedding, lens.unembedding_bias, lens.soft_cap)
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits in float32 at least; the unembedding is done in the model's own dtype, as the model does it."""

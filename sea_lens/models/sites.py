@@ -1,52 +1,70 @@
-"""Sites: where in a block activations are read and edited, and how their axes are laid out."""
+"""Sites: where in a block activations are read and edited, and how their axes are laid out (docs/method.md 1.2)."""
+
+from dataclasses import dataclass
+from typing import Any
 
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError
 from .lens import Lens
 
-_HOOK_POINTS = {
-    "mlp_out": "blocks.{}.hook_mlp_out",
-    "attn_out": "blocks.{}.hook_attn_out",
-    "resid_post": "blocks.{}.hook_resid_post",
-    "z": "blocks.{}.attn.hook_z",
-}
-SITES = tuple(_HOOK_POINTS)
 
+@dataclass(frozen=True)
+class Site:
+    """One site of every block.
 
-def check_site(site: str) -> None:
-    """Refuse a site that is not one of `SITES`."""
-    if site not in _HOOK_POINTS:
-        raise InputError(f"unknown site {site!r}: expected one of {', '.join(SITES)}")
+    A *unit* is what is edited on its own: the whole activation of a layer, d_model wide, or each head's `z`.
 
-
-def site_point(lens: Lens, site: str, layer: int) -> str:
-    """Name of the hook point of a site.
-
-    Raises:
-        InputError: unknown site.
-        UnsupportedModelError: this model has no such hook point.
+    Attributes:
+        name: by which users call it, and what `Lens.point` knows it as.
+        per_head: whether the units are heads.
     """
-    check_site(site)
-    name = _HOOK_POINTS[site].format(layer)
-    if not lens.has_point(name):
-        raise UnsupportedModelError(f"model {lens.name!r} has no hook point {name!r}, so site {site!r} cannot be used")
-    return name
+
+    name: str
+    per_head: bool = False
+
+    @staticmethod
+    def of(name: str) -> "Site":
+        """The site of this name.
+
+        Raises:
+            InputError: there is none.
+        """
+        if name not in _SITES:
+            raise InputError(f"unknown site {name!r}: expected one of {', '.join(_SITES)}")
+        return _SITES[name]
+
+    def point(self, lens: Lens, layer: int) -> str:
+        """Name of its hook point in a layer.
+
+        Raises:
+            UnsupportedModelError: this model has no such hook point.
+        """
+        return lens.point(self.name, layer)
+
+    def shape(self, lens: Lens) -> tuple[int, int]:
+        """(units per layer, width of a unit) in a model: (1, d_model), or (n_heads, d_head)."""
+        return (lens.n_heads, lens.d_head) if self.per_head else (1, lens.d_model)
+
+    def to_units(self, x: Float[Tensor, "..."]) -> Float[Tensor, "*batch units d"]:
+        """An activation with its units as an axis: heads are one already."""
+        return x if self.per_head else rearrange(x, "... d -> ... 1 d")
+
+    def from_units(self, x: Float[Tensor, "*batch units d"]) -> Float[Tensor, "..."]:
+        """The inverse of `to_units`."""
+        return x if self.per_head else rearrange(x, "... 1 d -> ... d")
+
+    def place(self, layer: int, unit: int) -> tuple[int, ...]:
+        """What a unit is called in labels: (layer, head), or (layer,) where a layer is one unit."""
+        return (layer, unit) if self.per_head else (layer,)
 
 
-def site_shape(lens: Lens, site: str) -> tuple[int, int]:
-    """(units per layer, width of a unit): one unit of d_model, or n_heads units of d_head at `z`."""
-    check_site(site)
-    return (lens.n_heads, lens.d_head) if site == "z" else (1, lens.d_model)
+_SITES = {site.name: site for site in (Site("mlp_out"), Site("attn_out"), Site("resid_post"), Site("z", per_head=True))}
+SITES = tuple(_SITES)
 
 
-def to_units(x: Float[Tensor, "..."], site: str) -> Float[Tensor, "*batch units d"]:
-    """An activation with its units as an axis: a `z` has one already."""
-    return x if site == "z" else rearrange(x, "... d -> ... 1 d")
-
-
-def from_units(x: Float[Tensor, "*batch units d"], site: str) -> Float[Tensor, "..."]:
-    """The inverse of `to_units`."""
-    return x if site == "z" else rearrange(x, "... 1 d -> ... d")
+def unit_keys(site: str, layer: int, units: int) -> list[Any]:
+    """What the units of a layer are called where each has something of its own: the layer, or (layer, head)."""
+    return [(layer, head) for head in range(units)] if Site.of(site).per_head else [layer]

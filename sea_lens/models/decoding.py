@@ -7,7 +7,7 @@ import torch
 from ..errors import DemonstrationError
 from .cache import Past
 from .lens import Lens
-from .texts import Batch, batches
+from .tokens import Batch, batches
 
 # Enough tokens to see any stop text that ends in the newest one.
 _TAIL = 48
