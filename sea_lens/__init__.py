@@ -23,7 +23,9 @@ from .contributions import (
 )
 from .controls import permuted, randomised
 from .covariance import CrossCovariance
-from .edits import load_edit
+from .edits.activation import ActivationEdit
+from .edits.base import Edit
+from .edits.generation import generate
 from .effect import Effect, effect
 from .errors import (
     ActivationError,
@@ -38,13 +40,12 @@ from .errors import (
 from .evaluation import Benchmark, Comparison, Evaluation, Task, compare, evaluate
 from .features import FEATURE_MAPS, FeatureMap
 from .fitting import fit, fit_activations
-from .generation import generate
 from .harness import harness_model
-from .intervention import ActivationEdit, Edit
 from .methods.dola import DoLa, dola
 from .methods.in_context import InContext, in_context
 from .methods.iti import ITI, iti
 from .methods.leace import LEACE, leace
+from .methods.loading import load_edit
 from .methods.lora import LoRA, lora
 from .methods.mean_difference import MeanDifference, mean_difference
 from .models.load import load_model

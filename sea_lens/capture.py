@@ -13,9 +13,9 @@ from torch import Tensor
 from ._support.arguments import as_integer
 from ._support.progress import tracked
 from .covariance import CrossCovariance
+from .edits.where import LayerChoice, choose_layers
 from .errors import InputError, MismatchError
 from .features import FeatureMap, feature_map
-from .layers import LayerChoice, choose_layers
 from .models.decoding import generate_greedily
 from .models.lens import Lens
 from .models.readout import FINAL_NORM, probe_norm

@@ -19,10 +19,10 @@ from .capture import capture
 from .contributions import direction_contributions, head_contributions, layer_contributions
 from .contributions.results import Contributions
 from .controls import randomised
+from .edits.activation import ActivationEdit
+from .edits.generation import generate
 from .effect import Effect, effect_between, effect_from
 from .fitting import fit
-from .generation import generate
-from .intervention import ActivationEdit
 from .methods.mean_difference import mean_difference
 from .metrics import mc1, mc2
 from .models.lens import Lens

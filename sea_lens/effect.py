@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ._support.statistics import Interval, bootstrap
-from .intervention import Edit, Strength
-from .layers import LayerChoice
+from .edits.base import Edit
+from .edits.where import LayerChoice, Strength
 from .scoring import Scorer, contrast_scorer
 from .texts.items import Contrast
 

@@ -3,9 +3,9 @@
 from typing import Any, SupportsIndex
 
 from ._support.arguments import as_integer
+from .edits.base import Edit
+from .edits.where import LayerChoice, Strength
 from .errors import MissingPackageError
-from .intervention import Edit, Strength
-from .layers import LayerChoice
 
 
 def harness_model(

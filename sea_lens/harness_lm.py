@@ -11,8 +11,8 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from .edits.base import Edit
 from .errors import InputError
-from .intervention import Edit
 from .models.decoding import generate_greedily
 from .models.lens import Lens
 from .models.tokens import pad, tokenise

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ._support.arguments import as_integer
 from ._support.storage import as_file_errors, read_header, read_tensors, write_tensors
+from .edits.activation import ActivationEdit
 from .errors import InputError
 from .features import FeatureMap, recorded_feature_map
-from .intervention import ActivationEdit
 from .subspaces import COMBINES, Subspaces, edit_activation
 
 

@@ -10,11 +10,11 @@ import pandas as pd
 from ._support.arguments import as_integer, as_number
 from ._support.progress import tracked
 from .capture import capture, check_capture_options
+from .edits.where import LayerChoice, choose_layers
 from .errors import InputError
 from .evaluation import Evaluation, Task, evaluate
 from .features import FeatureMap, feature_map
 from .fitting import check_fit_options, fit
-from .layers import LayerChoice, choose_layers
 from .models.lens import Lens
 from .spectral import SpectralEdit
 from .texts.demonstrations import Demonstrations

@@ -1,7 +1,7 @@
 import pytest
 
 import sea_lens as sl
-from sea_lens.layers import choose_layers
+from sea_lens.edits.where import choose_layers
 
 SIGNATURE = {1: 5.0, 2: 1.0, 3: 9.0, 4: 7.0}
 

@@ -21,9 +21,10 @@ from ..contributions.heads import METHODS as HEAD_METHODS
 from ..contributions.layers import METHODS as LAYER_METHODS
 from ..contributions.results import Contributions, DirectionContributions
 from ..controls import permuted
+from ..edits.activation import ActivationEdit
+from ..edits.base import Edit
 from ..effect import Effect
 from ..errors import DemonstrationError
-from ..intervention import ActivationEdit, Edit
 from ..models.lens import Lens
 from ..spectral import SpectralEdit
 from ..texts.demonstrations import Contrasts, Demonstrations

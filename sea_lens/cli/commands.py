@@ -9,13 +9,13 @@ from rich.table import Table
 
 from .. import __version__
 from ..capture import capture, capture_options, check_capture_options
-from ..edits import load_edit
+from ..edits.generation import generate as generate_texts
 from ..effect import effect as measure_effect
 from ..errors import InputError
 from ..features import feature_map
 from ..fitting import check_fit_options
 from ..fitting import fit as fit_edit
-from ..generation import generate as generate_texts
+from ..methods.loading import load_edit
 from ..models.lens import Lens
 from ..models.sites import Site
 from ..spectral import SpectralEdit

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from .._support.arguments import as_number
-from ..edits import load_edit
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, check_layer_choice, choose_layers
 from ..errors import FileError, InputError
 from ..features import FEATURE_MAPS
-from ..intervention import Edit
-from ..layers import LayerChoice, check_layer_choice, choose_layers
+from ..methods.loading import load_edit
 from ..models.load import load_model
 from ..models.sites import SITES
 from ..subspaces import COMBINES

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..capture import neutral_activations
-from ..intervention import Strength, strength_of_layers
-from ..layers import LayerChoice
+from ..edits.where import LayerChoice, Strength, strength_of_layers
 from ..models.lens import HookFunction, Lens
 from ..models.readout import FINAL_NORM, head_outputs, probe_norm
 from ..models.tokens import Batch, batches, encode

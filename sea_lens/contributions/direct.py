@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from ..edits.activation import ActivationEdit
+from ..edits.where import LayerChoice, Strength
 from ..errors import DemonstrationError, UnsupportedModelError
-from ..intervention import ActivationEdit, Strength
-from ..layers import LayerChoice
 from ..models.lens import FINAL_NORM, HookFunction, Lens
 from ..models.readout import LogitReadout, Norm, attention_bias, head_outputs, probe_norm
 from ..models.tokens import batches, encode, encode_completion

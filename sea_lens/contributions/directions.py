@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
-from ..intervention import Edit, Strength
-from ..layers import LayerChoice
 from ..spectral import SpectralEdit
 from ..subspaces import Subspaces
 from ..texts.demonstrations import Contrasts

@@ -18,7 +18,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.progress import tracked
-from ..intervention import ActivationEdit, Edit
+from ..edits.activation import ActivationEdit
+from ..edits.base import Edit
 from ..scoring import Scorer, contrast_values
 
 METHODS = ("shapley", "leave_one_out", "only_one")

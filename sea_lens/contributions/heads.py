@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from ..edits.activation import ActivationEdit
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
-from ..intervention import ActivationEdit, Edit, Strength
-from ..layers import LayerChoice
 from ..models.lens import Lens
 from ..scoring import contrast_scorer
 from ..texts.demonstrations import Contrasts

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
-from ..intervention import Edit, Strength
-from ..layers import LayerChoice
 from ..models.tokens import encode
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_number
-from ..intervention import ActivationEdit
+from ..edits.activation import ActivationEdit
 from ..models.lens import HookFunction
 from ..scoring import Scorer, ScoringBatch
 

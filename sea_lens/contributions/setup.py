@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..edits.activation import ActivationEdit
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
-from ..intervention import ActivationEdit, Edit, Strength
-from ..layers import LayerChoice
 from ..models.lens import Lens
 from ..scoring import Scorer, contrast_scorer
 from ..texts.items import Contrast

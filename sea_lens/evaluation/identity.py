@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from ..intervention import ActivationEdit, Edit
+from ..edits.activation import ActivationEdit
+from ..edits.base import Edit
 from ..models.lens import Lens
 from ..models.sites import Site
 

@@ -15,9 +15,9 @@ from .._support.json_files import plain
 from .._support.progress import tracked
 from .._support.rows import has_half_character, read_json_list, read_rows, read_text
 from .._support.versions import versions
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, Strength
 from ..errors import DemonstrationError, FileError, InputError
-from ..intervention import Edit, Strength
-from ..layers import LayerChoice
 from ..models.lens import Lens
 from ..texts.prompts import Chat, PromptTemplate, for_model
 from .benchmark import Asker, Benchmark, Item

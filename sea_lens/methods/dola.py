@@ -24,9 +24,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_number
+from ..edits.base import Edit, Installation
+from ..edits.where import LayerChoice, Strength, choose_layers
 from ..errors import InputError, UnsupportedModelError
-from ..intervention import Edit, Installation, Strength
-from ..layers import LayerChoice, choose_layers
 from ..models.lens import HookFunction, Lens
 from ..models.logits import add_logits_hook
 from ..models.readout import EarlyExit

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from ..edits.base import Edit, Installation
+from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
-from ..intervention import Edit, Installation, Strength
-from ..layers import LayerChoice
 from ..models.lens import Lens
 from ..models.prefix import PrefixStandIn
 from ..models.tokens import tokenise

@@ -24,9 +24,9 @@ from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
 from ..capture import activations, check_capture_options
 from ..covariance import refuse_non_finite
+from ..edits.activation import ActivationEdit
+from ..edits.where import LayerChoice, choose_layers
 from ..errors import ActivationError, MissingPackageError
-from ..intervention import ActivationEdit
-from ..layers import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.sites import Site
 from ..texts.demonstrations import Demonstrations

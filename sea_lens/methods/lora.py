@@ -18,9 +18,9 @@ from torch import Tensor
 from .._support.arguments import as_integer, as_number
 from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
+from ..edits.base import Edit, Installation
+from ..edits.where import LayerChoice, Strength, choose_layers
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
-from ..intervention import Edit, Installation, Strength
-from ..layers import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.load import load_huggingface, quiet
 from ..models.weights import WeightChange, mlp_out_weight

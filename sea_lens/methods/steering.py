@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.storage import as_file_errors, read_tensors, write_tensors
-from ..intervention import ActivationEdit
+from ..edits.activation import ActivationEdit
 
 Kind = TypeVar("Kind", bound="Steering")
 

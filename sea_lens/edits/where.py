@@ -1,13 +1,19 @@
-"""Ways of choosing layers: "all", "last-2", "first-2", "signature-2", one layer, or an explicit list."""
+"""Where an edit acts: which layers, and how strongly in each.
+
+Ways of choosing layers: "all", "last-2", "first-2", "signature-2", one layer, or an explicit list.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import SupportsIndex, TypeAlias
 
-from ._support.arguments import as_integer
-from .errors import InputError
+from torch import Tensor
+
+from .._support.arguments import Scalar, as_integer, as_strength
+from ..errors import InputError
 
 LayerChoice: TypeAlias = str | SupportsIndex | Iterable[SupportsIndex]
+Strength: TypeAlias = Scalar | Mapping[int, Scalar]
 
 _COUNTED = re.compile(r"(first|last|signature)-(\d+)")
 
@@ -66,3 +72,17 @@ def check_layer_choice(choice: str) -> None:
         raise InputError(
             f"unknown layer choice {choice!r}: expected 'all', 'first-L', 'last-L', 'signature-L' or a list of layers"
         )
+
+
+def strength_of_layers(strength: Strength, layers: Iterable[int]) -> dict[int, float | Tensor]:
+    """The strength of each layer.
+
+    Raises:
+        InputError: strengths are given for other layers, or one is not a finite number.
+    """
+    chosen = list(layers)
+    if not isinstance(strength, Mapping):
+        return dict.fromkeys(chosen, as_strength(strength))
+    if set(strength) != set(chosen):
+        raise InputError(f"strengths are given for layers {sorted(strength)}, the chosen ones are {chosen}")
+    return {layer: as_strength(strength[layer]) for layer in chosen}

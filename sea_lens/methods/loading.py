@@ -2,13 +2,13 @@
 
 import os
 
-from ._support.storage import read_metadata
-from .intervention import Edit
-from .methods.iti import ITI
-from .methods.leace import LEACE
-from .methods.lora import LoRA
-from .methods.mean_difference import MeanDifference
-from .spectral import SpectralEdit
+from .._support.storage import read_metadata
+from ..edits.base import Edit
+from ..spectral import SpectralEdit
+from .iti import ITI
+from .leace import LEACE
+from .lora import LoRA
+from .mean_difference import MeanDifference
 
 _METHODS = {method.kind: method for method in (SpectralEdit, MeanDifference, ITI, LEACE, LoRA)}
 

@@ -4,12 +4,12 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from ._support.arguments import as_integer
-from .intervention import Edit, Strength
-from .layers import LayerChoice
-from .models.decoding import decode_continuation, generate_greedily
-from .models.lens import Lens
-from .models.tokens import encode
+from .._support.arguments import as_integer
+from ..models.decoding import decode_continuation, generate_greedily
+from ..models.lens import Lens
+from ..models.tokens import encode
+from .base import Edit
+from .where import LayerChoice, Strength
 
 
 def generate(

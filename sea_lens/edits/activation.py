@@ -1,0 +1,138 @@
+"""Edits that change activations: x + α (edited − x) at one site of some layers."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, SupportsIndex
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._support.arguments import Scalar, as_integer, as_strength
+from ..errors import InputError, MismatchError
+from ..models.lens import HookFunction, Lens
+from ..models.sites import Site, unit_keys
+from .base import Edit, Installation
+from .where import LayerChoice, Strength
+
+
+class ActivationEdit(Edit):
+    """A change of activations at one site of some layers, proportional to its strength: x + α (edited − x)."""
+
+    @property
+    def at(self) -> Site:
+        """The site that it acts at, as a value that knows how activations are laid out there."""
+        return Site.of(self.site)
+
+    def unit_keys(self, layer: int) -> list[Any]:
+        """What the units of a layer are called in `ranks`: the layer, or (layer, head) where heads are edited."""
+        return unit_keys(self.site, layer, self.shape[0])
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(units per layer, width of a unit)."""
+
+    @abstractmethod
+    def edit_units(
+        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | Tensor, combine: str
+    ) -> Float[Tensor, "*batch units d"]:
+        """Edit float32 or float64 activations whose units are an axis; a strength broadcasts to (*batch, units)."""
+
+    def per_unit(self, strength: float | Tensor) -> float | Tensor:
+        """A strength with the units as its last axis, which only site `z` has already."""
+        return strength[..., None] if isinstance(strength, Tensor) and not self.at.per_head else strength
+
+    def __call__(
+        self, x: Float[Tensor, "..."], layer: SupportsIndex, strength: Scalar = 1.0, combine: str | None = None
+    ) -> Float[Tensor, "..."]:
+        """Edit a tensor of activations; never in place.
+
+        Args:
+            x: (…, d_model), or (…, n_heads, d_head) at site `z`, in any floating dtype; computed in float32 at least.
+            layer: which layer's edit.
+            strength: α, any real number; or a tensor of them that broadcasts against x without its last axis, so one
+                for each token, at site `z` for each token and head; differentiable.
+            combine: one of `combines`; the first of them by default.
+
+        Returns:
+            A tensor of the shape and dtype of x.
+
+        Raises:
+            InputError: a layer that there is no edit for, an unknown `combine`, or a strength that is no finite number
+                or does not broadcast.
+            MismatchError: x is not as wide as the edit.
+        """
+        self._check_combine(combine)
+        at, strength = as_integer(layer, "layer"), as_strength(strength)
+        if at not in self.layers:
+            raise InputError(f"no edit for layer {at}: expected one of {list(self.layers)}")
+        units, width = self.shape
+        expected = (units, width) if self.at.per_head else (width,)
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise InputError(f"expected a tensor of floating-point activations, got {getattr(x, 'dtype', type(x))}")
+        if tuple(x.shape[-len(expected) :]) != expected:
+            wanted = ", ".join(map(str, expected))
+            raise MismatchError(f"the edit is for activations of shape (…, {wanted}), got {tuple(x.shape)}")
+        if isinstance(strength, Tensor):
+            places = tuple(x.shape[:-1])
+            ends = zip(strength.shape[::-1], places[::-1], strict=False)
+            if strength.ndim > len(places) or any(given not in (1, held) for given, held in ends):
+                raise InputError(f"strength of shape {tuple(strength.shape)} does not broadcast against {places}")
+        computed = self.edit_units(
+            self.at.to_units(x.to(torch.promote_types(x.dtype, torch.float32))),
+            at,
+            self.per_unit(strength),
+            combine or self.combines[0],
+        )
+        largest = torch.finfo(x.dtype).max
+        return self.at.from_units(computed).clamp(-largest, largest).to(x.dtype)
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model that the edit does not fit: other layers, width, heads, or a missing site.
+
+        Raises:
+            MismatchError: naming what the edit and the model have.
+        """
+        super().check_model(model)
+        lens = Lens.of(model)
+        if self.shape != self.at.shape(lens):
+            raise MismatchError(
+                f"the edit is for {self.site!r} of (units, width) {self.shape}, {lens.name!r} has {self.at.shape(lens)}"
+            )
+        for layer in self.layers:
+            self.at.point(lens, layer)
+
+    def functions(
+        self, model: Any, *, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> list[tuple[str, HookFunction]]:
+        """(hook point, function of the activation) for each chosen layer; arguments as in `applied`."""
+        strengths = self.check(model, layers, strength, combine)
+        lens = Lens.of(model)
+
+        def function(layer: int) -> HookFunction:
+            return lambda x: self(x, layer, strengths[layer], combine)
+
+        return [(self.at.point(lens, layer), function(layer)) for layer in strengths]
+
+    def fwd_hooks(
+        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> list[tuple[str, Callable[..., Tensor | None]]]:
+        """The edit as `fwd_hooks` for `run_with_hooks` and `hooks`, for pipelines that own their hooks.
+
+        Arguments and errors as in `applied`.
+        """
+
+        def accepting_hook(function: HookFunction) -> Callable[..., Tensor | None]:
+            return lambda x, hook=None: function(x)
+
+        functions = self.functions(model, layers=layers, strength=strength, combine=combine)
+        return [(name, accepting_hook(function)) for name, function in functions]
+
+    def install(
+        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> Installation:
+        """Install the edit until the returned handle is removed; arguments and errors as in `applied`."""
+        lens = Lens.of(model)
+        functions = self.functions(model, layers=layers, strength=strength, combine=combine)
+        return Installation(tuple(lens.add_hook(name, function) for name, function in functions))

@@ -1,0 +1,155 @@
+"""Putting an edit into a model: hooks for a context, by handle, or for the user's own pipeline.
+
+Every method (spectral, mean difference, …) is an `Edit`, so that whatever measures an edit works on all of them; those
+that change activations are `ActivationEdit`s, which the analyses of activations need.
+"""
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ..errors import InputError, MismatchError
+from ..models.lens import Lens
+from .where import LayerChoice, Strength, choose_layers, strength_of_layers
+
+
+@runtime_checkable
+class Removable(Protocol):
+    """One hook in a model."""
+
+    def remove(self) -> object:
+        """Take this hook out and leave all others; may be called again."""
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An edit installed in a model; `remove` takes it out again, in any order with others, and may be called twice."""
+
+    handles: tuple[Removable, ...]
+
+    def remove(self) -> None:
+        """Take the edit out of the model; hooks of the user's and other installations stay."""
+        for handle in self.handles:
+            handle.remove()
+
+    def __enter__(self) -> "Installation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class Edit(ABC):
+    """What can be put into a model with a strength for each layer; at strength 0 the model is as it was.
+
+    Attributes:
+        combines: the values that `combine` may take, the default first.
+        site: where it acts: one of `SITES`, or "logits".
+    """
+
+    combines: ClassVar[tuple[str, ...]]
+    site: str
+
+    @property
+    @abstractmethod
+    def layers(self) -> tuple[int, ...]:
+        """The layers that there is an edit for, ascending."""
+
+    @property
+    def n_layers(self) -> int | None:
+        """Layers of the model it was fitted on, None where unknown."""
+        return None
+
+    @property
+    def signature(self) -> Mapping[int, float] | None:
+        """Signature of each layer (SEA.md section 5), None where there is none."""
+        return None
+
+    @abstractmethod
+    def install(
+        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> Installation:
+        """Install the edit until the returned handle is removed; arguments and errors as in `applied`."""
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model that the edit does not fit.
+
+        Raises:
+            MismatchError: naming what the edit and the model have.
+        """
+        lens = Lens.of(model)
+        if self.n_layers is not None and self.n_layers != lens.n_layers:
+            raise MismatchError(f"the edit is for a model of {self.n_layers} layers, {lens.name!r} has {lens.n_layers}")
+        if beyond := [layer for layer in self.layers if layer >= lens.n_layers]:
+            raise MismatchError(f"the edit has layers {beyond}, {lens.name!r} has only {lens.n_layers}")
+
+    def check(
+        self,
+        model: Any,
+        layers: LayerChoice = "all",
+        strength: Strength = 1.0,
+        combine: str | None = None,
+        *,
+        scoring: bool = False,
+    ) -> dict[int, float | Tensor]:
+        """Refuse, before any work, what `applied` would refuse; arguments and errors as there.
+
+        Args:
+            model, layers, strength, combine: as in `applied`.
+            scoring: whether completions are to be scored under the edit, for which every token needs a probability.
+
+        Returns:
+            The strength of each chosen layer.
+        """
+        self.check_model(model)
+        self._check_combine(combine)
+        strengths = strength_of_layers(strength, self.choose_layers(layers))
+        self.check_strengths(model, strengths, scoring=scoring)
+        return strengths
+
+    def check_strengths(  # noqa: B027
+        self, model: Any, strengths: Mapping[int, float | Tensor], *, scoring: bool
+    ) -> None:
+        """Refuse what this method in particular cannot do; most have nothing to add to `check`.
+
+        Raises:
+            InputError: saying what was expected.
+        """
+
+    def _check_combine(self, combine: str | None) -> None:
+        if combine is not None and combine not in self.combines:
+            raise InputError(f"unknown combine {combine!r}: expected one of {', '.join(self.combines)}")
+
+    def choose_layers(self, layers: LayerChoice) -> tuple[int, ...]:
+        """The layers of this edit that a choice names."""
+        return choose_layers(layers, self.layers, self.signature)
+
+    @contextlib.contextmanager
+    def applied(
+        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+    ) -> Iterator[Any]:
+        """The model with the edit in it, for the length of a context.
+
+        Args:
+            model: a TransformerLens model.
+            layers: "all", "last-L", "first-L", "signature-L", one layer, or a list of layers.
+            strength: α, any real number; or one for each chosen layer, as a mapping.
+            combine: for a spectral edit, how its two projections are put together; one of `combines`, the first by
+                default.
+
+        Yields:
+            The model, which on leaving (also by an exception) is as it was before.
+
+        Raises:
+            MismatchError: the edit is for another model.
+            InputError: unknown layers or `combine`.
+        """
+        installation = self.install(model, layers, strength, combine)
+        try:
+            yield model
+        finally:
+            installation.remove()
