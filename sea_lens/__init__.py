@@ -9,7 +9,6 @@ print(sl.effect(bed.model, edit, bed.contrasts["dev"]))
 
 from . import testbed
 from ._support.statistics import Interval, bootstrap
-from .capture import capture
 from .contributions import (
     DirectionContributions,
     DirectionDescription,
@@ -21,8 +20,6 @@ from .contributions import (
     layer_contributions,
     position_contributions,
 )
-from .controls import permuted, randomised
-from .covariance import CrossCovariance
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
 from .edits.generation import generate
@@ -38,8 +35,6 @@ from .errors import (
     UnsupportedModelError,
 )
 from .evaluation import Benchmark, Comparison, Evaluation, Task, compare, evaluate
-from .features import FEATURE_MAPS, FeatureMap
-from .fitting import fit, fit_activations
 from .harness import harness_model
 from .methods.dola import DoLa, dola
 from .methods.in_context import InContext, in_context
@@ -50,8 +45,13 @@ from .methods.lora import LoRA, lora
 from .methods.mean_difference import MeanDifference, mean_difference
 from .models.load import load_model
 from .models.sites import SITES
-from .spectral import SpectralEdit
-from .subspaces import COMBINES
+from .spectral.capturing import capture
+from .spectral.controls import permuted, randomised
+from .spectral.covariance import CrossCovariance
+from .spectral.edit import SpectralEdit
+from .spectral.features import FEATURE_MAPS, FeatureMap
+from .spectral.fitting import fit, fit_activations
+from .spectral.subspaces import COMBINES
 from .texts.demonstrations import Contrasts, Demonstrations
 from .texts.items import Contrast, Demonstration
 from .texts.prompts import PromptTemplate

@@ -15,20 +15,20 @@ from torch import Tensor
 
 from ._support.progress import tracked
 from ._support.statistics import Interval, bootstrap
-from .capture import capture
 from .contributions import direction_contributions, head_contributions, layer_contributions
 from .contributions.results import Contributions
-from .controls import randomised
 from .edits.activation import ActivationEdit
 from .edits.generation import generate
 from .effect import Effect, effect_between, effect_from
-from .fitting import fit
 from .methods.mean_difference import mean_difference
 from .metrics import mc1, mc2
 from .models.lens import Lens
 from .models.tokens import encode_completion
 from .scoring import Scorer, contrast_scorer, text_scorer
-from .spectral import SpectralEdit
+from .spectral.capturing import capture
+from .spectral.controls import randomised
+from .spectral.edit import SpectralEdit
+from .spectral.fitting import fit
 from .testbed.bed import Testbed, contrasts_of
 from .testbed.world import RELIABLE_SOURCES, Question
 

@@ -9,14 +9,14 @@ import pandas as pd
 
 from ._support.arguments import as_integer, as_number
 from ._support.progress import tracked
-from .capture import capture, check_capture_options
 from .edits.where import LayerChoice, choose_layers
 from .errors import InputError
 from .evaluation import Evaluation, Task, evaluate
-from .features import FeatureMap, feature_map
-from .fitting import check_fit_options, fit
 from .models.lens import Lens
-from .spectral import SpectralEdit
+from .spectral.capturing import capture, check_capture_options
+from .spectral.edit import SpectralEdit
+from .spectral.features import FeatureMap, feature_map
+from .spectral.fitting import check_fit_options, fit
 from .texts.demonstrations import Demonstrations
 from .texts.items import Demonstration
 

@@ -6,7 +6,7 @@ import torch
 from tiny import contrasts, demonstrations, fitted
 
 import sea_lens as sl
-from sea_lens.features import FEATURE_MAPS
+from sea_lens.spectral.features import FEATURE_MAPS
 
 
 def activations(seed=0):

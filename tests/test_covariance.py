@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sea_lens as sl
-from sea_lens.covariance import CrossCovariance
-from sea_lens.features import FEATURE_MAPS
+from sea_lens.spectral.covariance import CrossCovariance
+from sea_lens.spectral.features import FEATURE_MAPS
 
 
 def activations(n, layers=2, units=1, d=5, seed=0):

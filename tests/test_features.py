@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sea_lens as sl
-from sea_lens.features import FEATURE_MAPS, feature_map
+from sea_lens.spectral.features import FEATURE_MAPS, feature_map
 
 # The x whose φ(x) lies within the clamped range.
 IN_RANGE = {

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 import sea_lens as sl
-from sea_lens.features import FEATURE_MAPS
+from sea_lens.spectral.features import FEATURE_MAPS
 
 RELEASE_NAMES = {"linear": "identity", "squared-exponential": "squared_exponential", "tanh": "tanh", "elu": "elu"}
 

@@ -4,8 +4,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sea_lens.features import FEATURE_MAPS
-from sea_lens.subspaces import COMBINES, Subspaces, edit_activation, leading_subspace, random_subspaces
+from sea_lens.spectral.features import FEATURE_MAPS
+from sea_lens.spectral.subspaces import COMBINES, Subspaces, edit_activation, leading_subspace, random_subspaces
 
 KEEPING_NORM = [combine for combine in COMBINES if combine != "average"]
 IDENTITY = FEATURE_MAPS["identity"]

@@ -20,13 +20,13 @@ from ..contributions.games import METHODS as GAME_METHODS
 from ..contributions.heads import METHODS as HEAD_METHODS
 from ..contributions.layers import METHODS as LAYER_METHODS
 from ..contributions.results import Contributions, DirectionContributions
-from ..controls import permuted
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..effect import Effect
 from ..errors import DemonstrationError
 from ..models.lens import Lens
-from ..spectral import SpectralEdit
+from ..spectral.controls import permuted
+from ..spectral.edit import SpectralEdit
 from ..texts.demonstrations import Contrasts, Demonstrations
 from .files import markdown_table, write_figure
 

@@ -8,17 +8,17 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
-from ..capture import capture, capture_options, check_capture_options
 from ..edits.generation import generate as generate_texts
 from ..effect import effect as measure_effect
 from ..errors import InputError
-from ..features import feature_map
-from ..fitting import check_fit_options
-from ..fitting import fit as fit_edit
 from ..methods.loading import load_edit
 from ..models.lens import Lens
 from ..models.sites import Site
-from ..spectral import SpectralEdit
+from ..spectral.capturing import capture, capture_options, check_capture_options
+from ..spectral.edit import SpectralEdit
+from ..spectral.features import feature_map
+from ..spectral.fitting import check_fit_options
+from ..spectral.fitting import fit as fit_edit
 from ..testbed.bed import load as load_testbed
 from . import evaluation
 from . import options as opt

@@ -11,11 +11,11 @@ from .._support.arguments import as_number
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, check_layer_choice, choose_layers
 from ..errors import FileError, InputError
-from ..features import FEATURE_MAPS
 from ..methods.loading import load_edit
 from ..models.load import load_model
 from ..models.sites import SITES
-from ..subspaces import COMBINES
+from ..spectral.features import FEATURE_MAPS
+from ..spectral.subspaces import COMBINES
 from ..testbed.bed import PATH as TESTBED
 from ..texts.demonstrations import Contrasts, Demonstrations
 

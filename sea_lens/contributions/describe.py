@@ -9,15 +9,15 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from ..capture import neutral_activations
 from ..edits.where import LayerChoice, Strength, strength_of_layers
 from ..models.lens import HookFunction, Lens
 from ..models.readout import FINAL_NORM, head_outputs, probe_norm
 from ..models.tokens import Batch, batches, encode
-from ..spectral import SpectralEdit
+from ..spectral.capturing import neutral_activations
+from ..spectral.edit import SpectralEdit
+from ..spectral.terms import DirectionTerms, direction_terms
 from ..texts.demonstrations import Contrasts, Demonstrations
 from ..texts.items import Demonstration
-from .shares import DirectionTerms, direction_terms
 
 TOKENS = 8
 EXAMPLES = 5

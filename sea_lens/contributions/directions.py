@@ -17,15 +17,15 @@ from .._support.arguments import as_integer
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
-from ..spectral import SpectralEdit
-from ..subspaces import Subspaces
+from ..spectral.edit import SpectralEdit
+from ..spectral.subspaces import Subspaces
+from ..spectral.terms import direction_terms
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast, Demonstration
 from .describe import describe_directions
 from .path import Slope, outside_inference_mode
 from .results import DirectionContributions
 from .setup import Setup, check_control, with_control
-from .shares import direction_terms
 
 Label: TypeAlias = tuple[Any, ...]
 """(layer, side, index), at site `z` (layer, head, side, index)."""

@@ -18,11 +18,11 @@ from torch import Tensor
 from .._support.arguments import as_integer, as_number
 from .._support.progress import tracked
 from .._support.versions import versions
-from ..capture import activations
-from ..covariance import refuse_non_finite
 from ..errors import ActivationError, InputError
 from ..models.lens import Lens
 from ..models.sites import Site
+from ..spectral.capturing import activations
+from ..spectral.covariance import refuse_non_finite
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 from .steering import Steering

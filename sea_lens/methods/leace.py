@@ -22,13 +22,13 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
-from ..capture import activations, check_capture_options
-from ..covariance import refuse_non_finite
 from ..edits.activation import ActivationEdit
 from ..edits.where import LayerChoice, choose_layers
 from ..errors import ActivationError, MissingPackageError
 from ..models.lens import Lens
 from ..models.sites import Site
+from ..spectral.capturing import activations, check_capture_options
+from ..spectral.covariance import refuse_non_finite
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 

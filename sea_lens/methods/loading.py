@@ -4,7 +4,7 @@ import os
 
 from .._support.storage import read_metadata
 from ..edits.base import Edit
-from ..spectral import SpectralEdit
+from ..spectral.edit import SpectralEdit
 from .iti import ITI
 from .leace import LEACE
 from .lora import LoRA

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .._support.versions import versions
-from ..covariance import CrossCovariance
 from ..errors import InputError
+from ..spectral.covariance import CrossCovariance
 from .steering import Steering
 
 

@@ -13,7 +13,7 @@ from .axes import AFTER, BEFORE, KEEP, new_axes
 
 if TYPE_CHECKING:
     from ..effect import Effect
-    from ..spectral import SpectralEdit
+    from ..spectral.edit import SpectralEdit
 
 
 def before_after(effect: "Effect", ax: Axes | None = None) -> Axes:

@@ -20,9 +20,9 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from ..errors import InputError
-from ..fitting import fit_activations
 from ..models.load import load_model
-from ..spectral import SpectralEdit
+from ..spectral.edit import SpectralEdit
+from ..spectral.fitting import fit_activations
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .tokenizer import BOS, EOS, PAD, word_tokenizer

@@ -18,8 +18,8 @@ from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from ..features import FeatureMap
-from ..subspaces import ROUNDINGS, Subspaces, combine_projections
+from .features import FeatureMap
+from .subspaces import ROUNDINGS, Subspaces, combine_projections
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,20 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from ._support.arguments import as_integer
-from ._support.progress import tracked
+from .._support.arguments import as_integer
+from .._support.progress import tracked
+from ..edits.where import LayerChoice, choose_layers
+from ..errors import InputError, MismatchError
+from ..models.decoding import generate_greedily
+from ..models.lens import Lens
+from ..models.readout import FINAL_NORM, probe_norm
+from ..models.sites import SITES, Site
+from ..models.tokens import bos_token, encode, pad
+from ..texts.demonstrations import Demonstrations
+from ..texts.items import Demonstration
 from .covariance import CrossCovariance
-from .edits.where import LayerChoice, choose_layers
-from .errors import InputError, MismatchError
+from .edit import SpectralEdit
 from .features import FeatureMap, feature_map
-from .models.decoding import generate_greedily
-from .models.lens import Lens
-from .models.readout import FINAL_NORM, probe_norm
-from .models.sites import SITES, Site
-from .models.tokens import bos_token, encode, pad
-from .spectral import SpectralEdit
-from .texts.demonstrations import Demonstrations
-from .texts.items import Demonstration
 
 POSITIONS = ("last", "mean", "random")
 NEUTRALS = ("prompt", "generated")

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._support.arguments import as_integer
-from ._support.storage import as_file_errors, read_header, read_tensors, write_tensors
-from .edits.activation import ActivationEdit
-from .errors import InputError
+from .._support.arguments import as_integer
+from .._support.storage import as_file_errors, read_header, read_tensors, write_tensors
+from ..edits.activation import ActivationEdit
+from ..errors import InputError
 from .features import FeatureMap, recorded_feature_map
 from .subspaces import COMBINES, Subspaces, edit_activation
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .errors import FileError, InputError
+from ..errors import FileError, InputError
 
 
 @dataclass(frozen=True)

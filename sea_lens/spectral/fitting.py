@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._support.arguments import as_integer, as_number
-from ._support.versions import versions
+from .._support.arguments import as_integer, as_number
+from .._support.versions import versions
+from ..errors import ActivationError, InputError, MismatchError
+from ..models.sites import Site, unit_keys
 from .covariance import CrossCovariance
-from .errors import ActivationError, InputError, MismatchError
+from .edit import SpectralEdit
 from .features import FeatureMap, feature_map
-from .models.sites import Site, unit_keys
-from .spectral import SpectralEdit
 from .subspaces import Subspaces, leading_subspace
 
 # A pair may come as any sequence; its length is checked with the values.

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from ._support.arguments import as_integer
-from ._support.progress import tracked
-from .capture import capture, capture_options
+from .._support.arguments import as_integer
+from .._support.progress import tracked
+from ..texts.demonstrations import Demonstrations
+from ..texts.items import Demonstration
+from .capturing import capture, capture_options
+from .edit import SpectralEdit, with_subspaces
 from .fitting import fit
-from .spectral import SpectralEdit, with_subspaces
 from .subspaces import random_subspaces
-from .texts.demonstrations import Demonstrations
-from .texts.items import Demonstration
 
 
 def randomised(edit: SpectralEdit, seed: int) -> SpectralEdit:

@@ -11,7 +11,7 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import ActivationError
+from ..errors import ActivationError
 from .features import FeatureMap
 
 # A y shorter than this many roundings of x has been projected away.

@@ -17,8 +17,8 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from ._support.storage import as_file_errors, read_tensors, write_tensors
-from .errors import ActivationError, MismatchError
+from .._support.storage import as_file_errors, read_tensors, write_tensors
+from ..errors import ActivationError, MismatchError
 from .features import FeatureMap, recorded_feature_map
 
 KIND = "cross-covariance"
