@@ -36,13 +36,13 @@ from .errors import (
 )
 from .evaluation import Benchmark, Comparison, Evaluation, Task, compare, evaluate
 from .harness import harness_model
-from .methods.dola import DoLa, dola
-from .methods.in_context import InContext, in_context
-from .methods.iti import ITI, iti
-from .methods.leace import LEACE, leace
+from .methods.adapters import LoRA, lora
+from .methods.concept_erasure import LEACE, leace
+from .methods.few_shot import InContext, in_context
+from .methods.layer_contrast import DoLa, dola
 from .methods.loading import load_edit
-from .methods.lora import LoRA, lora
-from .methods.mean_difference import MeanDifference, mean_difference
+from .methods.mean_steering import MeanDifference, mean_difference
+from .methods.probed_heads import ITI, iti
 from .models.load import load_model
 from .models.sites import SITES
 from .spectral.capturing import capture

@@ -20,7 +20,7 @@ from .contributions.results import Contributions
 from .edits.activation import ActivationEdit
 from .edits.generation import generate
 from .effect import Effect, effect_between, effect_from
-from .methods.mean_difference import mean_difference
+from .methods.mean_steering import mean_difference
 from .metrics import mc1, mc2
 from .models.lens import Lens
 from .models.tokens import encode_completion

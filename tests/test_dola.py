@@ -5,7 +5,7 @@ import torch
 from tiny import N_LAYERS, contrasts, fitted, sentence, tokens
 
 import sea_lens as sl
-from sea_lens.methods.dola import jensen_shannon
+from sea_lens.methods.layer_contrast import jensen_shannon
 from sea_lens.models.lens import Lens
 
 pytestmark = pytest.mark.model

@@ -6,7 +6,7 @@ from tiny import N_LAYERS, contrasts, demonstrations, tokens
 from transformers import AutoModelForCausalLM
 
 import sea_lens as sl
-from sea_lens.methods.lora import Adapter
+from sea_lens.methods.adapters import Adapter
 from sea_lens.models.lens import Lens
 from sea_lens.models.weights import mlp_out_weight
 

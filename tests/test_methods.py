@@ -7,8 +7,8 @@ from sklearn.metrics import log_loss
 from tiny import contrasts, demonstrations, sentence, tokens
 
 import sea_lens as sl
-from sea_lens.methods.iti import probe
-from sea_lens.methods.leace import _eraser
+from sea_lens.methods.concept_erasure import _eraser
+from sea_lens.methods.probed_heads import probe
 from sea_lens.models.lens import Lens
 from sea_lens.models.sites import Site
 from sea_lens.models.tokens import encode

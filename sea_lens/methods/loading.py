@@ -5,10 +5,10 @@ import os
 from .._support.storage import read_metadata
 from ..edits.base import Edit
 from ..spectral.edit import SpectralEdit
-from .iti import ITI
-from .leace import LEACE
-from .lora import LoRA
-from .mean_difference import MeanDifference
+from .adapters import LoRA
+from .concept_erasure import LEACE
+from .mean_steering import MeanDifference
+from .probed_heads import ITI
 
 _METHODS = {method.kind: method for method in (SpectralEdit, MeanDifference, ITI, LEACE, LoRA)}
 

@@ -26,7 +26,7 @@ from ..models.load import load_huggingface, quiet
 from ..models.weights import WeightChange, mlp_out_weight
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
-from .lora_training import output_projections, train_adapters, training_examples
+from .adapter_training import output_projections, train_adapters, training_examples
 
 
 @dataclass(frozen=True)
