@@ -23,8 +23,8 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 import sea_lens as sl
 from sea_lens.contributions.setup import Setup
+from sea_lens.measure.scorer import contrast_scorer, contrast_values
 from sea_lens.models.lens import Lens
-from sea_lens.scoring import contrast_scorer, contrast_values
 from sea_lens.testbed.tokenizer import word_tokenizer
 
 WORDS = [f"w{i}" for i in range(500)]

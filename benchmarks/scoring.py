@@ -2,7 +2,7 @@
 
     python benchmarks/scoring.py [--model M --data mc_task.json --limit 20]
 
-Every answer is scored twice in one run: by `sea_lens.completions`, which reads the examples once and every question
+Every answer is scored twice in one run: by `sea_lens.measure.shared`, which reads the examples once and every question
 once, and by one forward pass for each (prompt, answer). Prints the ratio of the times and the largest difference
 between the log-probabilities. Without --data, made-up questions of the shipped model's world.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import sea_lens as sl
-from sea_lens.completions import Span, completion_spans, log_probs
+from sea_lens.measure.shared import Span, completion_spans, log_probs
 from sea_lens.models.lens import Lens
 from sea_lens.texts.prompts import PromptTemplate
 

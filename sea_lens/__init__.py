@@ -23,7 +23,6 @@ from .contributions import (
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
 from .edits.generation import generate
-from .effect import Effect, effect
 from .errors import (
     ActivationError,
     DemonstrationError,
@@ -36,6 +35,7 @@ from .errors import (
 )
 from .evaluation import Benchmark, Comparison, Evaluation, Task, compare, evaluate
 from .harness import harness_model
+from .measure.effects import Effect, effect
 from .methods.adapters import LoRA, lora
 from .methods.concept_erasure import LEACE, leace
 from .methods.few_shot import InContext, in_context

@@ -19,12 +19,12 @@ from .contributions import direction_contributions, head_contributions, layer_co
 from .contributions.results import Contributions
 from .edits.activation import ActivationEdit
 from .edits.generation import generate
-from .effect import Effect, effect_between, effect_from
+from .measure.effects import Effect, effect_between, effect_from
+from .measure.scorer import Scorer, contrast_scorer, text_scorer
 from .methods.mean_steering import mean_difference
 from .metrics import mc1, mc2
 from .models.lens import Lens
 from .models.tokens import encode_completion
-from .scoring import Scorer, contrast_scorer, text_scorer
 from .spectral.capturing import capture
 from .spectral.controls import randomised
 from .spectral.edit import SpectralEdit

@@ -3,9 +3,9 @@ import torch
 from tiny import N_CTX, contrasts, fitted, sentence
 
 import sea_lens as sl
+from sea_lens.measure.scorer import Scorer, contrast_scorer, text_scorer
 from sea_lens.models.lens import Lens
 from sea_lens.models.tokens import encode, encode_completion
-from sea_lens.scoring import Scorer, contrast_scorer, text_scorer
 
 pytestmark = pytest.mark.model
 

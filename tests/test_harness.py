@@ -6,7 +6,7 @@ import pytest
 from tiny import demonstrations, fitted, sentence
 
 import sea_lens as sl
-from sea_lens.completions import completion_spans, log_probs, text_spans
+from sea_lens.measure.shared import completion_spans, log_probs, text_spans
 from sea_lens.models.lens import Lens
 
 lm_eval = pytest.importorskip("lm_eval")

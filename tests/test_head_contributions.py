@@ -3,9 +3,9 @@ import torch
 from tiny import FAMILIES, N_LAYERS, contrasts, fitted
 
 import sea_lens as sl
+from sea_lens.measure.scorer import contrast_scorer, contrast_values
 from sea_lens.models.lens import Lens
 from sea_lens.models.tokens import encode
-from sea_lens.scoring import contrast_scorer, contrast_values
 
 pytestmark = pytest.mark.model
 

@@ -22,8 +22,8 @@ from ..contributions.layers import METHODS as LAYER_METHODS
 from ..contributions.results import Contributions, DirectionContributions
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
-from ..effect import Effect
 from ..errors import DemonstrationError
+from ..measure.effects import Effect
 from ..models.lens import Lens
 from ..spectral.controls import permuted
 from ..spectral.edit import SpectralEdit

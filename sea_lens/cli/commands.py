@@ -9,8 +9,8 @@ from rich.table import Table
 
 from .. import __version__
 from ..edits.generation import generate as generate_texts
-from ..effect import effect as measure_effect
 from ..errors import InputError
+from ..measure.effects import effect as measure_effect
 from ..methods.loading import load_edit
 from ..models.lens import Lens
 from ..models.sites import Site

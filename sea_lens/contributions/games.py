@@ -20,7 +20,7 @@ from torch import Tensor
 from .._support.progress import tracked
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
-from ..scoring import Scorer, contrast_values
+from ..measure.scorer import Scorer, contrast_values
 
 METHODS = ("shapley", "leave_one_out", "only_one")
 MAX_EXACT_PLAYERS = 10

@@ -19,8 +19,8 @@ from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
+from ..measure.scorer import contrast_scorer
 from ..models.lens import Lens
-from ..scoring import contrast_scorer
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .direct import direct_contributions

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .._support.progress import tracked
 from ..errors import UnsupportedModelError
+from ..measure.scorer import Scorer, ScoringBatch
 from ..models.lens import HookFunction, Lens
-from ..scoring import Scorer, ScoringBatch
 from .path import gradients_of, signed
 
 METHODS = ("sufficiency", "necessity", "gradient")

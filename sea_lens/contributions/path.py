@@ -27,8 +27,8 @@ from torch import Tensor
 
 from .._support.arguments import as_number
 from ..edits.activation import ActivationEdit
+from ..measure.scorer import Scorer, ScoringBatch
 from ..models.lens import HookFunction
-from ..scoring import Scorer, ScoringBatch
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")

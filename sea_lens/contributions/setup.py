@@ -12,8 +12,8 @@ from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
+from ..measure.scorer import Scorer, contrast_scorer
 from ..models.lens import Lens
-from ..scoring import Scorer, contrast_scorer
 from ..texts.items import Contrast
 from .games import Game, Player
 from .path import Path

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from ..completions import Fitted, completion_spans, log_probs, text_spans
 from ..errors import DemonstrationError
+from ..measure.shared import Fitted, completion_spans, log_probs, text_spans
 from ..models.decoding import decode_continuation, generate_greedily
 from ..models.lens import Lens
 from ..models.tokens import bos_token, tokenise

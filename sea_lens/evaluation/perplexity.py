@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..completions import Span, text_spans
 from ..errors import ActivationError, FileError
+from ..measure.shared import Span, text_spans
 from ..models.tokens import batches
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
 

@@ -1,6 +1,6 @@
 """The other methods, each an `Edit`, so that all measurements of a spectral edit run on them too.
 
-In reading order: `steering` (adding a vector: what the next two have in common), `mean_steering` (mean difference, CAA),
+In reading order: `steering` (adding a vector, as the next two do), `mean_steering` (mean difference, CAA),
 `probed_heads` (ITI), `concept_erasure` (LEACE), `layer_contrast` (DoLa), `few_shot` (examples in context), `adapters`
 and `adapter_training` (LoRA), `loading` (an edit of any method from its file).
 """

@@ -12,7 +12,7 @@ from .._support.statistics import Interval
 from .axes import AFTER, BEFORE, KEEP, new_axes
 
 if TYPE_CHECKING:
-    from ..effect import Effect
+    from ..measure.effects import Effect
     from ..spectral.edit import SpectralEdit
 
 

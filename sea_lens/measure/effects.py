@@ -9,11 +9,11 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from ._support.statistics import Interval, bootstrap
-from .edits.base import Edit
-from .edits.where import LayerChoice, Strength
-from .scoring import Scorer, contrast_scorer
-from .texts.items import Contrast
+from .._support.statistics import Interval, bootstrap
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, Strength
+from ..texts.items import Contrast
+from .scorer import Scorer, contrast_scorer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ class Effect:
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Distribution of the contrast before and after."""
-        from .plots import before_after
+        from ..plots import before_after
 
         return before_after(self, ax=ax)
 

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ._support.arguments import as_integer
-from .errors import ActivationError, DemonstrationError
-from .models.cache import Past
-from .models.lens import Lens
-from .models.tokens import batches, bos_token, common_length, tokenise, tokenise_completion
+from .._support.arguments import as_integer
+from ..errors import ActivationError, DemonstrationError
+from ..models.cache import Past
+from ..models.lens import Lens
+from ..models.tokens import batches, bos_token, common_length, tokenise, tokenise_completion
 
 # Fewer tokens in front of everything are not worth a pass of their own.
 _SHORTEST_COMMON = 8

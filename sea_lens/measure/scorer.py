@@ -9,12 +9,12 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ._support.arguments import as_integer
-from .errors import ActivationError, DemonstrationError
-from .models.lens import Lens
-from .models.tokens import batches, encode, encode_completion
-from .texts.demonstrations import Contrasts
-from .texts.items import Contrast
+from .._support.arguments import as_integer
+from ..errors import ActivationError, DemonstrationError
+from ..models.lens import Lens
+from ..models.tokens import batches, encode, encode_completion
+from ..texts.demonstrations import Contrasts
+from ..texts.items import Contrast
 
 
 @dataclass(frozen=True)
