@@ -9,17 +9,11 @@ print(sl.effect(bed.model, edit, bed.contrasts["dev"]))
 
 from . import testbed
 from ._support.statistics import Interval, bootstrap
-from .contributions import (
-    DirectionContributions,
-    DirectionDescription,
-    HeadContributions,
-    LayerContributions,
-    PositionContributions,
-    direction_contributions,
-    head_contributions,
-    layer_contributions,
-    position_contributions,
-)
+from .contributions.describe import DirectionDescription
+from .contributions.directions import direction_contributions
+from .contributions.heads import head_contributions
+from .contributions.layers import layer_contributions, position_contributions
+from .contributions.results import DirectionContributions, HeadContributions, LayerContributions, PositionContributions
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
 from .edits.generation import generate
@@ -33,7 +27,9 @@ from .errors import (
     SeaLensError,
     UnsupportedModelError,
 )
-from .evaluation import Benchmark, Comparison, Evaluation, Task, compare, evaluate
+from .evaluation.benchmark import Benchmark
+from .evaluation.results import Comparison, Evaluation, compare
+from .evaluation.run import Task, evaluate
 from .harness import harness_model
 from .measure.effects import Effect, effect
 from .methods.adapters import LoRA, lora

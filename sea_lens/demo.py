@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ._support.progress import tracked
 from ._support.statistics import Interval, bootstrap
-from .contributions import direction_contributions, head_contributions, layer_contributions
+from .contributions.directions import direction_contributions
+from .contributions.heads import head_contributions
+from .contributions.layers import layer_contributions
 from .contributions.results import Contributions
 from .edits.activation import ActivationEdit
 from .edits.generation import generate

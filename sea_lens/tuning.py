@@ -11,7 +11,8 @@ from ._support.arguments import as_integer, as_number
 from ._support.progress import tracked
 from .edits.where import LayerChoice, choose_layers
 from .errors import InputError
-from .evaluation import Evaluation, Task, evaluate
+from .evaluation.results import Evaluation
+from .evaluation.run import Task, evaluate
 from .models.lens import Lens
 from .spectral.capturing import capture, check_capture_options
 from .spectral.edit import SpectralEdit

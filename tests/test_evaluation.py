@@ -10,7 +10,6 @@ import torch
 from tiny import demonstrations, fitted, sentence
 
 import sea_lens as sl
-from sea_lens.evaluation import BENCHMARKS, Task
 from sea_lens.evaluation import run as running
 from sea_lens.evaluation.bbq import BBQ, target_of
 from sea_lens.evaluation.benchmark import Item, Scored
@@ -18,6 +17,8 @@ from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.gsm8k import final_number
 from sea_lens.evaluation.identity import edit_identity
 from sea_lens.evaluation.journal import Journal
+from sea_lens.evaluation.registry import BENCHMARKS
+from sea_lens.evaluation.run import Task
 from sea_lens.evaluation.truthfulqa import TruthfulQA
 from sea_lens.models.lens import Lens
 from sea_lens.models.tokens import encode

@@ -6,7 +6,8 @@ from einops import reduce
 from tiny import N_LAYERS, contrasts, demonstrations, fitted
 
 import sea_lens as sl
-from sea_lens.contributions import games, path
+from sea_lens.contributions import games
+from sea_lens.contributions import integral as path
 from sea_lens.contributions.setup import Setup
 from sea_lens.models.lens import Lens
 from sea_lens.models.tokens import encode

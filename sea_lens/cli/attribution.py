@@ -4,21 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import plots
 from .._support.json_files import write_json
 from .._support.storage import write_atomically
 from .._support.versions import versions
-from ..contributions import (
-    direction_contributions,
-    head_contributions,
-    layer_contributions,
-    position_contributions,
-)
 from ..contributions.direct import first_tokens
+from ..contributions.directions import direction_contributions
 from ..contributions.games import MAX_EXACT_PLAYERS
 from ..contributions.games import METHODS as GAME_METHODS
 from ..contributions.heads import METHODS as HEAD_METHODS
+from ..contributions.heads import head_contributions
 from ..contributions.layers import METHODS as LAYER_METHODS
+from ..contributions.layers import layer_contributions, position_contributions
 from ..contributions.results import Contributions, DirectionContributions
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
@@ -111,6 +107,8 @@ def write_attribution(
     settings: dict[str, Any],
 ) -> None:
     """Write results.json, report.md and the figures."""
+    from ..plots import edits as plots
+
     write_figure(folder / "effect.png", effect.plot())
     spectral = isinstance(edit, SpectralEdit)
     if spectral:

@@ -6,7 +6,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .. import plots
 from .._support.json_files import write_json
 from .._support.statistics import Interval
 from .._support.storage import write_atomically
@@ -134,6 +133,8 @@ def _cell(text: str, *, narrow: bool) -> str:
 
 def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
     """Write results.json, report.md and the figures; the same bytes every time on one machine."""
+    from ..plots import edits as plots
+
     effects = {
         "spectral edit": result.spectral.effect.interval,
         "mean-difference steering": result.steering.effect.interval,

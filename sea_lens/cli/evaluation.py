@@ -9,8 +9,10 @@ from rich.table import Table
 
 from .._support.json_files import write_json
 from ..errors import FileError, InputError
-from ..evaluation import BENCHMARKS, Evaluation, Task, evaluate
-from ..evaluation import compare as compare_evaluations
+from ..evaluation.registry import BENCHMARKS
+from ..evaluation.results import Evaluation
+from ..evaluation.results import compare as compare_evaluations
+from ..evaluation.run import Task, evaluate
 from ..texts.prompts import named_prompts
 from . import options as opt
 from .files import output_folder, write_figure

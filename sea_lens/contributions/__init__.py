@@ -1,19 +1,6 @@
-"""Contributions of layers, positions, directions and heads to an edit's effect (SEA.md section 7)."""
+"""Why an edit works: contributions of layers, positions, directions and heads to its effect.
 
-from .describe import DirectionDescription
-from .directions import direction_contributions
-from .heads import head_contributions
-from .layers import layer_contributions, position_contributions
-from .results import DirectionContributions, HeadContributions, LayerContributions, PositionContributions
-
-__all__ = [
-    "DirectionContributions",
-    "DirectionDescription",
-    "HeadContributions",
-    "LayerContributions",
-    "PositionContributions",
-    "direction_contributions",
-    "head_contributions",
-    "layer_contributions",
-    "position_contributions",
-]
+In reading order: `results` (what every analysis returns), `setup` (what every analysis begins with), `layers` (layers
+and positions), `directions`, `heads`; behind them `games` (who plays), `integral` (the path integral), `direct` and
+`patching` (heads), `describe` (what a direction stands for).
+"""

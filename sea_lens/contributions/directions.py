@@ -23,7 +23,7 @@ from ..spectral.terms import direction_terms
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast, Demonstration
 from .describe import describe_directions
-from .path import Slope, outside_inference_mode
+from .integral import Slope, outside_inference_mode
 from .results import DirectionContributions
 from .setup import Setup, check_control, with_control
 

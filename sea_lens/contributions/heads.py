@@ -24,10 +24,10 @@ from ..models.lens import Lens
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .direct import direct_contributions
+from .integral import displaced, outside_inference_mode
 from .layers import METHODS as LAYER_METHODS
 from .patching import METHODS as PATCHING_METHODS
 from .patching import Patcher
-from .path import displaced, outside_inference_mode
 from .results import HeadContributions
 from .setup import Setup, activation_edit, check_control, with_control
 

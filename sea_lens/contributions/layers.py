@@ -20,7 +20,7 @@ from ..models.tokens import encode
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .games import METHODS as GAME_METHODS
-from .path import Slope, displaced, outside_inference_mode
+from .integral import Slope, displaced, outside_inference_mode
 from .results import LayerContributions, PositionContributions
 from .setup import Setup, activation_edit, check_control, with_control
 

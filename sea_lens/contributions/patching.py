@@ -23,7 +23,7 @@ from .._support.progress import tracked
 from ..errors import UnsupportedModelError
 from ..measure.scorer import Scorer, ScoringBatch
 from ..models.lens import HookFunction, Lens
-from .path import gradients_of, signed
+from .integral import gradients_of, signed
 
 METHODS = ("sufficiency", "necessity", "gradient")
 

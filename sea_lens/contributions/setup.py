@@ -16,7 +16,7 @@ from ..measure.scorer import Scorer, contrast_scorer
 from ..models.lens import Lens
 from ..texts.items import Contrast
 from .games import Game, Player
-from .path import Path
+from .integral import Path
 from .results import Contributions
 
 Result = TypeVar("Result", bound=Contributions)

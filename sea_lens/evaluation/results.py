@@ -143,7 +143,7 @@ class Comparison:
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Differences with their intervals."""
-        from ..plots import differences
+        from ..plots.differences import differences
 
         return differences(self, ax=ax)
 

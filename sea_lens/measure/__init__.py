@@ -1,6 +1,6 @@
 """What an edit does to completions.
 
-In reading order: `scorer` (log-probabilities that can be differentiated, each item in rows of its own: for contrasts and
-contributions), `shared` (log-probabilities with what prompts share read once, without gradient: for benchmarks),
+In reading order: `scorer` (log-probabilities that can be differentiated, each item in rows of its own: for contrasts
+and contributions), `shared` (log-probabilities with what prompts share read once, without gradient: for benchmarks),
 `effects` (the effect on contrasts).
 """

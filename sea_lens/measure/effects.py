@@ -70,7 +70,7 @@ class Effect:
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Distribution of the contrast before and after."""
-        from ..plots import before_after
+        from ..plots.edits import before_after
 
         return before_after(self, ax=ax)
 

@@ -1,17 +1,6 @@
-"""Figures; every function draws on given axes, or on new ones, and returns them."""
+"""Figures; every function draws on given axes, or on new ones, and returns them.
 
-from .contributions import direction_spectrum, head_map, layer_bars, position_map
-from .differences import differences
-from .edits import before_after, comparison, signature, spectra
-
-__all__ = [
-    "before_after",
-    "comparison",
-    "differences",
-    "direction_spectrum",
-    "head_map",
-    "layer_bars",
-    "position_map",
-    "signature",
-    "spectra",
-]
+In reading order: `axes` (what all share), `edits` (an edit and its effect), `contributions` (what carries the effect),
+`differences` (the scores of a benchmark). They are imported where they are drawn, since pyplot takes half as long to
+import as torch.
+"""

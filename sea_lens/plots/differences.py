@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from .axes import AFTER, new_axes
 
 if TYPE_CHECKING:
-    from ..evaluation import Comparison
+    from ..evaluation.results import Comparison
 
 _SHOWN = 30
 
