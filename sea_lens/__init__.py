@@ -28,9 +28,10 @@ from .errors import (
     UnsupportedModelError,
 )
 from .evaluation.benchmark import Benchmark
+from .evaluation.harness import harness_model
 from .evaluation.results import Comparison, Evaluation, compare
 from .evaluation.run import Task, evaluate
-from .harness import harness_model
+from .evaluation.tuning import Tuning, tune
 from .measure.effects import Effect, effect
 from .methods.adapters import LoRA, lora
 from .methods.concept_erasure import LEACE, leace
@@ -51,7 +52,6 @@ from .spectral.subspaces import COMBINES
 from .texts.demonstrations import Contrasts, Demonstrations
 from .texts.items import Contrast, Demonstration
 from .texts.prompts import PromptTemplate
-from .tuning import Tuning, tune
 
 __version__ = "0.1.0"
 

@@ -21,10 +21,10 @@ from .contributions.layers import layer_contributions
 from .contributions.results import Contributions
 from .edits.activation import ActivationEdit
 from .edits.generation import generate
+from .evaluation.multiple_choice import mc1, mc2
 from .measure.effects import Effect, effect_between, effect_from
 from .measure.scorer import Scorer, contrast_scorer, text_scorer
 from .methods.mean_steering import mean_difference
-from .metrics import mc1, mc2
 from .models.lens import Lens
 from .models.tokens import encode_completion
 from .spectral.capturing import capture

@@ -96,7 +96,7 @@ def test_an_edit_of_another_model_is_refused(model):
 
 
 def test_without_the_harness_it_says_how_to_install_it(model, monkeypatch):
-    monkeypatch.setitem(sys.modules, "sea_lens.harness_lm", None)
+    monkeypatch.setitem(sys.modules, "sea_lens.evaluation.harness_lm", None)
     with pytest.raises(sl.MissingPackageError, match=r"pip install 'sea-lens\[lm-eval\]'"):
         sl.harness_model(model)
 

@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from sea_lens.metrics import mc1, mc2
+from sea_lens.evaluation.multiple_choice import mc1, mc2
 
 
 def test_hand_computed_cases():

@@ -1,8 +1,6 @@
-"""Benchmarks: what an edit does to truthfulness and bias, and what else it does."""
+"""Benchmarks: what an edit does to truthfulness and bias, and what else it does.
 
-from .benchmark import Benchmark, Item
-from .registry import BENCHMARKS
-from .results import Comparison, Evaluation, compare
-from .run import Task, evaluate
-
-__all__ = ["BENCHMARKS", "Benchmark", "Comparison", "Evaluation", "Item", "Task", "compare", "evaluate"]
+In reading order: `benchmark` (what a benchmark is), `multiple_choice` (MC1 to MC3), the benchmarks `truthfulqa`, `bbq`,
+`crows_pairs`, `capability`, `gsm8k` and `perplexity`, `registry` (by name), `hub` (data from the hub), `identity` and
+`journal` (going on where it was), `results`, `run`, `tuning`, `harness` and `harness_lm` (EleutherAI's harness).
+"""

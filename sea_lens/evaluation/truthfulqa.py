@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..metrics import mc1, mc2, mc3
 from ..texts.readers import truthfulqa_row
 from .benchmark import Asker, Benchmark, Item, Scored, Totals, ratio
+from .multiple_choice import mc1, mc2, mc3
 
 
 class TruthfulQA(Benchmark):

@@ -2,10 +2,10 @@
 
 from typing import Any, SupportsIndex
 
-from ._support.arguments import as_integer
-from .edits.base import Edit
-from .edits.where import LayerChoice, Strength
-from .errors import MissingPackageError
+from .._support.arguments import as_integer
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, Strength
+from ..errors import MissingPackageError
 
 
 def harness_model(

@@ -11,11 +11,11 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from .edits.base import Edit
-from .errors import InputError
-from .models.decoding import generate_greedily
-from .models.lens import Lens
-from .models.tokens import pad, tokenise
+from ..edits.base import Edit
+from ..errors import InputError
+from ..models.decoding import generate_greedily
+from ..models.lens import Lens
+from ..models.tokens import pad, tokenise
 
 
 class _AsHuggingFace:

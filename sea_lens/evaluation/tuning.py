@@ -7,19 +7,19 @@ from typing import Any, SupportsIndex
 
 import pandas as pd
 
-from ._support.arguments import as_integer, as_number
-from ._support.progress import tracked
-from .edits.where import LayerChoice, choose_layers
-from .errors import InputError
-from .evaluation.results import Evaluation
-from .evaluation.run import Task, evaluate
-from .models.lens import Lens
-from .spectral.capturing import capture, check_capture_options
-from .spectral.edit import SpectralEdit
-from .spectral.features import FeatureMap, feature_map
-from .spectral.fitting import check_fit_options, fit
-from .texts.demonstrations import Demonstrations
-from .texts.items import Demonstration
+from .._support.arguments import as_integer, as_number
+from .._support.progress import tracked
+from ..edits.where import LayerChoice, choose_layers
+from ..errors import InputError
+from ..models.lens import Lens
+from ..spectral.capturing import capture, check_capture_options
+from ..spectral.edit import SpectralEdit
+from ..spectral.features import FeatureMap, feature_map
+from ..spectral.fitting import check_fit_options, fit
+from ..texts.demonstrations import Demonstrations
+from ..texts.items import Demonstration
+from .results import Evaluation
+from .run import Task, evaluate
 
 
 @dataclass(frozen=True, eq=False)
