@@ -28,12 +28,12 @@ import pandas as pd
 import torch
 
 import sea_lens as sl
-from sea_lens.demo import BATCH_SIZE, CENTRES, DEV_DRAWS, ENERGIES, LAYERS, MINIMUM_MASS, RANDOM_DRAWS, RANKS
 from sea_lens.evaluation.perplexity import Perplexity
 from sea_lens.measure.effects import effect_between, effect_from
 from sea_lens.measure.scorer import contrast_scorer
 from sea_lens.testbed import PATH
 from sea_lens.testbed.bed import contrasts_of
+from sea_lens.testbed.demo import BATCH_SIZE, CENTRES, DEV_DRAWS, ENERGIES, LAYERS, MINIMUM_MASS, RANDOM_DRAWS, RANKS
 from sea_lens.testbed.world import RELIABLE_SOURCES
 
 BISECTIONS = 12

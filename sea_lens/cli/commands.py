@@ -61,7 +61,7 @@ def demo(
     """Fit, apply and explain an edit of the shipped model: the whole job, from nothing."""
     import torch
 
-    from ..demo import run_demo
+    from ..testbed.demo import run_demo
 
     torch.set_num_threads(threads)
     if not (testbed / "world.json").is_file():

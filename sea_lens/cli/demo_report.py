@@ -10,8 +10,8 @@ from .._support.json_files import write_json
 from .._support.statistics import Interval
 from .._support.storage import write_atomically
 from .._support.versions import versions
-from ..demo import MINIMUM_MASS, RANDOM_DRAWS, RULE, DemoResult, MethodResult
 from ..testbed.bed import Testbed
+from ..testbed.demo import MINIMUM_MASS, RANDOM_DRAWS, RULE, DemoResult, MethodResult
 from .attribution import contribution_numbers, section
 from .files import markdown_table, write_figure
 

@@ -13,26 +13,26 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ._support.progress import tracked
-from ._support.statistics import Interval, bootstrap
-from .contributions.directions import direction_contributions
-from .contributions.heads import head_contributions
-from .contributions.layers import layer_contributions
-from .contributions.results import Contributions
-from .edits.activation import ActivationEdit
-from .edits.generation import generate
-from .evaluation.multiple_choice import mc1, mc2
-from .measure.effects import Effect, effect_between, effect_from
-from .measure.scorer import Scorer, contrast_scorer, text_scorer
-from .methods.mean_steering import mean_difference
-from .models.lens import Lens
-from .models.tokens import encode_completion
-from .spectral.capturing import capture
-from .spectral.controls import randomised
-from .spectral.edit import SpectralEdit
-from .spectral.fitting import fit
-from .testbed.bed import Testbed, contrasts_of
-from .testbed.world import RELIABLE_SOURCES, Question
+from .._support.progress import tracked
+from .._support.statistics import Interval, bootstrap
+from ..contributions.directions import direction_contributions
+from ..contributions.heads import head_contributions
+from ..contributions.layers import layer_contributions
+from ..contributions.results import Contributions
+from ..edits.activation import ActivationEdit
+from ..edits.generation import generate
+from ..evaluation.multiple_choice import mc1, mc2
+from ..measure.effects import Effect, effect_between, effect_from
+from ..measure.scorer import Scorer, contrast_scorer, text_scorer
+from ..methods.mean_steering import mean_difference
+from ..models.lens import Lens
+from ..models.tokens import encode_completion
+from ..spectral.capturing import capture
+from ..spectral.controls import randomised
+from ..spectral.edit import SpectralEdit
+from ..spectral.fitting import fit
+from .bed import Testbed, contrasts_of
+from .world import RELIABLE_SOURCES, Question
 
 ENERGIES = (0.99, 0.999, 0.9999)
 # Around the number of different answers. An energy gives every layer another rank, and uncentred a small one.
