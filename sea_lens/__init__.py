@@ -121,3 +121,8 @@ __all__ = [
     "testbed",
     "tune",
 ]
+
+
+def __dir__() -> list[str]:
+    """The public names; the rooms that hold them are no part of it."""
+    return __all__

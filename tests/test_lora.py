@@ -6,6 +6,7 @@ from tiny import N_LAYERS, contrasts, demonstrations, tokens
 from transformers import AutoModelForCausalLM
 
 import sea_lens as sl
+from sea_lens.measure.scorer import contrast_scorer
 from sea_lens.methods.adapters import Adapter
 from sea_lens.models.lens import Lens
 from sea_lens.models.weights import mlp_out_weight
@@ -77,7 +78,7 @@ def test_the_first_loss_is_that_of_the_model_itself(model):
         told = sl.Contrasts(
             sl.Contrast(d.neutral, d.positive[len(d.neutral) :], d.negative[len(d.neutral) :]) for d in demonstrations()
         )
-        scorer = sl.scoring.contrast_scorer(model, told)
+        scorer = contrast_scorer(model, told)
     wanted = -scorer.log_probs()[::2].sum() / scorer.token_counts[::2].sum()
     assert edit.losses[0] == pytest.approx(wanted.item(), rel=1e-4)
 

@@ -111,11 +111,11 @@ def test_what_ships_is_small_and_says_how_it_was_made(bed):
 @pytest.mark.model
 def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
     # A part of the grid that holds what the whole chooses, to save time.
-    monkeypatch.setattr("sea_lens.demo.CENTRES", (False,))
-    monkeypatch.setattr("sea_lens.demo.ENERGIES", ())
-    monkeypatch.setattr("sea_lens.demo.LAYERS", ("last-2",))
-    monkeypatch.setattr("sea_lens.demo.RANKS", (9, 12))
-    monkeypatch.setattr("sea_lens.demo.MEAN_DIFFERENCE_STRENGTHS", (1.0,))
+    monkeypatch.setattr("sea_lens.testbed.demo.CENTRES", (False,))
+    monkeypatch.setattr("sea_lens.testbed.demo.ENERGIES", ())
+    monkeypatch.setattr("sea_lens.testbed.demo.LAYERS", ("last-2",))
+    monkeypatch.setattr("sea_lens.testbed.demo.RANKS", (9, 12))
+    monkeypatch.setattr("sea_lens.testbed.demo.MEAN_DIFFERENCE_STRENGTHS", (1.0,))
     result = run_demo(bed, progress=False)
     effect = result.spectral.effect.interval
     assert effect.low > 0
@@ -144,15 +144,15 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
 
 @pytest.mark.model
 def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("sea_lens.demo.ENERGIES", (0.9999,))
-    monkeypatch.setattr("sea_lens.demo.RANKS", ())
-    monkeypatch.setattr("sea_lens.demo.CENTRES", (False,))
-    monkeypatch.setattr("sea_lens.demo.HEAD_METHODS", ("direct",))
-    monkeypatch.setattr("sea_lens.demo.LAYER_METHODS", ("path",))
-    monkeypatch.setattr("sea_lens.demo.MEAN_DIFFERENCE_STRENGTHS", (1.0,))
-    monkeypatch.setattr("sea_lens.demo.STRENGTHS", (1.0,))
-    monkeypatch.setattr("sea_lens.demo.LAYERS", ("all",))
-    monkeypatch.setattr("sea_lens.demo.RANDOM_DRAWS", 4)
+    monkeypatch.setattr("sea_lens.testbed.demo.ENERGIES", (0.9999,))
+    monkeypatch.setattr("sea_lens.testbed.demo.RANKS", ())
+    monkeypatch.setattr("sea_lens.testbed.demo.CENTRES", (False,))
+    monkeypatch.setattr("sea_lens.testbed.demo.HEAD_METHODS", ("direct",))
+    monkeypatch.setattr("sea_lens.testbed.demo.LAYER_METHODS", ("path",))
+    monkeypatch.setattr("sea_lens.testbed.demo.MEAN_DIFFERENCE_STRENGTHS", (1.0,))
+    monkeypatch.setattr("sea_lens.testbed.demo.STRENGTHS", (1.0,))
+    monkeypatch.setattr("sea_lens.testbed.demo.LAYERS", ("all",))
+    monkeypatch.setattr("sea_lens.testbed.demo.RANDOM_DRAWS", 4)
     for name in ("one", "two"):
         fresh = sl.testbed.load()
         few = [question for split in fresh.contrasts for question in fresh.world.split(split)[:30]]

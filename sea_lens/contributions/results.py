@@ -6,7 +6,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +14,7 @@ from .._support.arguments import as_integer
 from .._support.statistics import Interval, bootstrap, bootstrap_bounds
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
     from .describe import DirectionDescription
@@ -105,7 +105,7 @@ class Contributions(ABC):
         return columns
 
     @abstractmethod
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row per part: its label and its numbers.
 
         The numbers are value, standard_error over contrasts, the bootstrap interval low and high, and where there is
@@ -145,8 +145,10 @@ class LayerContributions(Contributions):
         """The layers."""
         return self.layers
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row per layer: layer and its numbers."""
+        import pandas as pd
+
         return pd.DataFrame({"layer": self.layers, **self._columns()})
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
@@ -176,8 +178,10 @@ class PositionContributions(Contributions):
         """(layer, position)."""
         return [(layer, position) for layer in self.layers for position in self.positions]
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row per layer and position: layer, position and their numbers."""
+        import pandas as pd
+
         layers, positions = zip(*self.labels, strict=True)
         return pd.DataFrame({"layer": layers, "position": positions, **self._columns()})
 
@@ -234,11 +238,13 @@ class HeadContributions(Contributions):
             totals = totals + values.sum(1)
         return (totals - self.item_effects).abs().max().item()
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row per component: component ("head" or a name of `others`), layer, head and its numbers.
 
         What is no head has no entry for the head, and no number but its value.
         """
+        import pandas as pd
+
         layers, heads = zip(*self.labels, strict=True)
         frame = pd.DataFrame({"component": "head", "layer": layers, "head": heads, **self._columns()})
         rows = [
@@ -285,11 +291,13 @@ class DirectionContributions(Contributions):
             sums[label[0]] = sums.get(label[0], 0.0) + value
         return sums
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row per direction: layer, head (missing but at site `z`), side, index and its numbers.
 
         Those that are described have the tokens that they raise and lower beside them.
         """
+        import pandas as pd
+
         frame = pd.DataFrame(
             {
                 "layer": [label[0] for label in self.directions],

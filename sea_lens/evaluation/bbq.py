@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from .._support.rows import text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, groups_of, in_groups, ratio, score_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _ANSWERS = ("ans0", "ans1", "ans2")
 _CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated"}
@@ -82,7 +84,7 @@ class BBQ(Benchmark):
             for item, scored in zip(items, asker.score(items), strict=True)
         ]
 
-    def sums(self, items: pd.DataFrame) -> dict[str, np.ndarray]:
+    def sums(self, items: "pd.DataFrame") -> dict[str, np.ndarray]:
         answer, target = items["answer"].to_numpy(), items["target"].to_numpy(np.float64)
         known, named = answer != items["unknown"].to_numpy(), ~np.isnan(target)
         biased = known & named & ((answer == target) == (items["polarity"] == "neg").to_numpy())

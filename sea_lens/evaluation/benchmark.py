@@ -4,10 +4,9 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from ..errors import DemonstrationError
@@ -16,6 +15,9 @@ from ..models.decoding import decode_continuation, generate_greedily
 from ..models.lens import Lens
 from ..models.tokens import bos_token, tokenise
 from ..texts.prompts import ChatPrompt, PromptTemplate
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Totals = Mapping[str, Float[np.ndarray, "*draws"]]
 
@@ -187,7 +189,7 @@ class Benchmark(ABC):
         """One row of results for each item."""
 
     @abstractmethod
-    def sums(self, items: pd.DataFrame) -> dict[str, Float[np.ndarray, " items"]]:
+    def sums(self, items: "pd.DataFrame") -> dict[str, Float[np.ndarray, " items"]]:
         """What each item adds to the sums that the scores are made of."""
 
     @abstractmethod

@@ -1,14 +1,16 @@
 """Multiple choice from any file of query, choices and gold, for checking what else an edit does."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from .._support.rows import text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Capability(Benchmark):
@@ -63,7 +65,7 @@ class Capability(Benchmark):
             )
         return rows
 
-    def sums(self, items: pd.DataFrame) -> dict[str, np.ndarray]:
+    def sums(self, items: "pd.DataFrame") -> dict[str, np.ndarray]:
         columns = {name: items[name].to_numpy(np.float64) for name in ("accuracy", "accuracy_normalised")}
         return {**columns, "n": np.ones(len(items))}
 

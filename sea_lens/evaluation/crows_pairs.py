@@ -1,14 +1,16 @@
 """CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133), for left-to-right models."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from .._support.rows import text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, groups_of, in_groups, ratio, score_name
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class CrowSPairs(Benchmark):
@@ -52,7 +54,7 @@ class CrowSPairs(Benchmark):
             )
         return rows
 
-    def sums(self, items: pd.DataFrame) -> dict[str, np.ndarray]:
+    def sums(self, items: "pd.DataFrame") -> dict[str, np.ndarray]:
         difference = (items["log_prob_more"] - items["log_prob_less"]).to_numpy(np.float64)
         columns = {
             "n": np.ones(len(items)),

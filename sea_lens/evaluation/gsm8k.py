@@ -3,14 +3,16 @@
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 
 from .._support.rows import text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _NUMBER = re.compile(r"(?:(?<![\d.])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
@@ -58,7 +60,7 @@ class GSM8K(Benchmark):
             )
         return rows
 
-    def sums(self, items: pd.DataFrame) -> dict[str, np.ndarray]:
+    def sums(self, items: "pd.DataFrame") -> dict[str, np.ndarray]:
         return {
             "exact_match": items["exact_match"].to_numpy(np.float64),
             "answered": items["answer"].notna().to_numpy(np.float64),

@@ -1,10 +1,9 @@
 """Perplexity on plain text, and how far an edit moves the model's predictions there."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +12,9 @@ from ..errors import ActivationError, FileError
 from ..measure.shared import Span, text_spans
 from ..models.tokens import batches
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Perplexity(Benchmark):
@@ -68,7 +70,7 @@ class Perplexity(Benchmark):
             for place, item in enumerate(items)
         ]
 
-    def sums(self, items: pd.DataFrame) -> dict[str, np.ndarray]:
+    def sums(self, items: "pd.DataFrame") -> dict[str, np.ndarray]:
         return {name: items[name].to_numpy(np.float64) for name in ("loss", "kl", "tokens", "bytes")}
 
     def scores(self, totals: Totals) -> dict[str, np.ndarray]:

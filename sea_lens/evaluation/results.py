@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from .._support.json_files import write_json
@@ -19,6 +18,7 @@ from .benchmark import Benchmark
 from .registry import BENCHMARKS
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 # Fewer than elsewhere: a benchmark has thousands of items and a hundred scores, each drawn anew every time.
@@ -43,6 +43,8 @@ class Evaluation:
     _sums: dict[str, np.ndarray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        import pandas as pd
+
         object.__setattr__(self, "_sums", self.benchmark.sums(pd.DataFrame(self.items)))
 
     @property
@@ -63,12 +65,16 @@ class Evaluation:
         sums = resampled_sums(columns, resamples=_RESAMPLES, seed=self.seed)
         return self.benchmark.scores(dict(zip(self._sums, sums.T, strict=True)))
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row per item."""
+        import pandas as pd
+
         return pd.DataFrame(self.items).set_index("row")
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """One row per score: score, low, high (95 % bootstrap interval over items)."""
+        import pandas as pd
+
         rows = {name: (one.mean, one.low, one.high) for name, one in self.intervals.items()}
         return pd.DataFrame.from_dict(rows, orient="index", columns=["score", "low", "high"]).rename_axis("name")
 
@@ -128,8 +134,10 @@ class Comparison:
     controls: tuple[Evaluation, ...]
     intervals: dict[str, Interval]
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row per score: before, after, difference, low, high; and control_low, control_high of the differences."""
+        import pandas as pd
+
         before, after = self.before.scores, self.after.scores
         rows = []
         for name, interval in self.intervals.items():

@@ -1,15 +1,17 @@
 """TruthfulQA, multiple choice (Lin et al. 2022, arXiv 2109.07958)."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ..texts.readers import truthfulqa_row
 from .benchmark import Asker, Benchmark, Item, Scored, Totals, ratio
 from .multiple_choice import mc1, mc2, mc3
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class TruthfulQA(Benchmark):
@@ -56,7 +58,7 @@ class TruthfulQA(Benchmark):
             "mc3": mc3(*choices("true", "false")).item(),
         }
 
-    def sums(self, items: pd.DataFrame) -> dict[str, np.ndarray]:
+    def sums(self, items: "pd.DataFrame") -> dict[str, np.ndarray]:
         columns = {name: items[name].to_numpy(np.float64) for name in ("mc1", "mc2", "mc3")}
         return {**columns, "n": np.ones(len(items))}
 

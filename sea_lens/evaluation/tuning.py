@@ -3,9 +3,7 @@
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, SupportsIndex
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .._support.arguments import as_integer, as_number
 from .._support.progress import tracked
@@ -21,6 +19,9 @@ from ..texts.items import Demonstration
 from .results import Evaluation
 from .run import Task, evaluate
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 @dataclass(frozen=True, eq=False)
 class Tuning:
@@ -34,7 +35,7 @@ class Tuning:
         unedited: scores without an edit, by name.
     """
 
-    table: pd.DataFrame
+    table: "pd.DataFrame"
     rule: str
     edit: SpectralEdit
     options: Mapping[str, Any]
@@ -90,6 +91,8 @@ def tune(
         InputError: an unknown score or option, an empty grid, or a budget that no setting keeps; refused before any
             setting is tried, but for the last.
     """
+    import pandas as pd
+
     grid = {"feature": features, "energy": energies, "centre": centres, "layers": layers, "strength": strengths}
     lens = Lens.of(model)
     _check(grid, lens.n_layers)

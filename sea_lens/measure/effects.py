@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +15,7 @@ from ..texts.items import Contrast
 from .scorer import Scorer, contrast_scorer
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.axes import Axes
 
 
@@ -56,8 +56,10 @@ class Effect:
         """Δ of each contrast."""
         return self.after_items - self.before_items
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """One row per contrast: before, after, effect, mass_before, mass_after."""
+        import pandas as pd
+
         return pd.DataFrame(
             {
                 "before": self.before_items.numpy(),

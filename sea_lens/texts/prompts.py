@@ -182,5 +182,7 @@ def for_model(template: PromptTemplate, tokenizer: Any, chat: Chat = "auto") -> 
 @cache
 def named_prompts() -> dict[str, PromptTemplate]:
     """The templates that have names."""
-    content = json.loads(files(__package__).joinpath("prompt_templates.json").read_text(encoding="utf-8"))
+    content = json.loads(
+        files(__package__ or "sea_lens.texts").joinpath("prompt_templates.json").read_text(encoding="utf-8")
+    )
     return {name: PromptTemplate.from_json(template, name) for name, template in content.items()}

@@ -1,6 +1,6 @@
 """What the contribution analyses cost, as ratios within one run (absolute times depend on the machine and its load).
 
-    python benchmarks/contributions.py [--layers 4] [--width 256] [--contrasts 24]
+    python timings/contributions.py [--layers 4] [--width 256] [--contrasts 24]
 
 On a random Llama:
 - `path` for all layers and directions, against as many edited forward passes as it has nodes (to stay below 4);

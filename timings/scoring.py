@@ -1,6 +1,6 @@
 """What sharing prompts saves: answers to TruthfulQA's multiple choice behind its six examples.
 
-    python benchmarks/scoring.py [--model M --data mc_task.json --limit 20]
+    python timings/scoring.py [--model M --data mc_task.json --limit 20]
 
 Every answer is scored twice in one run: by `sea_lens.measure.shared`, which reads the examples once and every question
 once, and by one forward pass for each (prompt, answer). Prints the ratio of the times and the largest difference

@@ -1,0 +1,236 @@
+"""What an edit adds to a forward pass, as ratios within one run.
+
+    python timings/edit.py [--ranks 8 64] [--site mlp_out] [--combine norm] [--strength 1] [--dtype float32]
+
+On a random Llama with every layer edited, three forward passes take turns: the plain one, one with a bare hook at each
+site (two thin projections in float32 and a rescale, which every edit needs), and the edited one. The hooks are
+put in and taken out between the timed passes. Each ratio is the median, with its quartiles, over rounds of the
+processor time of two passes of one round. First the bare hooks and the edit must give the same logits, so that equal
+work is compared.
+
+At site `z`, where each head has its own subspaces, the ranks are 8 and 32 by default: 64 would be all of a head.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+import sea_lens as sl
+
+LAYERS, WIDTH, HEADS, WORDS = 6, 512, 8, 500
+BATCH, LENGTH = 8, 64
+POINTS = {
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "attn_out": "blocks.{}.hook_attn_out",
+    "resid_post": "blocks.{}.hook_resid_post",
+    "z": "blocks.{}.attn.hook_z",
+}
+# How far apart, relative to the norm of all logits, the two edited passes may be: in half precision each of them rounds
+# its edited activations anew, and what the next layer makes of it.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 3e-2}
+
+
+def random_model(backend: str, dtype: str) -> Any:
+    """A Llama with random weights."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    inner = Tokenizer(WordLevel({word: i for i, word in enumerate([*special, *map(str, range(WORDS))])}, "<unk>"))
+    inner.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=3 * WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=LENGTH,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        LlamaForCausalLM(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return sl.load_model(folder, backend, device="cpu", dtype=dtype)
+
+
+def random_edit(rank: int, site: str) -> sl.SpectralEdit:
+    """An edit fitted on random activations."""
+    generator = torch.Generator().manual_seed(2)
+    shape = (200, LAYERS, HEADS, WIDTH // HEADS) if site == "z" else (200, LAYERS, WIDTH)
+    neutral, positive, negative = (torch.randn(shape, generator=generator) for _ in range(3))
+    return sl.fit_activations(neutral, positive, negative, rank=(rank, rank), site=site)
+
+
+def bare_hook(
+    edit: sl.SpectralEdit, layer: int, rank: int, combine: str, strength: float
+) -> Callable[..., torch.Tensor]:
+    """A hook that edits a layer as `edit` does, with nothing around the arithmetic.
+
+    The factors are the leading eigenvectors of the two projections' matrices, with the heads as first axis at `z`.
+    """
+    positive, negative = edit.projections(layer)
+    dropping = torch.eye(negative.shape[-1], dtype=negative.dtype) - negative
+    keep, drop = (torch.linalg.eigh(matrix)[1][..., -rank:].float() for matrix in (positive, dropping))
+    if combine == "reverse":
+        keep, drop = drop, keep
+
+    def project(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        if factor.ndim == 2:
+            return (x @ factor) @ factor.T
+        # (batch, position, head, d_head) with one factor for each head.
+        coordinates = torch.einsum("bphd,hdk->bphk", x, factor)
+        return torch.einsum("bphk,hdk->bphd", coordinates, factor)
+
+    def hook_function(activation: torch.Tensor, hook: object) -> torch.Tensor:
+        x = activation.float()
+        if combine == "positive_only":
+            y = project(x, keep)
+        elif combine == "negative_only":
+            y = x - project(x, drop)
+        else:
+            y = x + project(x, keep) - project(x, drop)
+        scale = 0.5 if combine == "average" else x.norm(dim=-1, keepdim=True) / y.norm(dim=-1, keepdim=True)
+        y = y * scale
+        if strength != 1:
+            y = x + strength * (y - x)
+        return y.to(activation.dtype)
+
+    return hook_function
+
+
+@contextmanager
+def hooked(points: Sequence[tuple[Any, Callable[..., torch.Tensor]]]) -> Iterator[None]:
+    """Hooks on hook points, for the length of a context."""
+    handles = []
+    for point, function in points:
+        point.add_hook(function, is_permanent=True)
+        handles.append((point, point.fwd_hooks[-1]))
+    try:
+        yield
+    finally:
+        for point, handle in handles:
+            handle.hook.remove()
+            point.fwd_hooks.remove(handle)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Nothing at all."""
+    yield
+
+
+@contextmanager
+def installed(edit: sl.Edit, model: Any, combine: str, strength: float) -> Iterator[None]:
+    """An edit in all layers of a model, for the length of a context."""
+    handle = edit.install(model, strength=strength, combine=combine)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def seconds(forward: Callable[[], object]) -> float:
+    """Processor time of one pass, which runs in this thread alone: time that others hold the core does not count."""
+    start = time.thread_time()
+    forward()
+    return time.thread_time() - start
+
+
+def quartiles(over: Sequence[float], under: Sequence[float]) -> str:
+    """Median and quartiles of the ratios, round by round."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(over, under, strict=True)], n=4)
+    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def compare(
+    ways: Sequence[Callable[[], AbstractContextManager[None]]], forward: Callable[[], object], rounds: int
+) -> list[list[float]]:
+    """Times of a pass in each of several contexts, which take turns."""
+    times: list[list[float]] = [[] for _ in ways]
+    for _ in range(rounds):
+        for kept, way in zip(times, ways, strict=True):
+            with way():
+                kept.append(seconds(forward))
+    return times
+
+
+def main() -> None:
+    """Measure each rank and print its three ratios."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--backend", default="auto", help="auto (hooked where there is one), hooked or bridge")
+    parser.add_argument("--site", choices=sl.SITES, default="mlp_out")
+    parser.add_argument("--combine", choices=sl.COMBINES, default="norm")
+    parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument("--dtype", choices=TOLERANCES, default="float32")
+    parser.add_argument("--ranks", type=int, nargs="+", default=None)
+    parser.add_argument("--rounds", type=int, default=30)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    site, combine, strength = arguments.site, arguments.combine, arguments.strength
+    ranks = arguments.ranks or ([8, 32] if site == "z" else [8, 64])
+    width = WIDTH // HEADS if site == "z" else WIDTH
+    if not all(0 < rank < width for rank in ranks) or arguments.rounds < 2:
+        parser.error(f"expected ranks from 1 to {width - 1} and at least 2 rounds")
+
+    disable_progress_bar()
+    model = random_model(arguments.backend, arguments.dtype)
+    points = dict(model.hook_dict)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(4, WORDS, (BATCH, LENGTH), generator=generator)
+    print(f"sea_lens in {Path(sl.__file__).parent}")
+    print(
+        f"{type(model).__name__}, {LAYERS} layers, width {WIDTH}, {BATCH} x {LENGTH} tokens, {arguments.dtype}, "
+        f"site {site}, combine {combine}, strength {strength:g}, {arguments.rounds} rounds"
+    )
+
+    def forward() -> torch.Tensor:
+        return model(tokens, return_type="logits")
+
+    for rank in ranks:
+        edit = random_edit(rank, site)
+        functions = [
+            (points[POINTS[site].format(layer)], bare_hook(edit, layer, rank, combine, strength))
+            for layer in range(LAYERS)
+        ]
+        ways = (
+            plain,
+            lambda functions=functions: hooked(functions),
+            lambda edit=edit: installed(edit, model, combine, strength),
+        )
+        with torch.no_grad():
+            logits = []
+            for way in ways:
+                with way():
+                    logits.append(forward().float())
+            change, error = (((logits[i] - logits[2]).norm() / logits[2].norm()).item() for i in (0, 1))
+            if not error <= TOLERANCES[arguments.dtype]:
+                raise SystemExit(f"rank {rank}: bare hooks and edit differ by {error:.1e} of the logits")
+            times = compare(ways, forward, arguments.rounds)
+        unedited, bare, edited = times
+        print(f"rank {rank}: plain forward {1000 * statistics.median(unedited):.0f} ms")
+        print(f"    bare / plain   {quartiles(bare, unedited)}")
+        print(f"    edited / plain {quartiles(edited, unedited)}")
+        print(f"    edited / bare  {quartiles(edited, bare)}")
+        print(f"    logits: bare and edited differ by {error:.1e} of their norm, plain and edited by {change:.1e}")
+
+
+if __name__ == "__main__":
+    main()
