@@ -9,11 +9,16 @@ print(sl.effect(bed.model, edit, bed.contrasts["dev"]))
 
 from . import testbed
 from ._support.statistics import Interval, bootstrap
-from .contributions.describe import DirectionDescription
 from .contributions.directions import direction_contributions
 from .contributions.heads import head_contributions
 from .contributions.layers import layer_contributions, position_contributions
-from .contributions.results import DirectionContributions, HeadContributions, LayerContributions, PositionContributions
+from .contributions.results import (
+    DirectionContributions,
+    DirectionDescription,
+    HeadContributions,
+    LayerContributions,
+    PositionContributions,
+)
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
 from .edits.generation import generate

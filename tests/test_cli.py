@@ -256,7 +256,7 @@ def test_contrasts_that_one_method_cannot_measure_are_refused_before_the_others_
     def unwanted(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr("sea_lens.cli.attribution.layer_contributions", unwanted)
+    monkeypatch.setattr("sea_lens.cli.attribution.layer_games", unwanted)
     status, _, err = run(*arguments, "--methods", "layers_only_one,heads_direct")
     assert (status, "same.jsonl, row 1: target and foil begin with the same token" in err) == (2, True)
     monkeypatch.undo()

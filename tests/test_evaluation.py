@@ -239,7 +239,7 @@ def test_gsm8k_is_solved_by_a_model_that_says_the_number(model, tmp_path):
 def test_every_method_runs_in_a_benchmark_as_in_whole_forward_passes(model, choices):
     from tiny import demonstrations
 
-    from sea_lens.measure.shared import Span, completion_spans
+    from sea_lens.measure.spans import Span, completion_spans
 
     lens, demos = Lens.of(model), demonstrations()
     covariance = sl.capture(model, demos, progress=False)

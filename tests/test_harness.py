@@ -6,7 +6,8 @@ import pytest
 from tiny import demonstrations, fitted, sentence
 
 import sea_lens as sl
-from sea_lens.measure.shared import completion_spans, log_probs, text_spans
+from sea_lens.measure.shared import log_probs
+from sea_lens.measure.spans import completion_spans, text_spans
 from sea_lens.models.lens import Lens
 
 lm_eval = pytest.importorskip("lm_eval")

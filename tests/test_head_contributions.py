@@ -96,14 +96,14 @@ def test_direct_refuses_contrasts_that_it_cannot_measure(model):
 def in_a_plain_loop(model, edit, items, method):
     """Patch one head in one contrast at a time, by hooks of its own."""
     lens = Lens.of(model)
-    hooks = edit.functions(model)
+    hooks = edit.functions(model, edit.check(model))
     values = torch.zeros(len(items), lens.n_layers, lens.n_heads, dtype=torch.float64)
     for i, item in enumerate(items):
         scorer = contrast_scorer(model, [item])
 
         def run(hooks, scorer=scorer):
             with lens.hooks(hooks):
-                return contrast_values(scorer).item()
+                return contrast_values(scorer.log_probs()).item()
 
         def heads_of(hooks, scorer=scorer):
             seen = {}

@@ -2,13 +2,13 @@ import itertools
 
 import pytest
 import torch
-from einops import reduce
 from tiny import N_LAYERS, contrasts, demonstrations, fitted
 
 import sea_lens as sl
 from sea_lens.contributions import games
 from sea_lens.contributions import integral as path
-from sea_lens.contributions.setup import Setup
+from sea_lens.contributions.layers import by_layer
+from sea_lens.contributions.study import Study
 from sea_lens.models.lens import Lens
 from sea_lens.models.tokens import encode
 
@@ -63,10 +63,8 @@ def test_path_contributions_sum_to_the_effect(any_model):
 def test_the_slope_of_the_path_is_that_of_finite_differences(any_model):
     edit, items, step = fitted(any_model), contrasts(), 1e-2
     strength = {0: 1.0, 1: 0.5, 2: 2.0}
-    setup = Setup.of(any_model, edit, items, "all", strength, None, 16, True)
-    slopes = setup.path.node(
-        0.6, lambda slope: reduce(path.displaced(edit, slope, None), "batch pos units d -> batch", "sum")
-    )
+    study = Study.of(any_model, edit, items, strength=strength)
+    (slopes,) = path.node(study, 0.6, [by_layer(study).shares])
     for layer, slope in enumerate(slopes):
 
         def value(t, layer=layer):

@@ -85,7 +85,7 @@ def test_the_shipped_model_knows_truth_and_myth_and_tells_by_the_source(bed):
     def contrast(source):
         scorer = contrast_scorer(bed.model, contrasts_of(questions, source), batch_size=64)
         mass = scorer.log_probs().exp().sum() / len(questions)
-        return contrast_values(scorer).mean().item(), mass.item()
+        return contrast_values(scorer.log_probs()).mean().item(), mass.item()
 
     unnamed, mass = contrast(None)
     assert abs(unnamed) < 0.5

@@ -22,7 +22,7 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 import sea_lens as sl
-from sea_lens.contributions.setup import Setup
+from sea_lens.contributions.study import Study
 from sea_lens.measure.scorer import contrast_scorer, contrast_values
 from sea_lens.models.lens import Lens
 from sea_lens.testbed.tokenizer import word_tokenizer
@@ -81,7 +81,7 @@ def seconds(function: Callable[[], object], repeats: int) -> float:
 def plain_loop(model: object, edit: sl.SpectralEdit, contrasts: sl.Contrasts) -> torch.Tensor:
     """Sufficiency of every head, one head and one contrast at a time."""
     lens = Lens.of(model)
-    hooks = edit.functions(model)
+    hooks = edit.functions(model, edit.check(model))
     values = torch.zeros(len(contrasts), lens.n_layers, lens.n_heads, dtype=torch.float64)
     for i, contrast in enumerate(contrasts):
         scorer = contrast_scorer(model, [contrast])
@@ -89,7 +89,7 @@ def plain_loop(model: object, edit: sl.SpectralEdit, contrasts: sl.Contrasts) ->
         for layer in range(lens.n_layers):
             point = f"blocks.{layer}.attn.hook_z"
             for head in range(lens.n_heads):
-                clean = contrast_values(scorer)
+                clean = contrast_values(scorer.log_probs())
                 with torch.no_grad():
                     source = lens.read(batch.tokens, batch.mask, [point], hooks)[point]
 
@@ -99,7 +99,7 @@ def plain_loop(model: object, edit: sl.SpectralEdit, contrasts: sl.Contrasts) ->
                     return patched
 
                 with lens.hooks([(point, patch)]):
-                    values[i, layer, head] = (contrast_values(scorer) - clean).item()
+                    values[i, layer, head] = (contrast_values(scorer.log_probs()) - clean).item()
     return values
 
 
@@ -127,11 +127,11 @@ def main() -> None:
     )
 
     batch_size = arguments.batch_size
-    setup = Setup.of(model, edit, contrasts, "all", 1.0, None, batch_size, True)
+    study = Study.of(model, edit, contrasts, batch_size=batch_size)
 
     def edited_forward() -> object:
         with edit.applied(model):
-            return contrast_values(setup.scorer)
+            return contrast_values(study.scorer.log_probs())
 
     def directions() -> object:
         # Any tolerance will do here: the nodes stay at their first number, 4.

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 import sea_lens as sl
-from sea_lens.measure.shared import Span, completion_spans, log_probs
+from sea_lens.measure.shared import log_probs
+from sea_lens.measure.spans import Span, completion_spans
 from sea_lens.models.lens import Lens
 from sea_lens.texts.prompts import PromptTemplate
 

@@ -7,24 +7,29 @@ from typing import Any
 from .._support.json_files import write_json
 from .._support.storage import write_atomically
 from .._support.versions import versions
-from ..contributions.direct import first_tokens
-from ..contributions.directions import direction_contributions
+from ..contributions.base import Contributions
+from ..contributions.direct import direct_contributions, first_tokens
+from ..contributions.directions import by_direction, check_control_ranks, described
 from ..contributions.games import MAX_EXACT_PLAYERS
 from ..contributions.games import METHODS as GAME_METHODS
 from ..contributions.heads import METHODS as HEAD_METHODS
-from ..contributions.heads import head_contributions
+from ..contributions.heads import patching_contributions
+from ..contributions.integral import Splitter, outside_inference_mode, path_contributions
 from ..contributions.layers import METHODS as LAYER_METHODS
-from ..contributions.layers import layer_contributions, position_contributions
-from ..contributions.results import Contributions, DirectionContributions
+from ..contributions.layers import by_layer, by_position, layer_games
+from ..contributions.patching import METHODS as PATCHING_METHODS
+from ..contributions.results import DirectionContributions
+from ..contributions.study import Study, with_control
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..errors import DemonstrationError
 from ..measure.effects import Effect
 from ..models.lens import Lens
-from ..spectral.controls import permuted
+from ..spectral.capturing import Captured
+from ..spectral.controls import permuted_fits
 from ..spectral.edit import SpectralEdit
-from ..texts.demonstrations import Contrasts, Demonstrations
-from .files import markdown_table, write_figure
+from ..texts.demonstrations import Demonstrations
+from .files import markdown_table, spectra_figure, write_figure
 
 # What is measured, in the order of the report: kind, method.
 ANALYSES = (
@@ -34,68 +39,84 @@ ANALYSES = (
     *(("heads", method) for method in HEAD_METHODS),
 )
 NAMES = tuple(f"{kind}_{method}" for kind, method in ANALYSES)
+SPLITTERS: dict[str, Splitter] = {
+    "layers_path": by_layer,
+    "positions_path": by_position,
+    "directions_path": by_direction,
+}
 TITLES = {"layers": "Layers", "positions": "Positions", "directions": "Singular directions", "heads": "Heads"}
 
 
-def default_analyses(
-    model: Any, edit: Edit, contrasts: Contrasts, layers: Sequence[int], prepend_bos: bool
-) -> list[str]:
+def default_analyses(study: Study) -> list[str]:
     """All analyses that the edit has; Shapley values only where they are exact, since sampling takes thousands of runs.
 
     Direct contributions only where target and foil of every contrast begin differently, which they need.
     """
-    left_out = {"layers_shapley"} if len(layers) > MAX_EXACT_PLAYERS else set()
-    if not isinstance(edit, SpectralEdit):
+    left_out = {"layers_shapley"} if len(study.layers) > MAX_EXACT_PLAYERS else set()
+    if not isinstance(study.edit, SpectralEdit):
         left_out.add("directions_path")
-    if not isinstance(edit, ActivationEdit):
+    if not isinstance(study.edit, ActivationEdit):
         left_out |= {name for name in NAMES if name.removeprefix("layers_") not in GAME_METHODS}
     try:
-        first_tokens(Lens.of(model), contrasts, prepend_bos)
+        first_tokens(study.contrasts)
     except DemonstrationError:
         left_out.add("heads_direct")
     return [name for name in NAMES if name not in left_out]
 
 
+@outside_inference_mode
 def run_analyses(
-    model: Any,
-    edit: Edit,
-    contrasts: Contrasts,
-    names: Sequence[str],
-    where: dict[str, Any],
-    demonstrations: Demonstrations | None,
-    control_draws: int,
-    *,
-    batch_size: int,
-    prepend_bos: bool,
+    study: Study, names: Sequence[str], demonstrations: Demonstrations | None, control_draws: int
 ) -> dict[str, Contributions]:
-    """Each analysis by name, with a permutation control where there are demonstrations."""
-    common = {**where, "batch_size": batch_size, "prepend_bos": prepend_bos}
+    """Each analysis by name, with a permutation control where there are demonstrations.
+
+    What is asked of one study is run once: the path integral is shared out in all ways that are wanted, patching
+    methods share their clean runs, and the demonstrations are read once for all draws and descriptions.
+    """
     if "heads_direct" in names:
         # Refuses contrasts that it cannot measure, before any of the others has begun.
-        first_tokens(Lens.of(model), contrasts, prepend_bos)
-    control: Sequence[SpectralEdit] = ()
-    if isinstance(edit, SpectralEdit) and demonstrations is not None and control_draws:
-        control = permuted(model, edit, demonstrations, control_draws, batch_size=batch_size, progress=True)
-    results: dict[str, Contributions] = {}
-    for kind, method in (ANALYSES[NAMES.index(name)] for name in names):
-        name = f"{kind}_{method}"
-        if kind == "layers":
-            results[name] = layer_contributions(
-                model, edit, contrasts, method, **common, control=control, progress=True
-            )
-        elif kind == "positions":
-            results[name] = position_contributions(model, edit, contrasts, **common)
+        first_tokens(study.contrasts)
+    captured, control = None, []
+    if isinstance(study.edit, SpectralEdit) and demonstrations is not None:
+        options = {"batch_size": study.batch_size, "progress": study.progress}
+        captured = Captured.of(study.model, study.edit, demonstrations, **options)
+        control = permuted_fits(study.edit, captured, control_draws, progress=study.progress)
+    results = _paths(study, names, control) | _patches(study, names, control)
+    for name in names:
+        kind, method = ANALYSES[NAMES.index(name)]
+        if kind == "layers" and method in GAME_METHODS:
+            results[name] = layer_games(study, method, control=control)
+        elif name == "heads_direct":
+            results[name] = direct_contributions(study, None, control)
         elif kind == "directions":
-            results[name] = direction_contributions(
-                model, edit, contrasts, **common, demonstrations=demonstrations, control=control
-            )
-        else:
-            # A control of patching would cost as much as the patching, for each draw.
-            controls = control if method in ("direct", "gradient") else ()
-            results[name] = head_contributions(
-                model, edit, contrasts, method, **common, control=controls, progress=True
-            )
+            results[name] = described(study, results[name], captured)
+    return {name: results[name] for name in names}
+
+
+def _paths(study: Study, names: Sequence[str], control: Sequence[Edit]) -> dict[str, Any]:
+    """The path analyses among these names, from one integral."""
+    wanted = {name: splitter for name, splitter in SPLITTERS.items() if name in names}
+    if not wanted:
+        return {}
+    if "directions_path" in wanted:
+        check_control_ranks(study, control)
+    # Positions have no control: its range at every position of every layer would say little.
+    beside = [name for name in wanted if name != "positions_path"]
+    found = path_contributions(study, list(wanted.values()), None)
+    results = dict(zip(wanted, found, strict=True))
+    if control and beside:
+        of_controls = [path_contributions(study.under(one), [wanted[name] for name in beside], None) for one in control]
+        for place, name in enumerate(beside):
+            results[name] = with_control(results[name], [of[place] for of in of_controls])
     return results
+
+
+def _patches(study: Study, names: Sequence[str], control: Sequence[Edit]) -> dict[str, Any]:
+    """The patching analyses among these names, with their clean runs shared."""
+    # A control of patching would cost as much as the patching, for each draw.
+    methods = {name: control if name == "gradient" else () for name in PATCHING_METHODS if f"heads_{name}" in names}
+    found = patching_contributions(study, methods) if methods else {}
+    return {f"heads_{name}": result for name, result in found.items()}
 
 
 def write_attribution(
@@ -107,12 +128,10 @@ def write_attribution(
     settings: dict[str, Any],
 ) -> None:
     """Write results.json, report.md and the figures."""
-    from ..plots import edits as plots
-
     write_figure(folder / "effect.png", effect.plot())
     spectral = isinstance(edit, SpectralEdit)
     if spectral:
-        write_figure(folder / "spectra.png", plots.spectra(edit))
+        write_figure(folder / "spectra.png", spectra_figure(edit))
     for name, contributions in results.items():
         write_figure(folder / f"{name}.png", contributions.plot())
     write_json(

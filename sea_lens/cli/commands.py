@@ -1,20 +1,22 @@
 """The commands. Each reads its input, refuses what is wrong before any long work, calls the library and prints."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
+from ..contributions.study import Study
 from ..edits.generation import generate as generate_texts
 from ..errors import InputError
 from ..measure.effects import effect as measure_effect
 from ..methods.loading import load_edit
 from ..models.lens import Lens
+from ..models.reading import Reading
 from ..models.sites import Site
-from ..spectral.capturing import capture, capture_options, check_capture_options
+from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
 from ..spectral.features import feature_map
 from ..spectral.fitting import check_fit_options
@@ -107,7 +109,7 @@ def fit(
     chosen_rank = None if rank is None else opt.read_pair(rank, "--rank", int)
     check_fit_options(chosen_energy, chosen_rank, spectrum_power)
     feature_map(feature)
-    check_capture_options(site, site if fit_site is None else fit_site, position, neutral)
+    Reading(site, fit_site, position, neutral)
     choice = opt.read_layers(layers)
     opt.check_output_file(out)
     demos = opt.read_demonstrations(demonstrations, form, limit)
@@ -209,22 +211,22 @@ def attribute(
     if demonstrations is not None:
         if not isinstance(loaded_edit, SpectralEdit):
             raise InputError(f"--demonstrations: only a spectral edit can be fitted anew, {edit} holds another method")
-        capture_options(loaded_edit)
+        Reading.recorded(loaded_edit.site, loaded_edit.provenance)
         demos = opt.read_demonstrations(demonstrations, form, None)
     folder = output_folder(out)
     loaded = opt.open_model(model, backend, device, dtype)
-    common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    study = Study.of(loaded, loaded_edit, items, **where, **common, progress=True)
     if names is None:
-        names = default_analyses(loaded, loaded_edit, items, loaded_edit.choose_layers(where["layers"]), prepend_bos)
+        names = default_analyses(study)
         for left_out in sorted({*NAMES} - {*names}):
             console.print(f"left out: {left_out} (name it by --methods to have it)", highlight=False)
-    result = measure_effect(loaded, loaded_edit, items, **where, **common)
-    results = run_analyses(loaded, loaded_edit, items, names, where, demos, control_draws, **common)
+    results = run_analyses(study, names, demos, control_draws)
     settings = opt.settings(where, edit, items, **common)
     if demos is not None:
         settings["demonstrations"] = {"n": len(demos), "sha256": demos.digest, "control_draws": control_draws}
-    write_attribution(folder, loaded, loaded_edit, result, results, settings)
-    console.print(str(result), highlight=False, soft_wrap=True)
+    write_attribution(folder, loaded, loaded_edit, study.effect, results, settings)
+    console.print(str(study.effect), highlight=False, soft_wrap=True)
     for contributions in results.values():
         console.print(str(contributions), highlight=False, markup=False, soft_wrap=True)
     console.print(f"wrote {folder}", highlight=False)

@@ -13,7 +13,7 @@ from .._support.versions import versions
 from ..testbed.bed import Testbed
 from ..testbed.demo import MINIMUM_MASS, RANDOM_DRAWS, RULE, DemoResult, MethodResult
 from .attribution import contribution_numbers, section
-from .files import markdown_table, write_figure
+from .files import markdown_table, spectra_figure, write_figure
 
 FIGURES = {
     "comparison.png": "The edit beside its controls, on the test questions",
@@ -142,8 +142,8 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
     axes = {
         "comparison.png": plots.comparison(effects, result.random_effects),
         "effect.png": result.spectral.effect.plot(),
-        "spectra.png": plots.spectra(result.edit),
-        "signature.png": plots.signature(result.edit),
+        "spectra.png": spectra_figure(result.edit),
+        "signature.png": plots.layer_signatures(result.edit.signature),
         **{f"{name}.png": contributions.plot() for name, contributions in result.contributions.items()},
     }
     for name, drawn in axes.items():

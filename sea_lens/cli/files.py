@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .._support.storage import write_atomically
 from ..errors import FileError
+from ..spectral.edit import SpectralEdit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,20 @@ def write_figure(path: Path, axes: "Axes") -> None:
     figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
     plt.close(figure)
     write_atomically(path, buffer.getvalue())
+
+
+def spectra_figure(edit: SpectralEdit) -> "Axes":
+    """The spectra of an edit's layers; of heads the mean."""
+    from ..plots.edits import spectra
+
+    power = float(edit.options["spectrum_power"])
+    sides = {
+        layer: ((one.keep_values, one.keep_rank), (one.drop_values, one.drop_rank))
+        for layer, one in sorted(edit.subspaces.items())
+    }
+    energies = {layer: [values.mean(0).numpy() ** power for values, _ in both] for layer, both in sides.items()}
+    ranks = {layer: [rank.double().mean().item() for _, rank in both] for layer, both in sides.items()}
+    return spectra(energies, ranks)
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:

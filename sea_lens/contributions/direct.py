@@ -1,4 +1,4 @@
-"""Direct contributions of heads to the change of the logit difference (SEA.md section 7, Heads, *direct*).
+"""Direct contributions of heads to the change of the logit difference (docs/method.md 9.1).
 
 The direct contribution of a head is what it writes at the last prompt position, read off as logit difference through
 the final norm and the unembedding, in the edited run minus the unedited run, each run with its own norm scale. The
@@ -8,89 +8,76 @@ identities that it rests on: the heads and the bias of a layer sum to its attent
 to the logits. Where one does not hold numerically, the function refuses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from einops import einsum, rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._support.arguments import as_integer
-from ..edits.activation import ActivationEdit
-from ..edits.where import LayerChoice, Strength
+from ..edits.base import Edit
 from ..errors import DemonstrationError, UnsupportedModelError
+from ..measure.scorer import EncodedContrasts
 from ..models.lens import FINAL_NORM, HookFunction, Lens
 from ..models.readout import LogitReadout, Norm, attention_bias, head_outputs, probe_norm
-from ..models.tokens import batches, encode, encode_completion
-from ..texts.demonstrations import Contrasts
+from ..models.tokens import Batch, batches
 from .results import HeadContributions
+from .study import Study, measured_with
 
 OTHERS = ("embedding", "attention_bias", "mlp", "edit")
 
 
-def direct_contributions(
-    model: Any,
-    edit: ActivationEdit,
-    contrasts: Contrasts,
-    layers: LayerChoice,
-    strength: Strength,
-    combine: str | None,
-    *,
-    batch_size: int,
-    prepend_bos: bool,
-    tolerance: float | None,
-) -> HeadContributions:
-    """`head_contributions` with method "direct"; arguments and errors as there."""
-    lens = Lens.of(model)
-    functions = edit.functions(model, layers=layers, strength=strength, combine=combine)
-    prompts, pairs = first_tokens(lens, contrasts, prepend_bos)
-    batch_size = as_integer(batch_size, "batch_size", least=1)
+def direct_contributions(study: Study, tolerance: float | None, control: Sequence[Edit] = ()) -> HeadContributions:
+    """`head_contributions` with method "direct"; errors as there."""
+    lens = study.lens
+    pairs = first_tokens(study.contrasts)
     allowed = tolerance if tolerance is not None else 1e-4 if lens.dtype.itemsize >= 4 else 0.03
     readout = _Readout.of(lens, allowed)
+    planned = list(batches(study.contrasts.prompts, study.batch_size))
+    order = torch.tensor([row for batch in planned for row in batch.rows]).argsort()
 
-    rows: list[int] = []
-    parts: list[_Parts] = []
-    with torch.no_grad():
-        for batch in batches(prompts, batch_size):
-            last = batch.mask.sum(1) - 1
-            pair = pairs[batch.rows].to(lens.device)
-            unedited = readout.parts(_run(lens, batch.tokens, batch.mask, last, []), pair)
-            edited = readout.parts(_run(lens, batch.tokens, batch.mask, last, functions), pair)
-            rows += batch.rows
-            parts.append(edited - unedited)
-    order = torch.tensor(rows).argsort()
-    return HeadContributions(
-        "direct",
-        torch.cat([part.heads for part in parts])[order],
-        torch.cat([part.difference for part in parts])[order],
-        item_others={name: torch.cat([part.others[name] for part in parts])[order] for name in OTHERS},
-    )
+    def measured(functions: list[tuple[str, HookFunction]]) -> list[_Parts]:
+        with torch.no_grad():
+            return [readout.parts(_run(lens, batch, functions), pairs[batch.rows].to(lens.device)) for batch in planned]
+
+    unedited = measured([])
+
+    def measure(one: Study) -> list[HeadContributions]:
+        functions = one.activation_edit("method 'direct'").functions(one.model, one.where)
+        parts = [after - before for after, before in zip(measured(functions), unedited, strict=True)]
+        return [
+            HeadContributions(
+                "direct",
+                torch.cat([part.heads for part in parts])[order],
+                torch.cat([part.difference for part in parts])[order],
+                item_others={name: torch.cat([part.others[name] for part in parts])[order] for name in OTHERS},
+            )
+        ]
+
+    return measured_with(study, control, measure)[0]
 
 
-def first_tokens(
-    lens: Lens, contrasts: Contrasts, prepend_bos: bool
-) -> tuple[list[list[int]], Int[Tensor, "contrasts 2"]]:
-    """Tokens of each prompt, and the first tokens of its target and foil."""
-    prompts, pairs = [], []
-    for named, contrast in zip(contrasts.names, contrasts, strict=True):
-        prompt = encode(lens, contrast.prompt, prepend_bos=prepend_bos, what=f"{named}, prompt,")
+def first_tokens(contrasts: EncodedContrasts) -> Int[Tensor, "contrasts 2"]:
+    """The first tokens of each target and foil.
+
+    Raises:
+        DemonstrationError: there is no last prompt position to read them at, or they are the same; names the contrast.
+    """
+    pairs = []
+    for i, (named, prompt) in enumerate(zip(contrasts.names, contrasts.prompts, strict=True)):
         firsts = []
-        for name, text in (("target", contrast.target), ("foil", contrast.foil)):
-            what = f"{named}, {name},"
-            tokens, start = encode_completion(lens, contrast.prompt, text, prepend_bos=prepend_bos, what=what)
+        for name, (tokens, start) in zip(("target", "foil"), contrasts.completions[2 * i : 2 * i + 2], strict=True):
             if start != len(prompt):
                 raise DemonstrationError(
-                    f"{what} changes the tokens of its prompt, so there is no last prompt position to read at: "
-                    f"begin the completion with a space"
+                    f"{named}, {name}, changes the tokens of its prompt, so there is no last prompt position to read "
+                    f"at: begin the completion with a space"
                 )
             firsts.append(tokens[start])
         if firsts[0] == firsts[1]:
             raise DemonstrationError(f"{named}: target and foil begin with the same token, so their logits agree")
-        prompts.append(prompt)
         pairs.append(firsts)
-    return prompts, torch.tensor(pairs)
+    return torch.tensor(pairs)
 
 
 @dataclass(frozen=True)
@@ -107,13 +94,9 @@ class _Run:
         return torch.zeros_like(self.seen[name]) if moved is None else moved
 
 
-def _run(
-    lens: Lens,
-    tokens: Int[Tensor, "batch pos"],
-    mask: Int[Tensor, "batch pos"],
-    last: Int[Tensor, " batch"],
-    functions: list[tuple[str, HookFunction]],
-) -> _Run:
+def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) -> _Run:
+    tokens, mask = batch.tokens, batch.mask
+    last = mask.sum(1) - 1
     rows = torch.arange(len(tokens))
     seen: dict[str, Tensor] = {}
     displacements: dict[str, Tensor] = {}

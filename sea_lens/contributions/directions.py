@@ -1,7 +1,7 @@
-"""Which singular directions carry an edit's effect (SEA.md section 7, Directions).
+"""Which singular directions carry an edit's effect (docs/method.md 8).
 
 In the path integral, ∂f/∂αₗ = ⟨∂f/∂oₗ, editedₗ − xₗ⟩ splits over the columns of U⁺ and U⁻, the rescaling to the old
-norm and the centre (`shares`), so that the shares of a layer add up to its path contribution.
+norm and the centre (`spectral.terms`), so that the shares of a layer add up to its path contribution.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,18 +17,21 @@ from .._support.arguments import as_integer
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
+from ..spectral.capturing import Captured
 from ..spectral.edit import SpectralEdit
 from ..spectral.subspaces import Subspaces
-from ..spectral.terms import direction_terms
-from ..texts.demonstrations import Contrasts
+from ..spectral.terms import Direction, direction_terms
+from ..texts.demonstrations import Demonstrations
 from ..texts.items import Contrast, Demonstration
 from .describe import describe_directions
-from .integral import Slope, outside_inference_mode
+from .integral import Slope, Split, outside_inference_mode, path_contributions
 from .results import DirectionContributions
-from .setup import Setup, check_control, with_control
+from .study import Study
 
 Label: TypeAlias = tuple[Any, ...]
 """(layer, side, index), at site `z` (layer, head, side, index)."""
+
+DESCRIBED = 10
 
 
 @outside_inference_mode
@@ -41,7 +44,7 @@ def direction_contributions(
     combine: str | None = None,
     *,
     demonstrations: Iterable[Demonstration] | None = None,
-    describe: int = 10,
+    describe: int = DESCRIBED,
     batch_size: int = 16,
     prepend_bos: bool = True,
     tolerance: float | None = None,
@@ -73,26 +76,56 @@ def direction_contributions(
     Warns:
         UserWarning: the shares did not close to the tolerance; names the error.
     """
+    spectral_edit(edit)
+    describe = as_integer(describe, "describe", least=0)
+    demonstrations = None if demonstrations is None else Demonstrations.of(demonstrations)
+    common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
+    check_control_ranks(study, control)
+    (result,) = path_contributions(study, [by_direction], tolerance, control)
+    layers_of_top = sorted({Direction.of(label).layer for label in strongest(result, describe)})
+    captured = None
+    if demonstrations is not None and layers_of_top:
+        captured = Captured.of(model, spectral_edit(edit), demonstrations, layers_of_top)
+    return described(study, result, captured, describe)
+
+
+def spectral_edit(edit: Edit) -> SpectralEdit:
+    """The edit, which must be a spectral one.
+
+    Raises:
+        InputError: it is not.
+    """
     if not isinstance(edit, SpectralEdit):
         raise InputError(f"only a spectral edit has singular directions, got {type(edit).__name__}")
-    contrasts = Contrasts.of(contrasts)
-    describe = as_integer(describe, "describe", least=0)
-    chosen = edit.choose_layers(layers)
-    check_control(edit, control, chosen)
-    keys = {key for layer in chosen for key in edit.unit_keys(layer)}
+    return edit
+
+
+def check_control_ranks(study: Study, control: Sequence[Edit]) -> None:
+    """Refuse control edits whose directions are not as many as the edit's.
+
+    Raises:
+        InputError: naming the edit's ranks.
+    """
+    study.check_control(control)
+    edit = spectral_edit(study.edit)
+    keys = {key for layer in study.layers for key in edit.unit_keys(layer)}
     ranks = {key: pair for key, pair in edit.ranks.items() if key in keys}
     for other in control:
         if not isinstance(other, SpectralEdit) or any(other.ranks[key] != pair for key, pair in ranks.items()):
             raise InputError(f"a control edit has other ranks than the edit, {ranks}")
-    setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
-    combine = combine or edit.combines[0]
+
+
+def by_direction(study: Study) -> Split:
+    """The path integral by direction."""
+    edit = spectral_edit(study.edit)
     # Only a centred edit, or a feature map whose inverse does not send 0 to 0, adds a constant.
     has_centre = edit.options.get("centre", False) or not edit.feature.is_identity
-    labels = [label for layer in setup.layers for label in _labels(edit, layer, has_centre)]
+    labels = tuple(label for layer in study.layers for label in _labels(edit, layer, has_centre))
 
     def shares(slope: Slope) -> Float[Tensor, "batch directions"]:
         subspaces = edit.subspaces[slope.layer].to(slope.x.device, slope.x.dtype)
-        terms = direction_terms(slope.x, subspaces, edit.feature, combine)
+        terms = direction_terms(slope.x, subspaces, edit.feature, study.where.combine)
         keep, drop, norm, centre = (
             reduce(values, "batch pos ... -> batch ...", "sum") for values in terms.along(slope.gradient)
         )
@@ -102,34 +135,25 @@ def direction_contributions(
             columns += [centre[:, unit, None]] if has_centre else []
         return torch.cat(columns, 1)
 
-    items, details = setup.path.integrate(shares, setup.effects, tolerance)
-    result = DirectionContributions(
-        "path", torch.cat(items, 1), setup.effects, directions=tuple(labels), details=details
-    )
-    if describe:
-        top = [label for label, _ in result.top(len(labels)) if label[-2] in ("+", "-")][:describe]
-        described = describe_directions(
-            model, edit, top, contrasts, demonstrations, setup.layers, strength, combine, prepend_bos=prepend_bos
-        )
-        result = replace(result, descriptions=dict(zip(top, described, strict=True)))
-    return with_control(
-        result,
-        [
-            direction_contributions(
-                model,
-                other,
-                contrasts,
-                setup.layers,
-                strength,
-                combine,
-                describe=0,
-                batch_size=batch_size,
-                prepend_bos=prepend_bos,
-                tolerance=tolerance,
-            )
-            for other in control
-        ],
-    )
+    def result(items: list[Tensor], details: dict[str, Any]) -> DirectionContributions:
+        return DirectionContributions("path", torch.cat(items, 1), study.effects, directions=labels, details=details)
+
+    return Split(shares, result)
+
+
+def strongest(result: DirectionContributions, n: int) -> list[Label]:
+    """The n columns of U⁺ and U⁻ that contribute most."""
+    return [label for label, _ in result.top(len(result.labels)) if Direction.of(label).side in ("+", "-")][:n]
+
+
+def described(
+    study: Study, result: DirectionContributions, captured: Captured | None, n: int = DESCRIBED
+) -> DirectionContributions:
+    """The result with descriptions of the n directions that contribute most."""
+    top = strongest(result, n)
+    if not top:
+        return result
+    return replace(result, descriptions=dict(zip(top, describe_directions(study, top, captured), strict=True)))
 
 
 def _ranks(subspaces: Subspaces) -> list[tuple[int, int]]:

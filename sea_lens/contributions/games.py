@@ -1,6 +1,7 @@
 """Which parts of an edit are switched on, as a cooperative game: only-one, leave-one-out and Shapley values.
 
-A player is a layer, or at site `z` a head. Let f be the contrast as a function of who plays (SEA.md section 7):
+A player is a part of the edit: a layer, or at site `z` a head. Let f be the contrast as a function of who plays
+(docs/method.md 7.2 and 7.3):
 
 - `only_one`: f(part alone) − f(nobody), what the part's edit does by itself;
 - `leave_one_out`: f(everybody) − f(everybody but the part), what is lost without it;
@@ -10,40 +11,45 @@ A player is a layer, or at site `z` a head. Let f be the contrast as a function 
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .._support.progress import tracked
-from ..edits.activation import ActivationEdit
-from ..edits.base import Edit
-from ..measure.scorer import Scorer, contrast_values
+from .study import Part, Study
 
 METHODS = ("shapley", "leave_one_out", "only_one")
 MAX_EXACT_PLAYERS = 10
 
-Player: TypeAlias = tuple[int, int | None]
-"""(layer, head); the head is None where the whole layer plays."""
 
-
+@dataclass(frozen=True)
 class Game:
-    """The contrast of each item as a function of which players' edits are on; each coalition is run once."""
+    """The parts of a study's edit as players.
 
-    def __init__(
-        self,
-        model: Any,
-        edit: Edit,
-        scorer: Scorer,
-        players: Sequence[Player],
-        strength: Mapping[int, float | Tensor],
-        combine: str | None,
-    ) -> None:
-        self.model, self.edit, self.scorer, self.combine = model, edit, scorer, combine
-        self.players, self.strength = tuple(players), strength
-        self._values: dict[frozenset[int], Float[Tensor, " contrasts"]] = {}
+    Attributes:
+        study: whose runs are the values of coalitions.
+        players: the parts, all of which together are the whole edit.
+    """
+
+    study: Study
+    players: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, study: Study, heads: Sequence[int | None] = (None,)) -> "Game":
+        """The game of a study's layers, or of these heads of each.
+
+        Raises:
+            InputError: the method acts on the whole model or not at all, so that no part of it can play alone.
+        """
+        players = tuple((layer, head) for layer in study.layers for head in heads)
+        if len(study.layers) > 1:
+            alone = study.where.with_strengths({study.layers[0]: study.where.strengths[study.layers[0]]})
+            study.edit.check_strengths(study.model, alone, scoring=True)
+        return cls(study, players)
 
     @property
     def everybody(self) -> frozenset[int]:
@@ -52,61 +58,42 @@ class Game:
 
     def value(self, coalition: frozenset[int]) -> Float[Tensor, " contrasts"]:
         """Contrast of each item with only these players' edits on."""
-        if coalition not in self._values:
-            strengths = self._strengths(coalition)
-            if not strengths:
-                self._values[coalition] = contrast_values(self.scorer)
-            else:
-                with self.edit.applied(self.model, sorted(strengths), strengths, self.combine):
-                    self._values[coalition] = contrast_values(self.scorer)
-        return self._values[coalition]
-
-    def _strengths(self, coalition: frozenset[int]) -> dict[int, float | Tensor]:
-        strengths: dict[int, float | Tensor] = {}
-        for layer, head in (self.players[place] for place in coalition):
-            if head is None:
-                strengths[layer] = self.strength[layer]
-            else:
-                assert isinstance(self.edit, ActivationEdit)
-                on = torch.zeros(self.edit.shape[0], dtype=torch.float64)
-                on[head] = 1.0
-                strengths[layer] = strengths.get(layer, 0.0) + on * self.strength[layer]
-        return strengths
+        return self.study.with_parts(frozenset(self.players[place] for place in coalition))
 
     def values(
-        self, method: str, *, permutations: int, seed: int, progress: bool
+        self, method: str, *, permutations: int, seed: int
     ) -> tuple[Float[Tensor, "contrasts players"], dict[str, Any]]:
         """Each player's value for each contrast by one of `METHODS`, and what the method says of itself."""
-        nobody, everybody = frozenset[int](), self.everybody
+        nobody, everybody, show = frozenset[int](), self.everybody, self.study.progress
         if method == "shapley" and len(everybody) <= MAX_EXACT_PLAYERS:
-            return self._exact_shapley(progress)
+            return self._exact_shapley()
         if method == "shapley":
-            return self._sampled_shapley(permutations, seed, progress)
-        places = tracked(range(len(everybody)), method.replace("_", " "), len(everybody), show=progress)
+            return self._sampled_shapley(permutations, seed)
+        places = tracked(range(len(everybody)), method.replace("_", " "), len(everybody), show=show)
         if method == "only_one":
             gains = [self.value(frozenset({place})) - self.value(nobody) for place in places]
         else:
             gains = [self.value(everybody) - self.value(everybody - {place}) for place in places]
         return torch.stack(gains, 1), {}
 
-    def _exact_shapley(self, progress: bool) -> tuple[Float[Tensor, "contrasts players"], dict[str, Any]]:
+    def _exact_shapley(self) -> tuple[Float[Tensor, "contrasts players"], dict[str, Any]]:
         n = len(self.players)
         items = torch.zeros(len(self.value(frozenset())), n, dtype=torch.float64)
         subsets = [frozenset(subset) for size in range(n) for subset in itertools.combinations(range(n), size)]
-        for subset in tracked(subsets, "Shapley values", len(subsets), show=progress):
+        for subset in tracked(subsets, "Shapley values", len(subsets), show=self.study.progress):
             weight = math.factorial(len(subset)) * math.factorial(n - len(subset) - 1) / math.factorial(n)
             for player in self.everybody - subset:
                 items[:, player] += weight * (self.value(subset | {player}) - self.value(subset))
         return items, {"exact": True, "evaluations": 2**n}
 
     def _sampled_shapley(
-        self, permutations: int, seed: int, progress: bool
+        self, permutations: int, seed: int
     ) -> tuple[Float[Tensor, "contrasts players"], dict[str, Any]]:
         n = len(self.players)
         generator = torch.Generator().manual_seed(seed)
         items = torch.zeros(len(self.value(frozenset())), n, dtype=torch.float64)
         means = []
-        for _ in tracked(range(permutations), "Shapley values", permutations, show=progress):
+        for _ in tracked(range(permutations), "Shapley values", permutations, show=self.study.progress):
             order = torch.randperm(n, generator=generator).tolist()
             # An order and its reverse are averaged into one sample: their errors tend to cancel.
             sample = (self._gains(order) + self._gains(order[::-1])) / 2

@@ -1,11 +1,11 @@
-"""Which heads carry an edit's effect (SEA.md section 7, Heads).
+"""Which heads carry an edit's effect (docs/method.md 9).
 
 An edit of an MLP or of the residual stream touches no head; heads read what it changed and carry that on: `direct`,
 and `patching` between the edited and the unedited run. An edit at site `z` is made of one edit for each head, and there
 the methods that tell layers apart tell heads apart.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,23 +15,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
-from ..measure.scorer import contrast_scorer
-from ..models.lens import Lens
-from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .direct import direct_contributions
-from .integral import displaced, outside_inference_mode
+from .games import Game
+from .integral import Split, displaced, outside_inference_mode, path_contributions
 from .layers import METHODS as LAYER_METHODS
 from .patching import METHODS as PATCHING_METHODS
-from .patching import Patcher
+from .patching import Patched, all_heads, patched
 from .results import HeadContributions
-from .setup import Setup, activation_edit, check_control, with_control
+from .study import Study, activation_edit, measured_with, with_control
 
 METHODS = ("direct", *PATCHING_METHODS)
+SAMPLE = 16
 
 
 @outside_inference_mode
@@ -47,7 +45,7 @@ def head_contributions(
     batch_size: int = 16,
     prepend_bos: bool = True,
     tolerance: float | None = None,
-    sample: int = 16,
+    sample: int = SAMPLE,
     permutations: int = 64,
     seed: int = 0,
     control: Sequence[Edit] = (),
@@ -96,111 +94,82 @@ def head_contributions(
     if method not in known:
         only = f" for an edit at site {edit.site!r}" if method in LAYER_METHODS else ""
         raise InputError(f"unknown method {method!r}{only}: expected one of {', '.join(known)}")
-    contrasts = Contrasts.of(contrasts)
     sample, seed = as_integer(sample, "sample", least=0), as_integer(seed, "seed")
     permutations = as_integer(permutations, "permutations", least=1)
-    check_control(edit, control, edit.choose_layers(layers))
+    common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
+    study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
+    study.check_control(control)
     if method == "direct":
-        result = direct_contributions(
-            model,
-            edit,
-            contrasts,
-            layers,
-            strength,
-            combine,
-            batch_size=batch_size,
-            prepend_bos=prepend_bos,
-            tolerance=tolerance,
-        )
-    elif method in PATCHING_METHODS:
-        functions = edit.functions(model, layers=layers, strength=strength, combine=combine)
-        scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
-        result = _patching(Patcher(scorer, functions, batch_size), method, sample, seed, progress)
-    else:
-        setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos, heads=True)
-        result = _edited_heads(
-            setup,
-            edit,
-            method,
-            combine,
-            tolerance,
-            permutations,
-            seed,
-            progress,
-        )
-    return with_control(
-        result,
-        [
-            head_contributions(
-                model,
-                other,
-                contrasts,
-                method,
-                edit.choose_layers(layers),
-                strength,
-                combine,
-                batch_size=batch_size,
-                prepend_bos=prepend_bos,
-                tolerance=tolerance,
-                sample=0,
-                permutations=permutations,
-                seed=seed,
-            )
-            for other in control
-        ],
-    )
+        return direct_contributions(study, tolerance, control)
+    if method in PATCHING_METHODS:
+        return patching_contributions(study, {method: control}, sample, seed)[method]
+    if method == "path":
+        return path_contributions(study, [by_head], tolerance, control)[0]
+
+    def measure(one: Study) -> list[HeadContributions]:
+        values, details = Game.of(one, range(one.lens.n_heads)).values(method, permutations=permutations, seed=seed)
+        items = rearrange(values, "contrasts (layer head) -> contrasts layer head", head=one.lens.n_heads)
+        return [HeadContributions(method, _everywhere(one, items), one.effects, details=details)]
+
+    return measured_with(study, control, measure)[0]
 
 
-def _patching(patcher: Patcher, method: str, sample: int, seed: int, progress: bool) -> HeadContributions:
-    heads = patcher.heads
-    if method != "gradient":
-        items, effects = patcher.patched(method, heads, progress=progress)
-        return HeadContributions(method, _by_head(items, patcher.lens), effects)
-    items, effects = patcher.gradients(progress=progress)
-    result = HeadContributions(method, _by_head(items, patcher.lens), effects)
-    if sample == 0:
-        return result
-    drawn = torch.randperm(len(heads), generator=torch.Generator().manual_seed(seed))[:sample].sort().values.tolist()
-    exact = patcher.patched("sufficiency", [heads[i] for i in drawn], progress=progress)[0].mean(0)
-    estimated = items[:, drawn].mean(0)
+def by_head(study: Study) -> Split:
+    """The path integral by head, of an edit at site `z`."""
+
+    def result(items: list[Tensor], details: dict[str, Any]) -> HeadContributions:
+        of_heads = rearrange(items, "layer contrasts head -> contrasts layer head")
+        return HeadContributions("path", _everywhere(study, of_heads), study.effects, details=details)
+
+    return Split(lambda slope: reduce(displaced(study, slope), "batch pos head d -> batch head", "sum"), result)
+
+
+def _everywhere(
+    study: Study, items: Float[Tensor, "contrasts layers heads"]
+) -> Float[Tensor, "contrasts n_layers n_heads"]:
+    """Values of the edited layers' heads among those of all layers, which contribute 0."""
+    found = torch.zeros(len(items), study.lens.n_layers, study.lens.n_heads, dtype=items.dtype)
+    found[:, list(study.layers)] = items
+    return found
+
+
+def patching_contributions(
+    study: Study, methods: Mapping[str, Sequence[Edit]], sample: int = SAMPLE, seed: int = 0
+) -> dict[str, HeadContributions]:
+    """`head_contributions` by several patching methods, each with its control edits; the clean runs are shared."""
+    heads = all_heads(study.lens)
+    found = patched(study, methods, heads)
+    results = {}
+    for method, (own, *controls) in found.items():
+        result = _result(study, method, own)
+        results[method] = with_control(result, [_result(study, method, one) for one in controls])
+    if "gradient" in methods and sample > 0:
+        order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(seed))
+        drawn = order[:sample].sort().values.tolist()
+        if "sufficiency" in found:
+            exact = found["sufficiency"][0].items[:, drawn]
+        else:
+            exact = patched(study, {"sufficiency": ()}, [heads[i] for i in drawn])["sufficiency"][0].items
+        details = _agreement([heads[i] for i in drawn], found["gradient"][0].items[:, drawn].mean(0), exact.mean(0))
+        results["gradient"] = replace(results["gradient"], details=details)
+    return results
+
+
+def _result(study: Study, method: str, one: Patched) -> HeadContributions:
+    items = rearrange(one.items, "contrasts (layer head) -> contrasts layer head", head=study.lens.n_heads)
+    return HeadContributions(method, items, one.effects)
+
+
+def _agreement(
+    heads: list[tuple[int, int]], estimated: Float[Tensor, " heads"], exact: Float[Tensor, " heads"]
+) -> dict[str, Any]:
+    """How the first-order estimate stands beside the exact values of some heads."""
     both = torch.stack([estimated, exact])
     # Undefined for a single head, or where all values are the same.
-    correlation = torch.corrcoef(both)[0, 1].item() if len(drawn) > 1 and (both.std(1) > 0).all() else float("nan")
-    details = {
-        "sampled_heads": [heads[i] for i in drawn],
+    correlation = torch.corrcoef(both)[0, 1].item() if len(heads) > 1 and (both.std(1) > 0).all() else float("nan")
+    return {
+        "sampled_heads": heads,
         "estimated": estimated.tolist(),
         "sufficiency": exact.tolist(),
         "correlation": correlation,
     }
-    return replace(result, details=details)
-
-
-def _by_head(items: Float[Tensor, "contrasts heads"], lens: Lens) -> Float[Tensor, "contrasts n_layers n_heads"]:
-    return rearrange(items, "contrasts (layer head) -> contrasts layer head", head=lens.n_heads)
-
-
-def _edited_heads(
-    setup: Setup,
-    edit: ActivationEdit,
-    method: str,
-    combine: str | None,
-    tolerance: float | None,
-    permutations: int,
-    seed: int,
-    progress: bool,
-) -> HeadContributions:
-    """The layer methods for an edit at site `z`, with the heads as players."""
-    lens = setup.scorer.lens
-    if method == "path":
-        layers, details = setup.path.integrate(
-            lambda slope: reduce(displaced(edit, slope, combine), "batch pos head d -> batch head", "sum"),
-            setup.effects,
-            tolerance,
-        )
-        items = rearrange(layers, "layer contrasts head -> contrasts layer head")
-    else:
-        values, details = setup.game.values(method, permutations=permutations, seed=seed, progress=progress)
-        items = rearrange(values, "contrasts (layer head) -> contrasts layer head", head=lens.n_heads)
-    everywhere = torch.zeros(len(items), lens.n_layers, lens.n_heads, dtype=items.dtype)
-    everywhere[:, list(setup.layers)] = items
-    return HeadContributions(method, everywhere, setup.effects, details=details)

@@ -1,10 +1,10 @@
-"""The integrated gradient along an edit's common strength, by Gauss-Legendre quadrature (SEA.md section 7).
+"""The integrated gradient along an edit's common strength, by Gauss-Legendre quadrature (docs/method.md 7.4).
 
     cₗ = ∫₀¹ sₗ ∂f/∂αₗ (t·s) dt        ∂f/∂αₗ = ⟨∂f/∂oₗ, editedₗ − xₗ⟩
 
 with oₗ the activation behind layer l's edit, xₗ the one before it, and s the strengths asked for (Sundararajan et al.
 2017 for the integral). One forward and one backward pass per node give ∂f/∂oₗ of every layer at once, and from the
-inner product whatever shares of it are wanted: by layer, head, position or singular direction.
+inner product whatever shares of it are wanted: by layer, head, position or singular direction, all of them together.
 
 Quadrature converges fast where f is smooth in t. Feature maps are clamped and some forget signs, so that an edit
 through them can make f jump: then the sum misses the effect by what is reported, with any number of nodes.
@@ -15,7 +15,7 @@ numbers, beside what autograd keeps of the forward pass behind the first edited 
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -26,15 +26,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_number
-from ..edits.activation import ActivationEdit
-from ..measure.scorer import Scorer, ScoringBatch
+from ..edits.base import Edit
+from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction
+from .base import Contributions
+from .study import Study, measured_with
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
 
 FIRST_NODES = 4
 MAX_NODES = 64
+WHAT = "an integrated gradient"
 
 
 @dataclass(frozen=True)
@@ -59,96 +62,127 @@ Shares: TypeAlias = Callable[[Slope], Float[Tensor, "batch *parts"]]
 
 
 @dataclass(frozen=True)
-class Path:
-    """An edit, scaled from nothing to full strength."""
+class Split:
+    """One way to share out the integral.
 
-    model: Any
-    edit: ActivationEdit
-    scorer: Scorer
-    layers: tuple[int, ...]
-    strength: Mapping[int, float | Tensor]
-    combine: str | None
+    Attributes:
+        shares: of one layer, on one batch.
+        result: from each layer's shares in each contrast's effect, and what the quadrature says of itself.
+    """
 
-    def integrate(
-        self, shares: Shares, effects: Float[Tensor, " contrasts"], tolerance: float | None
-    ) -> tuple[list[Float[Tensor, "contrasts *parts"]], dict[str, Any]]:
-        """Shares of each layer in each contrast's effect, and what the quadrature says of itself.
+    shares: Shares
+    result: Callable[[list[Float[Tensor, "contrasts *parts"]], dict[str, Any]], Contributions]
 
-        The nodes double until the sum of all shares is within `tolerance` of the mean effect, relatively.
 
-        Warns:
-            UserWarning: it is not with the most nodes; names the error.
-        """
-        if tolerance is None:
-            tolerance = 1e-3 if self.scorer.lens.dtype.itemsize >= 4 else 0.1
-        tolerance = as_number(tolerance, "tolerance")
-        delta, nodes = effects.mean().item(), FIRST_NODES
-        while True:
-            positions, weights = np.polynomial.legendre.leggauss(nodes)
-            sums: list[Tensor] = []
-            for position, weight in zip(positions.tolist(), weights.tolist(), strict=True):
-                at_node = self.node((position + 1) / 2, shares)
-                scaled = [weight / 2 * values for values in at_node]
-                sums = [a + b for a, b in zip(sums, scaled, strict=True)] if sums else scaled
-            error = abs(sum((values.sum() / len(values)).item() for values in sums) - delta)
-            if error <= tolerance * abs(delta) or nodes >= MAX_NODES:
-                break
-            nodes *= 2
-        if error > tolerance * abs(delta):
-            warnings.warn(
-                f"path contributions close to {error:.2e} nats with {nodes} nodes, not to the "
-                f"{tolerance * abs(delta):.2e} asked for ({tolerance:g} of the effect {delta:+.2e})",
-                stacklevel=4,
-            )
-        return sums, {"nodes": nodes, "tolerance": tolerance}
+Splitter: TypeAlias = Callable[[Study], Split]
 
-    def node(self, t: float, shares: Shares) -> list[Float[Tensor, "contrasts *parts"]]:
-        """Shares of each layer in df/dt at strengths t·s, for each contrast."""
-        items: list[Tensor] = []
-        for batch in self.scorer.batches:
-            for place, slope in enumerate(self._slopes(t, batch)):
-                values = shares(slope).double().cpu()
-                if place == len(items):
-                    items.append(torch.zeros(self.scorer.n // 2, *values.shape[1:], dtype=torch.float64))
-                items[place].index_add_(0, batch.items, values)
-        return items
 
-    def _slopes(self, t: float, batch: ScoringBatch) -> list[Slope]:
-        """Activations and gradients of every layer; rows of a batch do not touch, so one backward serves them all."""
-        lens, site = self.scorer.lens, self.edit.at
-        befores: dict[int, Tensor] = {}
-        afters: dict[int, Tensor] = {}
+def path_contributions(
+    study: Study, splitters: Sequence[Splitter], tolerance: float | None, control: Sequence[Edit] = ()
+) -> list[Any]:
+    """One integral shared out in several ways, and the same under each control edit: a result for each way."""
+    study.activation_edit(WHAT)
+    return measured_with(study, control, lambda one: integrate(one, [split(one) for split in splitters], tolerance))
 
-        def hook(layer: int) -> HookFunction:
-            def edit(x: Tensor) -> Tensor:
-                befores[layer] = x.detach()
-                out = self.edit(x, layer, t * self.strength[layer], self.combine)
-                afters[layer] = out if out.requires_grad else out.requires_grad_()
-                # What stands before the first edit needs no gradient, so recording begins only here.
-                torch.set_grad_enabled(True)
-                return afters[layer]
 
-            return edit
+def integrate(study: Study, splits: Sequence[Split], tolerance: float | None) -> list[Contributions]:
+    """The result of each split.
 
-        hooks = [(site.point(lens, layer), hook(layer)) for layer in self.layers]
-        with torch.no_grad(), lens.hooks(hooks):
-            contrast = signed(batch, self.scorer.batch_log_probs(batch)).sum()
-            gradients = gradients_of(contrast, [afters[layer] for layer in self.layers])
-        return [
-            Slope(
-                layer,
-                site.to_units(_at_least_float32(befores[layer])),
-                self._scaled(site.to_units(_at_least_float32(gradient)), layer),
-                batch,
-            )
-            for layer, gradient in zip(self.layers, gradients, strict=True)
-        ]
+    The nodes double until the sum of all shares is within `tolerance` of the mean effect, relatively.
 
-    def _scaled(self, gradient: Float[Tensor, "batch pos units d"], layer: int) -> Float[Tensor, "batch pos units d"]:
-        strength = self.edit.per_unit(self.strength[layer])
+    Warns:
+        UserWarning: it is not with the most nodes; names the error.
+    """
+    if tolerance is None:
+        tolerance = 1e-3 if study.lens.dtype.itemsize >= 4 else 0.1
+    tolerance = as_number(tolerance, "tolerance")
+    delta, nodes = study.effects.mean().item(), FIRST_NODES
+    while True:
+        positions, weights = np.polynomial.legendre.leggauss(nodes)
+        sums: list[list[Tensor]] = []
+        for position, weight in zip(positions.tolist(), weights.tolist(), strict=True):
+            at_node = node(study, (position + 1) / 2, [split.shares for split in splits])
+            scaled = [[weight / 2 * values for values in of_split] for of_split in at_node]
+            sums = [_added(*pair) for pair in zip(sums, scaled, strict=True)] if sums else scaled
+        error = max(abs(sum((values.sum() / len(values)).item() for values in of) - delta) for of in sums)
+        if error <= tolerance * abs(delta) or nodes >= MAX_NODES:
+            break
+        nodes *= 2
+    if error > tolerance * abs(delta):
+        warnings.warn(
+            f"path contributions close to {error:.2e} nats with {nodes} nodes, not to the "
+            f"{tolerance * abs(delta):.2e} asked for ({tolerance:g} of the effect {delta:+.2e})",
+            stacklevel=8,
+        )
+    details = {"nodes": nodes, "tolerance": tolerance}
+    return [split.result(of_split, dict(details)) for split, of_split in zip(splits, sums, strict=True)]
+
+
+def _added(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(sums, more, strict=True)]
+
+
+def node(study: Study, t: float, shares: Sequence[Shares]) -> list[list[Float[Tensor, "contrasts *parts"]]]:
+    """Shares of each layer in df/dt at strengths t·s, for each contrast, in each of several ways."""
+    items: list[list[Tensor]] = [[] for _ in shares]
+    for batch in study.scorer.batches:
+        for place, slope in enumerate(_slopes(study, t, batch)):
+            for of_way, way in zip(items, shares, strict=True):
+                with torch.no_grad():
+                    values = way(slope).double().cpu()
+                if place == len(of_way):
+                    of_way.append(torch.zeros(study.scorer.n // 2, *values.shape[1:], dtype=torch.float64))
+                of_way[place].index_add_(0, batch.items, values)
+    return items
+
+
+def _slopes(study: Study, t: float, batch: ScoringBatch) -> list[Slope]:
+    """Activations and gradients of every layer; rows of a batch do not touch, so one backward serves them all."""
+    edit, lens, strengths = study.activation_edit(WHAT), study.lens, study.where.strengths
+    befores: dict[int, Tensor] = {}
+    afters: dict[int, Tensor] = {}
+
+    def watching(layer: int, function: HookFunction) -> HookFunction:
+        def hook(x: Tensor) -> Tensor:
+            befores[layer] = x.detach()
+            out = function(x)
+            assert out is not None
+            afters[layer] = out if out.requires_grad else out.requires_grad_()
+            # What stands before the first edit needs no gradient, so recording begins only here.
+            torch.set_grad_enabled(True)
+            return afters[layer]
+
+        return hook
+
+    scaled = study.where.with_strengths({layer: t * strength for layer, strength in strengths.items()})
+    functions = zip(strengths, edit.functions(study.model, scaled), strict=True)
+    hooks = [(name, watching(layer, function)) for layer, (name, function) in functions]
+    with torch.no_grad(), lens.hooks(hooks):
+        contrast = signed(batch, study.scorer.batch_log_probs(batch)).sum()
+        gradients = gradients_of(contrast, list(afters.values()))
+    of_layer = dict(zip(afters, gradients, strict=True))
+
+    def at_strength(gradient: Tensor, layer: int) -> Tensor:
+        strength = edit.per_unit(strengths[layer])
         return gradient * (
             rearrange(strength.to(gradient), "... -> ... 1") if isinstance(strength, Tensor) else strength
         )
+
+    return [
+        Slope(
+            layer,
+            edit.at.to_units(_at_least_float32(befores[layer])),
+            at_strength(edit.at.to_units(_at_least_float32(of_layer[layer])), layer),
+            batch,
+        )
+        for layer in strengths
+    ]
+
+
+def displaced(study: Study, slope: Slope) -> Float[Tensor, "batch pos units d"]:
+    """⟨gradient, edited − x⟩ before it is summed."""
+    edited = study.activation_edit(WHAT).edit_units(slope.x, slope.layer, 1.0, study.where.combine)
+    return slope.gradient * (edited - slope.x)
 
 
 def outside_inference_mode(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
@@ -178,9 +212,3 @@ def signed(batch: ScoringBatch, log_probs: Float[Tensor, " n"]) -> Float[Tensor,
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def displaced(edit: ActivationEdit, slope: Slope, combine: str | None) -> Float[Tensor, "batch pos units d"]:
-    """⟨gradient, edited − x⟩ before it is summed."""
-    edited = edit.edit_units(slope.x, slope.layer, 1.0, combine or edit.combines[0])
-    return slope.gradient * (edited - slope.x)

@@ -1,7 +1,7 @@
-"""Which layers, and which positions in them, carry an edit's effect (SEA.md section 7, Layers).
+"""Which layers, and which positions in them, carry an edit's effect (docs/method.md 7).
 
 Let f(α) be the mean contrast with strength αₗ on layer l's edit, s the strengths asked for, and Δ = f(s) − f(0). The
-methods are those of `games` (only one, leave one out, Shapley) and of `path` (the integrated gradient).
+methods are those of `games` (only one, leave one out, Shapley) and of `integral` (the integrated gradient).
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,13 +16,12 @@ from .._support.arguments import as_integer
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
-from ..models.tokens import encode
-from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .games import METHODS as GAME_METHODS
-from .integral import Slope, displaced, outside_inference_mode
+from .games import Game
+from .integral import Slope, Split, displaced, outside_inference_mode, path_contributions
 from .results import LayerContributions, PositionContributions
-from .setup import Setup, activation_edit, check_control, with_control
+from .study import Study, activation_edit, measured_with
 
 METHODS = ("path", *GAME_METHODS)
 
@@ -77,40 +76,33 @@ def layer_contributions(
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     if method == "path":
         activation_edit(model, edit, f"method 'path' (the others are {', '.join(GAME_METHODS)})")
-    contrasts = Contrasts.of(contrasts)
     permutations, seed = as_integer(permutations, "permutations", least=1), as_integer(seed, "seed")
-    check_control(edit, control, edit.choose_layers(layers))
-    setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
+    common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
+    study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
     if method == "path":
-        path = setup.path
-        items, details = path.integrate(
-            lambda slope: reduce(displaced(path.edit, slope, combine), "batch pos units d -> batch", "sum"),
-            setup.effects,
-            tolerance,
-        )
-        values = torch.stack(items, 1)
-    else:
-        values, details = setup.game.values(method, permutations=permutations, seed=seed, progress=progress)
-    result = LayerContributions(method, values, setup.effects, layers=setup.layers, details=details)
-    return with_control(
-        result,
-        [
-            layer_contributions(
-                model,
-                other,
-                contrasts,
-                method,
-                setup.layers,
-                strength,
-                combine,
-                batch_size=batch_size,
-                prepend_bos=prepend_bos,
-                tolerance=tolerance,
-                permutations=permutations,
-                seed=seed,
-            )
-            for other in control
-        ],
+        return path_contributions(study, [by_layer], tolerance, control)[0]
+    return layer_games(study, method, permutations=permutations, seed=seed, control=control)
+
+
+def layer_games(
+    study: Study, method: str, *, permutations: int = 64, seed: int = 0, control: Sequence[Edit] = ()
+) -> LayerContributions:
+    """`layer_contributions` by one of the games' methods."""
+
+    def measure(one: Study) -> list[LayerContributions]:
+        values, details = Game.of(one).values(method, permutations=permutations, seed=seed)
+        return [LayerContributions(method, values, one.effects, layers=one.layers, details=details)]
+
+    return measured_with(study, control, measure)[0]
+
+
+def by_layer(study: Study) -> Split:
+    """The path integral by layer."""
+    return Split(
+        lambda slope: reduce(displaced(study, slope), "batch pos units d -> batch", "sum"),
+        lambda items, details: LayerContributions(
+            "path", torch.stack(items, 1), study.effects, layers=study.layers, details=details
+        ),
     )
 
 
@@ -135,29 +127,32 @@ def position_contributions(
     Returns:
         Values in nats by layer and position, counted from the prompt's last token.
     """
-    contrasts = Contrasts.of(contrasts)
-    edit = activation_edit(model, edit, "position_contributions")
-    setup = Setup.of(model, edit, contrasts, layers, strength, combine, batch_size, prepend_bos)
-    lens = setup.scorer.lens
-    lengths = torch.tensor([len(encode(lens, contrast.prompt, prepend_bos=prepend_bos)) for contrast in contrasts])
+    activation_edit(model, edit, "position_contributions")
+    common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
+    return path_contributions(study, [by_position], tolerance)[0]
+
+
+def by_position(study: Study) -> Split:
+    """The path integral by layer and position."""
+    lengths = torch.tensor([len(prompt) for prompt in study.contrasts.prompts])
     # Column 0 is the first token of the longest prompt; the last token of every prompt is in one column.
     origin = int(lengths.max()) - 1
-    longest = max(int((batch.mask.sum(1) - lengths[batch.items]).max()) for batch in setup.scorer.batches)
+    longest = max(int((batch.mask.sum(1) - lengths[batch.items]).max()) for batch in study.scorer.batches)
     width = origin + 1 + max(0, longest)
 
     def shares(slope: Slope) -> Float[Tensor, "batch positions"]:
-        values = reduce(displaced(edit, slope, combine), "batch pos units d -> batch pos", "sum").cpu()
+        values = reduce(displaced(study, slope), "batch pos units d -> batch pos", "sum").cpu()
         return _aligned(values, origin + 1 - lengths[slope.batch.items], slope.batch.mask, width)
 
-    items, details = setup.path.integrate(shares, setup.effects, tolerance)
-    return PositionContributions(
-        "path",
-        torch.stack(items, 1),
-        setup.effects,
-        layers=setup.layers,
-        positions=tuple(range(-origin, width - origin)),
-        details=details,
-    )
+    def result(items: list[Tensor], details: dict[str, Any]) -> PositionContributions:
+        positions = tuple(range(-origin, width - origin))
+        values = torch.stack(items, 1)
+        return PositionContributions(
+            "path", values, study.effects, layers=study.layers, positions=positions, details=details
+        )
+
+    return Split(shares, result)
 
 
 def _aligned(

@@ -1,4 +1,4 @@
-"""Patching a head's `z` between the edited and the unedited run (SEA.md section 7, Heads).
+"""Patching a head's `z` between the edited and the unedited run (docs/method.md 9.2 and 9.3).
 
 - *sufficiency*: f(unedited run with the head's edited-run z, at every position) − f(unedited);
 - *necessity*: f(edited) − f(edited run with the head's unedited-run z);
@@ -6,12 +6,12 @@
   first-order estimate of sufficiency (attribution patching, Nanda 2023), reported with its correlation to the exact
   values on a sample of heads.
 
-The clean runs of a batch of contrasts are made once for all heads. Patched runs are batched over contrasts and heads
-alike, up to `batch_size` sequences. Memory: the `z` of both clean runs, 2 · layers · batch · positions · heads · d_head
-numbers; "gradient" adds what autograd keeps of a forward pass.
+The clean runs of a batch of contrasts are made once for all heads, methods and control edits. Patched runs are batched
+over contrasts and heads alike, up to `batch_size` sequences. Memory: the `z` of both clean runs of a batch, 2 · layers
+· batch · positions · heads · d_head numbers; "gradient" adds what autograd keeps of a forward pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,177 +20,224 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.progress import tracked
+from ..edits.base import Edit
 from ..errors import UnsupportedModelError
-from ..measure.scorer import Scorer, ScoringBatch
+from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction, Lens
 from .integral import gradients_of, signed
+from .study import Study
 
 METHODS = ("sufficiency", "necessity", "gradient")
 
 Head = tuple[int, int]
 """(layer, head)."""
 
+Hooks = Sequence[tuple[str, HookFunction]]
+
 
 @dataclass(frozen=True)
-class Patcher:
-    """The runs that are patched between.
+class Patched:
+    """What one method found under one edit, for each contrast.
 
     Attributes:
-        scorer: of the contrasts.
-        edits: hooks of the edit.
-        batch_size: sequences at a time.
+        items: of each head.
+        effects: of the whole edit.
     """
 
-    scorer: Scorer
-    edits: Sequence[tuple[str, HookFunction]]
-    batch_size: int
+    items: Float[Tensor, "contrasts patched"]
+    effects: Float[Tensor, " contrasts"]
 
-    @property
-    def lens(self) -> Lens:
-        """The model."""
-        return self.scorer.lens
 
-    @property
-    def heads(self) -> list[Head]:
-        """All heads of the model."""
-        return [(layer, head) for layer in range(self.lens.n_layers) for head in range(self.lens.n_heads)]
+@dataclass(frozen=True)
+class _Clean:
+    """A run that nothing is patched in: each row's contrast, `z` of every layer, and the contrast's slope in it."""
 
-    def patched(
-        self, method: str, heads: Sequence[Head], *, progress: bool
-    ) -> tuple[Float[Tensor, "contrasts patched"], Float[Tensor, " contrasts"]]:
-        """Sufficiency or necessity of some heads, and the effect, for each contrast."""
-        self.check()
-        items = torch.zeros(self.scorer.n // 2, len(heads), dtype=torch.float64)
-        effects = torch.zeros(self.scorer.n // 2, dtype=torch.float64)
-        work = sum(len(heads) for _ in self.scorer.batches)
-        steps = tracked(self._patches(method, heads, items, effects), method, work, show=progress)
-        for _ in steps:
-            pass
-        return items, effects
+    values: Float[Tensor, " batch"]
+    z: list[Float[Tensor, "batch pos heads d_head"]]
+    slopes: list[Float[Tensor, "batch pos heads d_head"]]
 
-    def _patches(self, method: str, heads: Sequence[Head], items: Tensor, effects: Tensor) -> Iterator[None]:
-        """Fill in items and effects; one step for each head and batch of contrasts."""
-        sign = 1.0 if method == "sufficiency" else -1.0
-        for batch in self.scorer.batches:
-            with torch.no_grad():
-                unedited, plain_z = self._clean(batch, [])
-                edited, edited_z = self._clean(batch, self.edits)
-                effects.index_add_(0, batch.items, edited - unedited)
-                base = (unedited, [], edited_z) if method == "sufficiency" else (edited, self.edits, plain_z)
-                clean, hooks, source = base
-                at_once = max(1, self.batch_size // len(batch.tokens))
-                for start in range(0, len(heads), at_once):
-                    chunk = heads[start : start + at_once]
-                    values = self._run_patched(batch, chunk, hooks, source)
-                    change = sign * (values - rearrange(clean, "batch -> 1 batch"))
-                    for place, row in enumerate(change, start):
-                        items[:, place].index_add_(0, batch.items, row)
-                        yield
 
-    def _clean(
-        self, batch: ScoringBatch, hooks: Sequence[tuple[str, HookFunction]]
-    ) -> tuple[Float[Tensor, " batch"], list[Float[Tensor, "batch pos heads d_head"]]]:
-        """The contrast of each row, and `z` of every layer."""
-        z: dict[int, Tensor] = {}
+def all_heads(lens: Lens) -> list[Head]:
+    """All heads of a model."""
+    return [(layer, head) for layer in range(lens.n_layers) for head in range(lens.n_heads)]
 
-        def save(layer: int) -> HookFunction:
-            def hook(x: Tensor) -> None:
-                z[layer] = x
 
-            return hook
+def patched(study: Study, methods: Mapping[str, Sequence[Edit]], heads: Sequence[Head]) -> dict[str, list[Patched]]:
+    """Values of some heads by several methods, which share their clean runs.
 
-        saving = [(self.lens.point("z", layer), save(layer)) for layer in range(self.lens.n_layers)]
-        with self.lens.hooks([*hooks, *saving]):
-            log_probs = self.scorer.batch_log_probs(batch)
-        return _by_row(batch, log_probs), [z[layer] for layer in range(self.lens.n_layers)]
+    Args:
+        study: the edit and its contrasts.
+        methods: of `METHODS`, each with the control edits that it is to be measured under as well.
+        heads: which; "gradient" gives those of all heads in any case.
 
-    def _run_patched(
-        self,
-        batch: ScoringBatch,
-        heads: Sequence[Head],
-        hooks: Sequence[tuple[str, HookFunction]],
-        source: Sequence[Float[Tensor, "batch pos heads d_head"]],
-    ) -> Float[Tensor, "copies batch"]:
-        """The contrast of each row with one head's z taken from `source`, for several heads in one forward pass."""
+    Returns:
+        For each method what it found under the edit, then under each of its controls.
+    """
+    _check_z(study)
+    contrasts = study.scorer.n // 2
+    # Every edit once, with the methods that want it.
+    studies = {id(study.edit): study}
+    for control in (one for some in methods.values() for one in some):
+        studies.setdefault(id(control), study.under(control))
+    wanted = {
+        key: [method for method, some in methods.items() if one is study or any(one.edit is c for c in some)]
+        for key, one in studies.items()
+    }
 
-        def patch(layer: int) -> HookFunction:
-            def hook(z: Tensor) -> Tensor:
-                copies = rearrange(z.clone(), "(copy batch) pos head d -> copy batch pos head d", copy=len(heads))
-                for copy, (at, head) in enumerate(heads):
-                    if at == layer:
-                        copies[copy, :, :, head] = source[layer][:, :, head]
-                return rearrange(copies, "copy batch pos head d -> (copy batch) pos head d")
+    def empty(method: str) -> Patched:
+        width = len(all_heads(study.lens)) if method == "gradient" else len(heads)
+        return Patched(torch.zeros(contrasts, width, dtype=torch.float64), torch.zeros(contrasts, dtype=torch.float64))
 
-            return hook
+    found = {(key, method): empty(method) for key, some in wanted.items() for method in some}
+    at_each = [1 if method == "gradient" else len(heads) for _, method in found]
+    steps = _steps(study, studies, found, heads)
+    for _ in tracked(steps, "patching", len(study.scorer.batches) * sum(at_each), show=study.progress):
+        pass
+    return {
+        method: [found[id(edit), method] for edit in (study.edit, *controls)] for method, controls in methods.items()
+    }
 
-        patches = [(self.lens.point("z", layer), patch(layer)) for layer in sorted({layer for layer, _ in heads})]
-        with self.lens.hooks([*hooks, *patches]):
-            values = self.scorer.batch_log_probs(_repeated(batch, len(heads)))
-        per_copy = rearrange(values, "(copy n) -> copy n", copy=len(heads))
-        return torch.stack([_by_row(batch, copy) for copy in per_copy])
 
-    def gradients(self, *, progress: bool) -> tuple[Float[Tensor, "contrasts patched"], Float[Tensor, " contrasts"]]:
-        """First-order estimate of every head's sufficiency, and the effect, for each contrast."""
-        self.check()
-        items = torch.zeros(self.scorer.n // 2, len(self.heads), dtype=torch.float64)
-        effects = torch.zeros(self.scorer.n // 2, dtype=torch.float64)
-        batches = self.scorer.batches
-        for batch in tracked(batches, "gradient", len(batches), show=progress):
-            with torch.no_grad():
-                edited, edited_z = self._clean(batch, self.edits)
-            unedited, plain_z, slopes = self._gradient(batch)
-            effects.index_add_(0, batch.items, edited - unedited)
-            layers = [
-                einsum(
-                    slope.float(), (after.float() - before.float()), "batch pos head d, batch pos head d -> batch head"
+def _steps(
+    study: Study,
+    studies: Mapping[int, Study],
+    found: Mapping[tuple[int, str], Patched],
+    heads: Sequence[Head],
+) -> Iterator[None]:
+    """Fill in what is found; one step for each batch of contrasts, edit, method and head."""
+    with_slopes = any(method == "gradient" for _, method in found)
+    for batch in study.scorer.batches:
+        unedited = _with_slopes(study, batch) if with_slopes else _clean(study, batch, [])
+        for key, one in studies.items():
+            hooks = one.activation_edit("patching").functions(one.model, one.where)
+            edited = _clean(study, batch, hooks)
+            for (of, method), result in found.items():
+                if of != key:
+                    continue
+                result.effects.index_add_(0, batch.items, edited.values - unedited.values)
+                if method == "gradient":
+                    result.items.index_add_(0, batch.items, _first_order(unedited, edited))
+                    yield
+                elif method == "sufficiency":
+                    yield from _exchange(study, batch, heads, result.items, 1.0, unedited, [], edited.z)
+                else:
+                    yield from _exchange(study, batch, heads, result.items, -1.0, edited, hooks, unedited.z)
+
+
+def _first_order(unedited: _Clean, edited: _Clean) -> Float[Tensor, "batch heads"]:
+    layers = [
+        einsum(slope.float(), (after.float() - before.float()), "batch pos head d, batch pos head d -> batch head")
+        for slope, before, after in zip(unedited.slopes, unedited.z, edited.z, strict=True)
+    ]
+    return rearrange(layers, "layer batch head -> batch (layer head)").double().cpu()
+
+
+def _exchange(
+    study: Study,
+    batch: ScoringBatch,
+    heads: Sequence[Head],
+    items: Float[Tensor, "contrasts patched"],
+    sign: float,
+    clean: _Clean,
+    hooks: Hooks,
+    source: Sequence[Float[Tensor, "batch pos heads d_head"]],
+) -> Iterator[None]:
+    """Add to items what each head's z from `source` changes in the clean run with these hooks, times a sign."""
+    at_once = max(1, study.batch_size // len(batch.tokens))
+    for start in range(0, len(heads), at_once):
+        values = _run_patched(study, batch, heads[start : start + at_once], hooks, source)
+        change = sign * (values - rearrange(clean.values, "batch -> 1 batch"))
+        for place, row in enumerate(change, start):
+            items[:, place].index_add_(0, batch.items, row)
+            yield
+
+
+def _z_points(lens: Lens) -> list[str]:
+    return [lens.point("z", layer) for layer in range(lens.n_layers)]
+
+
+def _clean(study: Study, batch: ScoringBatch, hooks: Hooks) -> _Clean:
+    z: dict[str, Tensor] = {}
+
+    def save(name: str) -> HookFunction:
+        def hook(x: Tensor) -> None:
+            z[name] = x
+
+        return hook
+
+    points = _z_points(study.lens)
+    with torch.no_grad(), study.lens.hooks([*hooks, *((name, save(name)) for name in points)]):
+        log_probs = study.scorer.batch_log_probs(batch)
+    return _Clean(_by_row(batch, log_probs), [z[name] for name in points], [])
+
+
+def _with_slopes(study: Study, batch: ScoringBatch) -> _Clean:
+    """The unedited run with the contrast's gradient in every head's z."""
+    z: dict[str, Tensor] = {}
+
+    def record(name: str) -> HookFunction:
+        def hook(x: Tensor) -> Tensor:
+            z[name] = x if x.requires_grad else x.detach().requires_grad_()
+            # What stands before the first head's output needs no gradient, so recording begins only here.
+            torch.set_grad_enabled(True)
+            return z[name]
+
+        return hook
+
+    points = _z_points(study.lens)
+    with torch.no_grad(), study.lens.hooks([(name, record(name)) for name in points]):
+        log_probs = study.scorer.batch_log_probs(batch)
+        slopes = gradients_of(signed(batch, log_probs).sum(), [z[name] for name in points])
+    return _Clean(_by_row(batch, log_probs.detach()), [z[name].detach() for name in points], slopes)
+
+
+def _run_patched(
+    study: Study,
+    batch: ScoringBatch,
+    heads: Sequence[Head],
+    hooks: Hooks,
+    source: Sequence[Float[Tensor, "batch pos heads d_head"]],
+) -> Float[Tensor, "copies batch"]:
+    """The contrast of each row with one head's z taken from `source`, for several heads in one forward pass."""
+
+    def patch(layer: int) -> HookFunction:
+        def hook(z: Tensor) -> Tensor:
+            copies = rearrange(z.clone(), "(copy batch) pos head d -> copy batch pos head d", copy=len(heads))
+            for copy, (at, head) in enumerate(heads):
+                if at == layer:
+                    copies[copy, :, :, head] = source[layer][:, :, head]
+            return rearrange(copies, "copy batch pos head d -> (copy batch) pos head d")
+
+        return hook
+
+    patches = [(study.lens.point("z", layer), patch(layer)) for layer in sorted({layer for layer, _ in heads})]
+    with torch.no_grad(), study.lens.hooks([*hooks, *patches]):
+        values = study.scorer.batch_log_probs(_repeated(batch, len(heads)))
+    per_copy = rearrange(values, "(copy n) -> copy n", copy=len(heads))
+    return torch.stack([_by_row(batch, copy) for copy in per_copy])
+
+
+def _check_z(study: Study) -> None:
+    """Refuse a model whose attention output does not come from the `z` that its hooks see.
+
+    Raises:
+        UnsupportedModelError: names the first layer where taking all of z away changes nothing.
+    """
+    lens, batch = study.lens, study.scorer.batches[0]
+    tokens, mask = batch.tokens[:1], batch.mask[:1]
+    points = [lens.point("attn_out", layer) for layer in range(lens.n_layers)]
+    with torch.no_grad():
+        whole = lens.read(tokens, mask, [*_z_points(lens), *points])
+        for layer, (point, z) in enumerate(zip(points, _z_points(lens), strict=True)):
+            size = whole[z].abs().max()
+            without = lens.read(tokens, mask, [point], [(z, torch.zeros_like)])[point]
+            # An output of zero has been taken away by a hook of the user's, and carries nothing indeed.
+            if size > 0 and whole[point].any() and torch.equal(without, whole[point]):
+                raise UnsupportedModelError(
+                    f"model {lens.name!r}: the attention output at layer {layer} does not change by any of "
+                    f"its {whole[point].abs().max():.2e} when all heads' z, up to {size:.2e}, are taken away, so "
+                    f"patching heads would show nothing"
                 )
-                for slope, before, after in zip(slopes, plain_z, edited_z, strict=True)
-            ]
-            items.index_add_(0, batch.items, rearrange(layers, "layer batch head -> batch (layer head)").double().cpu())
-        return items, effects
-
-    def _gradient(self, batch: ScoringBatch) -> tuple[Float[Tensor, " batch"], list[Tensor], list[Tensor]]:
-        """The unedited run: each row's contrast, `z` of every layer, and the contrast's gradient in it."""
-        z: dict[int, Tensor] = {}
-
-        def record(layer: int) -> HookFunction:
-            def hook(x: Tensor) -> Tensor:
-                z[layer] = x if x.requires_grad else x.detach().requires_grad_()
-                # What stands before the first head's output needs no gradient, so recording begins only here.
-                torch.set_grad_enabled(True)
-                return z[layer]
-
-            return hook
-
-        layers = range(self.lens.n_layers)
-        with torch.no_grad(), self.lens.hooks([(self.lens.point("z", layer), record(layer)) for layer in layers]):
-            log_probs = self.scorer.batch_log_probs(batch)
-            gradients = gradients_of(signed(batch, log_probs).sum(), [z[layer] for layer in layers])
-        return _by_row(batch, log_probs.detach()), [z[layer].detach() for layer in layers], gradients
-
-    def check(self) -> None:
-        """Refuse a model whose attention output does not come from the `z` that its hooks see.
-
-        Raises:
-            UnsupportedModelError: names the first layer where taking all of z away changes nothing.
-        """
-        batch = self.scorer.batches[0]
-        tokens, mask = batch.tokens[:1], batch.mask[:1]
-        layers = range(self.lens.n_layers)
-        points = [self.lens.point("attn_out", layer) for layer in layers]
-        heads = [self.lens.point("z", layer) for layer in layers]
-        with torch.no_grad():
-            whole = self.lens.read(tokens, mask, points)
-            for layer, (point, z) in enumerate(zip(points, heads, strict=True)):
-                size = self.lens.read(tokens, mask, [z])[z].abs().max()
-                without = self.lens.read(tokens, mask, [point], [(z, torch.zeros_like)])[point]
-                # An output of zero has been taken away by a hook of the user's, and carries nothing indeed.
-                if size > 0 and whole[point].any() and torch.equal(without, whole[point]):
-                    raise UnsupportedModelError(
-                        f"model {self.lens.name!r}: the attention output at layer {layer} does not change by any of "
-                        f"its {whole[point].abs().max():.2e} when all heads' z, up to {size:.2e}, are taken away, so "
-                        f"patching heads would show nothing"
-                    )
 
 
 def _by_row(batch: ScoringBatch, log_probs: Float[Tensor, " n"]) -> Float[Tensor, " batch"]:

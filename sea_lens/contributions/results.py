@@ -1,131 +1,48 @@
-"""Results of the contribution analyses: labelled values, what they sum to, and how far that is from the effect."""
+"""The results of the analyses: what layers, positions, heads and directions contribute, as tables and figures."""
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.arguments import as_integer
-from .._support.statistics import Interval, bootstrap, bootstrap_bounds
+from ..spectral.terms import Direction
+from .base import Contributions
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from .describe import DirectionDescription
+METHOD_TITLES = {
+    "path": "integrated along the edit's strength",
+    "shapley": "Shapley values",
+    "leave_one_out": "what is lost without its edit",
+    "only_one": "what its edit does alone",
+    "direct": "change of what it writes to the logits itself",
+    "sufficiency": "effect of giving its edited z to the unedited run",
+    "necessity": "what is lost when it gets back its unedited z",
+    "gradient": "first-order estimate of sufficiency",
+}
 
 
-@dataclass(frozen=True, eq=False)
-class Contributions(ABC):
-    """What each part contributes to an edit's effect, on every contrast.
+@dataclass(frozen=True)
+class DirectionDescription:
+    """What a singular direction stands for (docs/method.md 8.4).
 
     Attributes:
-        method: how it was measured.
-        item_values: contribution of each part to each contrast's effect.
-        item_effects: effect on each contrast.
-        details: what the method reports of itself (quadrature nodes, permutations, correlation).
-        control_values: mean contributions under each control edit (`control=`), None where there was none.
+        displacement: mean of the signed length of what the edit adds along the direction, over all tokens of the
+            contrasts' prompts but BOS.
+        raises, lowers: tokens whose logits the mean displacement raises and lowers most when it is read off by the
+            final norm's gain and the unembedding alone, as (token, change of logit for a unit step); the latter is
+            relative to the mean over the vocabulary, which moves no probability.
+        fires_on: the demonstrations whose neutral activation is largest along the direction, as (index, aⱼ), aⱼ as
+            in `spectral.terms`; empty where no demonstrations were given.
     """
 
-    method: str
-    item_values: Float[Tensor, "contrasts *parts"]
-    item_effects: Float[Tensor, " contrasts"]
-    details: dict[str, Any] = field(default_factory=dict, kw_only=True)
-    control_values: Float[Tensor, "draws *parts"] | None = field(default=None, kw_only=True)
-
-    @property
-    @abstractmethod
-    def labels(self) -> Sequence[Hashable]:
-        """The parts' names, in the order of `values.flatten()`."""
-
-    @property
-    def unit(self) -> str:
-        """Unit of values and effect."""
-        return "nats"
-
-    @property
-    def effect(self) -> float:
-        """Δ: mean effect of the whole edit."""
-        return self.item_effects.mean().item()
-
-    @property
-    def values(self) -> Float[Tensor, "*parts"]:
-        """Mean contribution of each part."""
-        return self.item_values.mean(0)
-
-    @property
-    def standard_errors(self) -> Float[Tensor, "*parts"]:
-        """Standard error of each mean over contrasts; NaN with a single contrast."""
-        n = len(self.item_values)
-        return self.item_values.std(0) / math.sqrt(n) if n > 1 else self.values * math.nan
-
-    @property
-    def total(self) -> float:
-        """Sum of the values; what it should be depends on the method."""
-        return self.values.sum().item()
-
-    @property
-    def closure_error(self) -> float:
-        """|total − Δ|."""
-        return abs(self.total - self.effect)
-
-    def interval(self, label: Hashable) -> Interval:
-        """Bootstrap interval of one part's contribution over contrasts; paired, as each item is a difference.
-
-        Raises:
-            ValueError: there is no such part.
-        """
-        place = list(self.labels).index(label)
-        return bootstrap(rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, place].numpy())
-
-    def top(self, k: int = 5) -> list[tuple[Any, float]]:
-        """The k parts of largest absolute contribution, as (label, value)."""
-        k = as_integer(k, "k", least=0)
-        flat, labels = self.values.flatten(), list(self.labels)
-        order = flat.abs().argsort(descending=True, stable=True)[:k]
-        return [(labels[i], flat[i].item()) for i in order.tolist()]
-
-    def _columns(self) -> dict[str, Any]:
-        """Value, standard error, bootstrap interval and range of the control, one entry a part."""
-        low, high = bootstrap_bounds(rearrange(self.item_values, "contrasts ... -> contrasts (...)").numpy())
-        columns = {
-            "value": self.values.flatten().numpy(),
-            "standard_error": self.standard_errors.flatten().numpy(),
-            "low": low,
-            "high": high,
-        }
-        if self.control_values is not None:
-            columns["control_low"] = self.control_values.amin(0).flatten().numpy()
-            columns["control_high"] = self.control_values.amax(0).flatten().numpy()
-        return columns
-
-    @abstractmethod
-    def to_frame(self) -> "pd.DataFrame":
-        """One row per part: its label and its numbers.
-
-        The numbers are value, standard_error over contrasts, the bootstrap interval low and high, and where there is
-        a control its lowest and highest value, control_low and control_high.
-        """
-
-    @abstractmethod
-    def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """A figure of the values that stands by itself."""
-
-    def __str__(self) -> str:
-        top = ", ".join(f"{_name(label)} {value:+.4g}" for label, value in self.top())
-        return (
-            f"{type(self).__name__}({self.method}): effect {self.effect:+.4g} {self.unit}, sum {self.total:+.4g} "
-            f"(closure error {self.closure_error:.1e}); {top}"
-        )
-
-
-def _name(label: Any) -> str:
-    return ".".join(map(str, label)) if isinstance(label, tuple) else str(label)
+    displacement: float
+    raises: list[tuple[str, float]]
+    lowers: list[tuple[str, float]]
+    fires_on: list[tuple[int, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,13 +66,16 @@ class LayerContributions(Contributions):
         """One row per layer: layer and its numbers."""
         import pandas as pd
 
-        return pd.DataFrame({"layer": self.layers, **self._columns()})
+        return pd.DataFrame({"layer": self.layers, **self.columns()})
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """A bar for each layer, with its interval."""
         from ..plots.contributions import layer_bars
 
-        return layer_bars(self, ax=ax)
+        sums = self.method in ("path", "shapley")
+        closing = f"\nsum {self.total:+.3f}, off the effect by {self.closure_error:.0e}" if sums else ""
+        title = f"Layers: {METHOD_TITLES[self.method]}{closing}"
+        return layer_bars(self.to_frame(), self.effect, title, controls=self.n_controls, ax=ax)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,13 +103,14 @@ class PositionContributions(Contributions):
         import pandas as pd
 
         layers, positions = zip(*self.labels, strict=True)
-        return pd.DataFrame({"layer": layers, "position": positions, **self._columns()})
+        return pd.DataFrame({"layer": layers, "position": positions, **self.columns()})
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Layer × position map."""
         from ..plots.contributions import position_map
 
-        return position_map(self, ax=ax)
+        title = f"Where the edit acts: path contributions to {self.effect:+.3f} nats"
+        return position_map(self.values.numpy(), self.layers, self.positions, title, ax=ax)
 
 
 @dataclass(frozen=True, eq=False)
@@ -246,7 +167,7 @@ class HeadContributions(Contributions):
         import pandas as pd
 
         layers, heads = zip(*self.labels, strict=True)
-        frame = pd.DataFrame({"component": "head", "layer": layers, "head": heads, **self._columns()})
+        frame = pd.DataFrame({"component": "head", "layer": layers, "head": heads, **self.columns()})
         rows = [
             {"component": name, "layer": layer, "value": value}
             for name, values in self.others.items()
@@ -260,7 +181,14 @@ class HeadContributions(Contributions):
         """Head × layer map."""
         from ..plots.contributions import head_map
 
-        return head_map(self, ax=ax)
+        whole = f"whole edit {self.effect:+.3f} {self.unit}"
+        if self.method == "direct":
+            whole += f", heads {self.values.sum().item():+.3f}, closure error {self.closure_error:.0e}"
+        elif "correlation" in self.details:
+            heads = len(self.details["sampled_heads"])
+            whole += f", correlation to exact {self.details['correlation']:.3f} on {heads} heads"
+        title = f"Heads: {METHOD_TITLES[self.method]}\n{whole}"
+        return head_map(self.values.numpy(), self.unit, title, ax=ax)
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +205,7 @@ class DirectionContributions(Contributions):
 
     item_values: Float[Tensor, "contrasts directions"]
     directions: tuple[tuple[Any, ...], ...] = field(kw_only=True)
-    descriptions: dict[tuple[Any, ...], "DirectionDescription"] = field(default_factory=dict, kw_only=True)
+    descriptions: dict[tuple[Any, ...], DirectionDescription] = field(default_factory=dict, kw_only=True)
 
     @property
     def labels(self) -> tuple[tuple[Any, ...], ...]:
@@ -288,7 +216,8 @@ class DirectionContributions(Contributions):
         """Sum of the shares of each layer: its path contribution."""
         sums: dict[int, float] = {}
         for label, value in zip(self.directions, self.values.tolist(), strict=True):
-            sums[label[0]] = sums.get(label[0], 0.0) + value
+            layer = Direction.of(label).layer
+            sums[layer] = sums.get(layer, 0.0) + value
         return sums
 
     def to_frame(self) -> "pd.DataFrame":
@@ -298,13 +227,14 @@ class DirectionContributions(Contributions):
         """
         import pandas as pd
 
+        parts = [Direction.of(label) for label in self.directions]
         frame = pd.DataFrame(
             {
-                "layer": [label[0] for label in self.directions],
-                "head": pd.array([label[1] if len(label) == 4 else None for label in self.directions], dtype="Int64"),
-                "side": [label[-2] for label in self.directions],
-                "index": [label[-1] for label in self.directions],
-                **self._columns(),
+                "layer": [part.layer for part in parts],
+                "head": pd.array([part.head for part in parts], dtype="Int64"),
+                "side": [part.side for part in parts],
+                "index": [part.index for part in parts],
+                **self.columns(),
             }
         )
         for name in ("raises", "lowers"):
@@ -321,4 +251,6 @@ class DirectionContributions(Contributions):
         """Shares along the spectrum of each layer."""
         from ..plots.contributions import direction_spectrum
 
-        return direction_spectrum(self, ax=ax)
+        raised = {label: about.raises[0][0].strip() for label, about in self.descriptions.items()}
+        names = [raised.get(label, "") for label in self.directions]
+        return direction_spectrum(self.to_frame(), names, self.effect, controls=self.n_controls, ax=ax)

@@ -13,7 +13,7 @@ from ..errors import InputError, MismatchError
 from ..models.lens import HookFunction, Lens
 from ..models.sites import Site, unit_keys
 from .base import Edit, Installation
-from .where import LayerChoice, Strength
+from .where import LayerChoice, Strength, Where
 
 
 class ActivationEdit(Edit):
@@ -37,7 +37,17 @@ class ActivationEdit(Edit):
     def edit_units(
         self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | Tensor, combine: str
     ) -> Float[Tensor, "*batch units d"]:
-        """Edit float32 or float64 activations whose units are an axis; a strength broadcasts to (*batch, units)."""
+        """The arithmetic of the edit and nothing else: it runs at every token of every edited layer.
+
+        Args:
+            x: float32 or float64, whose units are an axis.
+            layer: one of `layers`.
+            strength: a finite number, or a tensor that broadcasts to (*batch, units).
+            combine: one of `combines`.
+
+        Returns:
+            Finite for every finite x: what overflows saturates.
+        """
 
     def per_unit(self, strength: float | Tensor) -> float | Tensor:
         """A strength with the units as its last axis, which only site `z` has already."""
@@ -63,8 +73,7 @@ class ActivationEdit(Edit):
                 or does not broadcast.
             MismatchError: x is not as wide as the edit.
         """
-        self._check_combine(combine)
-        at, strength = as_integer(layer, "layer"), as_strength(strength)
+        combine, at, strength = self.choose_combine(combine), as_integer(layer, "layer"), as_strength(strength)
         if at not in self.layers:
             raise InputError(f"no edit for layer {at}: expected one of {list(self.layers)}")
         units, width = self.shape
@@ -74,19 +83,23 @@ class ActivationEdit(Edit):
         if tuple(x.shape[-len(expected) :]) != expected:
             wanted = ", ".join(map(str, expected))
             raise MismatchError(f"the edit is for activations of shape (…, {wanted}), got {tuple(x.shape)}")
-        if isinstance(strength, Tensor):
-            places = tuple(x.shape[:-1])
-            ends = zip(strength.shape[::-1], places[::-1], strict=False)
-            if strength.ndim > len(places) or any(given not in (1, held) for given, held in ends):
-                raise InputError(f"strength of shape {tuple(strength.shape)} does not broadcast against {places}")
-        computed = self.edit_units(
-            self.at.to_units(x.to(torch.promote_types(x.dtype, torch.float32))),
-            at,
-            self.per_unit(strength),
-            combine or self.combines[0],
-        )
-        largest = torch.finfo(x.dtype).max
-        return self.at.from_units(computed).clamp(-largest, largest).to(x.dtype)
+        return self.function(at, strength, combine)(x)
+
+    def function(self, layer: int, strength: float | Tensor, combine: str) -> Callable[[Tensor], Tensor]:
+        """From an activation to the edited one, with everything settled that does not depend on the activation."""
+        site, alpha = self.at, self.per_unit(strength)
+
+        def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+            if isinstance(strength, Tensor):
+                _check_broadcast(strength, x)
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            computed = site.from_units(self.edit_units(site.to_units(wide), layer, alpha, combine))
+            if computed.dtype == x.dtype:
+                return computed
+            largest = torch.finfo(x.dtype).max
+            return computed.clamp(-largest, largest).to(x.dtype)
+
+        return edited
 
     def check_model(self, model: Any) -> None:
         """Refuse a model that the edit does not fit: other layers, width, heads, or a missing site.
@@ -103,17 +116,17 @@ class ActivationEdit(Edit):
         for layer in self.layers:
             self.at.point(lens, layer)
 
-    def functions(
-        self, model: Any, *, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
-    ) -> list[tuple[str, HookFunction]]:
-        """(hook point, function of the activation) for each chosen layer; arguments as in `applied`."""
-        strengths = self.check(model, layers, strength, combine)
+    def functions(self, model: Any, where: Where) -> list[tuple[str, HookFunction]]:
+        """(hook point, function of the activation) for each layer of what `check` returned."""
         lens = Lens.of(model)
-
-        def function(layer: int) -> HookFunction:
-            return lambda x: self(x, layer, strengths[layer], combine)
-
-        return [(self.at.point(lens, layer), function(layer)) for layer in strengths]
+        placed = {
+            layer: strength.to(lens.device) if isinstance(strength, Tensor) else strength
+            for layer, strength in where.strengths.items()
+        }
+        return [
+            (self.at.point(lens, layer), self.function(layer, strength, where.combine))
+            for layer, strength in placed.items()
+        ]
 
     def fwd_hooks(
         self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
@@ -126,13 +139,18 @@ class ActivationEdit(Edit):
         def accepting_hook(function: HookFunction) -> Callable[..., Tensor | None]:
             return lambda x, hook=None: function(x)
 
-        functions = self.functions(model, layers=layers, strength=strength, combine=combine)
+        functions = self.functions(model, self.check(model, layers, strength, combine))
         return [(name, accepting_hook(function)) for name, function in functions]
 
-    def install(
-        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
-    ) -> Installation:
-        """Install the edit until the returned handle is removed; arguments and errors as in `applied`."""
+    def put(self, model: Any, where: Where) -> Installation:
+        """Hooks that do arithmetic only: what `check` settled is not asked again at every token."""
         lens = Lens.of(model)
-        functions = self.functions(model, layers=layers, strength=strength, combine=combine)
-        return Installation(tuple(lens.add_hook(name, function) for name, function in functions))
+        return Installation(tuple(lens.add_hook(name, function) for name, function in self.functions(model, where)))
+
+
+def _check_broadcast(strength: Tensor, x: Float[Tensor, "..."]) -> None:
+    """Refuse strengths that are not for the tokens of this activation; looks at shapes alone."""
+    places = tuple(x.shape[:-1])
+    ends = zip(strength.shape[::-1], places[::-1], strict=False)
+    if strength.ndim > len(places) or any(given not in (1, held) for given, held in ends):
+        raise InputError(f"strength of shape {tuple(strength.shape)} does not broadcast against {places}")

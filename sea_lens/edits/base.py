@@ -10,11 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from torch import Tensor
-
 from ..errors import InputError, MismatchError
 from ..models.lens import Lens
-from .where import LayerChoice, Strength, choose_layers, strength_of_layers
+from .where import LayerChoice, Strength, Where, choose_layers, strength_of_layers
 
 
 @runtime_checkable
@@ -66,14 +64,23 @@ class Edit(ABC):
 
     @property
     def signature(self) -> Mapping[int, float] | None:
-        """Signature of each layer (SEA.md section 5), None where there is none."""
+        """Signature of each layer (docs/method.md 2.5), None where there is none."""
         return None
 
     @abstractmethod
+    def put(self, model: Any, where: Where) -> Installation:
+        """Put the edit into a model as `check` found it to be possible: what `install` and `applied` do behind it.
+
+        Args:
+            model: the model that was checked.
+            where: from `check`, or one with other strengths.
+        """
+
     def install(
         self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
     ) -> Installation:
         """Install the edit until the returned handle is removed; arguments and errors as in `applied`."""
+        return self.put(model, self.check(model, layers, strength, combine))
 
     def check_model(self, model: Any) -> None:
         """Refuse a model that the edit does not fit.
@@ -95,7 +102,7 @@ class Edit(ABC):
         combine: str | None = None,
         *,
         scoring: bool = False,
-    ) -> dict[int, float | Tensor]:
+    ) -> Where:
         """Refuse, before any work, what `applied` would refuse; arguments and errors as there.
 
         Args:
@@ -103,26 +110,30 @@ class Edit(ABC):
             scoring: whether completions are to be scored under the edit, for which every token needs a probability.
 
         Returns:
-            The strength of each chosen layer.
+            Layers, strengths and `combine` as one value, for `put`.
         """
         self.check_model(model)
-        self._check_combine(combine)
-        strengths = strength_of_layers(strength, self.choose_layers(layers))
-        self.check_strengths(model, strengths, scoring=scoring)
-        return strengths
+        combine = self.choose_combine(combine)
+        where = Where(strength_of_layers(strength, self.choose_layers(layers)), combine)
+        self.check_strengths(model, where, scoring=scoring)
+        return where
 
-    def check_strengths(  # noqa: B027
-        self, model: Any, strengths: Mapping[int, float | Tensor], *, scoring: bool
-    ) -> None:
+    def check_strengths(self, model: Any, where: Where, *, scoring: bool) -> None:  # noqa: B027
         """Refuse what this method in particular cannot do; most have nothing to add to `check`.
 
         Raises:
             InputError: saying what was expected.
         """
 
-    def _check_combine(self, combine: str | None) -> None:
+    def choose_combine(self, combine: str | None) -> str:
+        """The way to combine of this name, the first of `combines` where none is named.
+
+        Raises:
+            InputError: it is not one of `combines`.
+        """
         if combine is not None and combine not in self.combines:
             raise InputError(f"unknown combine {combine!r}: expected one of {', '.join(self.combines)}")
+        return combine or self.combines[0]
 
     def choose_layers(self, layers: LayerChoice) -> tuple[int, ...]:
         """The layers of this edit that a choice names."""
@@ -148,8 +159,5 @@ class Edit(ABC):
             MismatchError: the edit is for another model.
             InputError: unknown layers or `combine`.
         """
-        installation = self.install(model, layers, strength, combine)
-        try:
+        with self.install(model, layers, strength, combine):
             yield model
-        finally:
-            installation.remove()

@@ -1,10 +1,12 @@
-"""Where an edit acts: which layers, and how strongly in each.
+"""Where an edit acts: which layers, how strongly in each, and how its parts are combined.
 
-Ways of choosing layers: "all", "last-2", "first-2", "signature-2", one layer, or an explicit list.
+What users may write is a `LayerChoice` and a `Strength`; `Edit.check` makes a `Where` of them, once, and everything
+inside takes that. Ways of choosing layers: "all", "last-2", "first-2", "signature-2", one layer, or an explicit list.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import SupportsIndex, TypeAlias
 
 from torch import Tensor
@@ -15,6 +17,29 @@ from ..errors import InputError
 LayerChoice: TypeAlias = str | SupportsIndex | Iterable[SupportsIndex]
 Strength: TypeAlias = Scalar | Mapping[int, Scalar]
 
+
+@dataclass(frozen=True)
+class Where:
+    """Where and how strongly an edit acts, checked: made by `Edit.check`.
+
+    Attributes:
+        strengths: α of each chosen layer, layers ascending; a finite number, or a tensor of them for single tokens.
+        combine: one of the edit's `combines`.
+    """
+
+    strengths: Mapping[int, float | Tensor]
+    combine: str
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The chosen layers, ascending."""
+        return tuple(self.strengths)
+
+    def with_strengths(self, strengths: Mapping[int, float | Tensor]) -> "Where":
+        """The same with other strengths, of some of the chosen layers; nothing is checked anew."""
+        return replace(self, strengths=strengths)
+
+
 _COUNTED = re.compile(r"(first|last|signature)-(\d+)")
 
 
@@ -24,8 +49,8 @@ def choose_layers(
     """The chosen layers, ascending.
 
     Args:
-        choice: "all"; "first-L" or "last-L" of those available; "signature-L", the L of highest signature (SEA.md
-            section 5); a layer; or any iterable of layers.
+        choice: "all"; "first-L" or "last-L" of those available; "signature-L", the L of highest signature
+            (docs/method.md 2.5); a layer; or any iterable of layers.
         available: the layers to choose from.
         signature: signature of each available layer; None where there are none to choose by.
 

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from ..errors import DemonstrationError
-from ..measure.shared import Fitted, completion_spans, log_probs, text_spans
+from ..measure.shared import log_probs
+from ..measure.spans import Fitted, completion_spans, text_spans
 from ..models.decoding import decode_continuation, generate_greedily
 from ..models.lens import Lens
 from ..models.tokens import bos_token, tokenise

@@ -39,10 +39,7 @@ def harness_model(
         MismatchError: the edit is for another model.
     """
     batch_size = as_integer(batch_size, "batch_size", least=1)
-    where: dict[str, Any] = {}
-    if edit is not None:
-        strengths = edit.check(model, layers, strength, combine)
-        where = {"layers": list(strengths), "strength": strengths, "combine": combine}
+    where = None if edit is None else edit.check(model, layers, strength, combine)
     try:
         from .harness_lm import EditedLM
     except ImportError as error:

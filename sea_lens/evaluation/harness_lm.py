@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from ..edits.base import Edit
+from ..edits.where import Where
 from ..errors import InputError
 from ..models.decoding import generate_greedily
 from ..models.lens import Lens
@@ -37,16 +38,14 @@ class EditedLM(HFLM):
     Args:
         model: a TransformerLens model.
         edit: the edit, None for the unedited model.
-        where: layers, strength and combine, as in `applied`.
+        where: as the edit's `check` gave it, None without an edit.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
     """
 
     tokenizer: Any
 
-    def __init__(
-        self, model: Any, edit: Edit | None, where: dict[str, Any], batch_size: int, prepend_bos: bool
-    ) -> None:
+    def __init__(self, model: Any, edit: Edit | None, where: Where | None, batch_size: int, prepend_bos: bool) -> None:
         self.lens, self.edit, self.where, self.prepend_bos = Lens.of(model), edit, where, prepend_bos
         # The harness gives rolling log-likelihoods a token in front itself.
         self._whole_texts = False
@@ -62,9 +61,9 @@ class EditedLM(HFLM):
         super().__init__(**options)
 
     def _edited(self) -> contextlib.AbstractContextManager[Any]:
-        if self.edit is None:
+        if self.edit is None or self.where is None:
             return contextlib.nullcontext()
-        return self.edit.applied(self.lens.model, **self.where)
+        return self.edit.put(self.lens.model, self.where)
 
     def tok_encode(
         self,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import ActivationError, FileError
-from ..measure.shared import Span, text_spans
+from ..measure.spans import Span, text_spans
 from ..models.tokens import batches
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
 

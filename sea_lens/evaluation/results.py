@@ -151,9 +151,10 @@ class Comparison:
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Differences with their intervals."""
-        from ..plots.differences import differences
+        from ..plots.scores import score_differences
 
-        return differences(self, ax=ax)
+        title = f"{self.before.benchmark.name}, {len(self.before.items)} items"
+        return score_differences(self.to_frame(), title, ax=ax)
 
     def __str__(self) -> str:
         overall = {name: interval for name, interval in self.intervals.items() if "/" not in name}

@@ -150,19 +150,19 @@ def evaluate(
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed")
     if edit is not None and not isinstance(edit, Edit):
         raise InputError(f"expected an edit, such as sl.load_edit reads, got {type(edit).__name__}")
-    strengths = edit.check(model, layers, strength, combine, scoring=chosen.scoring) if edit is not None else {}
+    where = edit.check(model, layers, strength, combine, scoring=chosen.scoring) if edit is not None else None
 
     def edited() -> contextlib.AbstractContextManager[Any]:
-        if edit is None:
-            return contextlib.nullcontext(model)
-        return edit.applied(model, list(strengths), strengths, combine)
+        return contextlib.nullcontext() if edit is None or where is None else edit.put(model, where)
 
     asker = Asker(lens, asked, batch_size, prepend_bos, edited, edit is not None, longest)
     provenance = {
         "benchmark": chosen.name,
         "data": {"source": task.source, "items": len(items), "sha256": task.digest},
         "model": model_identity(lens),
-        "edit": edit_identity(edit) | {"strength": strengths, "combine": combine} if edit is not None else None,
+        "edit": None
+        if edit is None or where is None
+        else edit_identity(edit) | {"strength": where.strengths, "combine": where.combine},
         "prompt": asked.record() if asked is not None else None,
         "options": {"batch_size": batch_size, "prepend_bos": prepend_bos, "max_new_tokens": longest},
         "versions": versions(),

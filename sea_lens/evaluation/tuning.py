@@ -10,7 +10,8 @@ from .._support.progress import tracked
 from ..edits.where import LayerChoice, choose_layers
 from ..errors import InputError
 from ..models.lens import Lens
-from ..spectral.capturing import capture, check_capture_options
+from ..models.reading import Reading
+from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
 from ..spectral.features import FeatureMap, feature_map
 from ..spectral.fitting import check_fit_options, fit
@@ -96,7 +97,7 @@ def tune(
     grid = {"feature": features, "energy": energies, "centre": centres, "layers": layers, "strength": strengths}
     lens = Lens.of(model)
     _check(grid, lens.n_layers)
-    check_capture_options(site, site, "last", "prompt")
+    Reading(site)
     limits = {name: as_number(value, f"budget {name!r}") for name, value in (budget or {}).items()}
     batch_size = as_integer(batch_size, "batch_size", least=1)
     tasks = [task] if side_effects is None else [task, side_effects]

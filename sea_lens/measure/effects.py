@@ -1,4 +1,4 @@
-"""The effect of an edit on contrasts (SEA.md sections 6 and 7; API.md)."""
+"""The effect of an edit on contrasts (docs/method.md 6.2)."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ class Effect:
         """Distribution of the contrast before and after."""
         from ..plots.edits import before_after
 
-        return before_after(self, ax=ax)
+        return before_after(self.before_items.numpy(), self.after_items.numpy(), self.interval, ax=ax)
 
     def __str__(self) -> str:
         return (

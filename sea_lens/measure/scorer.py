@@ -1,4 +1,8 @@
-"""Log-probabilities of completions, batched and differentiable."""
+"""Log-probabilities of completions that can be differentiated, each item in rows of its own.
+
+For contrasts and contributions, where a row must belong to one item; benchmarks, which ask for many answers to long
+prompts and for no gradient, are scored by `shared`.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,11 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..errors import ActivationError, DemonstrationError
+from ..errors import DemonstrationError
 from ..models.lens import Lens
-from ..models.tokens import batches, encode, encode_completion
+from ..models.tokens import batches, encode, encode_completions
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
+from .spans import Plan, Span, refuse_non_finite
 
 
 @dataclass(frozen=True)
@@ -60,27 +65,12 @@ class Scorer:
     ) -> "Scorer":
         """Plan the scoring of (tokens, start of the completion) pairs, each belonging to an item."""
         batch_size = as_integer(batch_size, "batch_size", least=1)
-        inputs: dict[tuple[int, ...], int] = {}
-        owners: list[list[tuple[int, int]]] = []
-        for index, ((tokens, start), item) in enumerate(zip(completions, items, strict=True)):
-            # The last token is only predicted, never read. The item in front keeps items apart.
-            place = inputs.setdefault((item, *tokens[:-1]), len(inputs))
-            if place == len(owners):
-                owners.append([])
-            owners[place].append((index, start))
+        plan = Plan.of([Span(tuple(tokens), start) for tokens, start in completions], apart=items)
         planned = []
-        for batch in batches([key[1:] for key in inputs], batch_size):
-            entries = [
-                (row, position, completions[index][0][position + 1], index)
-                for row, place in enumerate(batch.rows)
-                for index, start in owners[place]
-                for position in range(start - 1, len(completions[index][0]) - 1)
-            ]
-            keys = list(inputs)
-            belongs = torch.tensor([keys[place][0] for place in batch.rows])
-            columns = rearrange(torch.tensor(entries), "n field -> field n")
-            planned.append(ScoringBatch(batch.tokens, batch.mask, belongs, *columns))
-        return cls(lens, tuple(planned), len(completions))
+        for batch in batches(plan.inputs, batch_size):
+            belongs = torch.tensor([items[plan.wanted[place][0][0]] for place in batch.rows])
+            planned.append(ScoringBatch(batch.tokens, batch.mask, belongs, *plan.entries(batch.rows)))
+        return cls(lens, tuple(planned), plan.n)
 
     def batch_log_probs(self, batch: ScoringBatch) -> Float[Tensor, " n"]:
         """Log-probability of each entry of a batch under the model as it is now, in float32, differentiable."""
@@ -106,9 +96,7 @@ class Scorer:
         with torch.no_grad():
             for batch in self.batches:
                 total.index_add_(0, batch.completion, self.batch_log_probs(batch).double().cpu())
-        if not torch.isfinite(total).all():
-            completion = int((~torch.isfinite(total)).nonzero()[0])
-            raise ActivationError(f"the model gives completion {completion} a log-probability of {total[completion]}")
+        refuse_non_finite(total)
         return total
 
 
@@ -126,6 +114,46 @@ def text_scorer(model: Any, texts: Sequence[str], *, batch_size: int = 16, prepe
     return Scorer.of(lens, [(tokens, 1) for tokens in encoded], range(len(encoded)), batch_size)
 
 
+@dataclass(frozen=True)
+class EncodedContrasts:
+    """The texts of contrasts as tokens, each text tokenised once.
+
+    Attributes:
+        names: what errors call each contrast.
+        prompts: tokens of each prompt.
+        completions: tokens of prompt and completion, and where the completion starts: that of contrast i's target at
+            2 i, that of its foil at 2 i + 1.
+    """
+
+    names: tuple[str, ...]
+    prompts: tuple[list[int], ...]
+    completions: tuple[tuple[list[int], int], ...]
+
+    @classmethod
+    def of(cls, lens: Lens, contrasts: Iterable[Contrast], prepend_bos: bool = True) -> "EncodedContrasts":
+        """Tokenise contrasts.
+
+        Raises:
+            DemonstrationError: a text that is too long or a completion without tokens; names the contrast.
+        """
+        contrasts = Contrasts.of(contrasts)
+        encoded = [
+            encode_completions(
+                lens,
+                contrast.prompt,
+                {f"{name}, target,": contrast.target, f"{name}, foil,": contrast.foil},
+                prepend_bos=prepend_bos,
+            )
+            for name, contrast in zip(contrasts.names, contrasts, strict=True)
+        ]
+        prompts = tuple(prompt for prompt, _ in encoded)
+        return cls(contrasts.names, prompts, tuple(one for _, completions in encoded for one in completions))
+
+    def scorer(self, lens: Lens, batch_size: int) -> Scorer:
+        """A scorer of the targets and foils, whose completions are ours."""
+        return Scorer.of(lens, self.completions, [i // 2 for i in range(len(self.completions))], batch_size)
+
+
 def contrast_scorer(
     model: Any, contrasts: Iterable[Contrast], *, batch_size: int = 16, prepend_bos: bool = True
 ) -> Scorer:
@@ -135,16 +163,10 @@ def contrast_scorer(
         DemonstrationError: a text that is too long or a completion without tokens; names the contrast.
     """
     lens = Lens.of(model)
-    contrasts = Contrasts.of(contrasts)
-    completions = [
-        encode_completion(lens, contrast.prompt, text, prepend_bos=prepend_bos, what=f"{what}, {name},")
-        for what, contrast in zip(contrasts.names, contrasts, strict=True)
-        for name, text in (("target", contrast.target), ("foil", contrast.foil))
-    ]
-    return Scorer.of(lens, completions, [i // 2 for i in range(len(completions))], batch_size)
+    return EncodedContrasts.of(lens, contrasts, prepend_bos).scorer(lens, batch_size)
 
 
-def contrast_values(scorer: Scorer) -> Float[Tensor, " contrasts"]:
-    """Log p(target | prompt) − log p(foil | prompt) of each contrast, in nats."""
-    both = rearrange(scorer.log_probs(), "(contrasts two) -> two contrasts", two=2)
+def contrast_values(log_probs: Float[Tensor, " completions"]) -> Float[Tensor, " contrasts"]:
+    """Log p(target | prompt) − log p(foil | prompt) of each contrast, in nats, from a scorer's log-probabilities."""
+    both = rearrange(log_probs, "(contrasts two) -> two contrasts", two=2)
     return both[0] - both[1]

@@ -19,7 +19,7 @@ from .._support.arguments import as_integer, as_number
 from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
 from ..edits.base import Edit, Installation
-from ..edits.where import LayerChoice, Strength, choose_layers
+from ..edits.where import LayerChoice, Where, choose_layers
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
 from ..models.lens import Lens
 from ..models.load import load_huggingface, quiet
@@ -95,16 +95,13 @@ class LoRA(Edit):
             if found != expected:
                 raise MismatchError(f"the adapters are for projections of shape {expected}, {lens.name!r} has {found}")
 
-    def check_strengths(self, model: Any, strengths: Mapping[int, float | Tensor], *, scoring: bool) -> None:
-        if any(isinstance(alpha, Tensor) and alpha.ndim > 0 for alpha in strengths.values()):
+    def check_strengths(self, model: Any, where: Where, *, scoring: bool) -> None:
+        if any(isinstance(alpha, Tensor) and alpha.ndim > 0 for alpha in where.strengths.values()):
             raise InputError("LoRA changes weights and not tokens: expected one strength for each layer")
 
-    def install(
-        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
-    ) -> Installation:
-        strengths = self.check(model, layers, strength, combine)
+    def put(self, model: Any, where: Where) -> Installation:
         additions = {
-            layer: float(alpha) * self.adapters[layer].product for layer, alpha in strengths.items() if alpha != 0
+            layer: float(alpha) * self.adapters[layer].product for layer, alpha in where.strengths.items() if alpha != 0
         }
         return Installation((WeightChange(Lens.of(model), additions),))
 

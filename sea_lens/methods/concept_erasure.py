@@ -20,14 +20,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from .._support.numerics import saturate
 from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
 from ..edits.activation import ActivationEdit
 from ..edits.where import LayerChoice, choose_layers
 from ..errors import ActivationError, MissingPackageError
 from ..models.lens import Lens
+from ..models.reading import Reading
 from ..models.sites import Site
-from ..spectral.capturing import activations, check_capture_options
 from ..spectral.covariance import refuse_non_finite
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
@@ -92,7 +93,7 @@ class LEACE(ActivationEdit):
         if isinstance(strength, Tensor):
             strength = strength.to(x)[..., None]
         eraser = self.erasers[layer]
-        return x - strength * eraser.erased_from(x - eraser.centre.to(x))
+        return saturate(x - strength * eraser.erased_from(x - eraser.centre.to(x)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the edit as safetensors, with provenance inside.
@@ -171,13 +172,12 @@ def leace(
     """
     new_fitter = _library().LeaceFitter
     lens = Lens.of(model)
-    check_capture_options(site, site, position, "prompt")
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed")
+    reading = Reading(site, position=position, prepend_bos=prepend_bos, seed=seed)
     chosen = choose_layers(layers, range(lens.n_layers))
     demonstrations = Demonstrations.of(demonstrations)
     units, width = Site.of(site).shape(lens)
-    # Apple's GPUs have no float64; sums are then kept on the CPU.
-    device = torch.device("cpu") if lens.device.type == "mps" else lens.device
+    device = lens.double_device
 
     def fitter() -> Any:
         # The trace of the covariance cannot grow here, so a limit on it is idle, but could cost the two thin factors to
@@ -187,13 +187,10 @@ def leace(
         return new_fitter(width, 1, device=device, dtype=torch.float64, **options)
 
     fitters = [[fitter() for _ in range(units)] for _ in chosen]
-    reading = {"position": position, "prepend_bos": prepend_bos, "seed": seed}
-    for indices, stacked in activations(
-        lens, demonstrations, site, site, chosen, batch_size=batch_size, progress=progress, **reading
-    ):
+    for indices, three in reading.read(lens, demonstrations, chosen, batch_size=batch_size, progress=progress):
         names = [demonstrations.names[i] for i in indices]
-        for kind, start, label in (("positive", 1, 1.0), ("negative", 2, 0.0)):
-            x = stacked[start::3].to(device)
+        for kind, label in (("positive", 1.0), ("negative", 0.0)):
+            x = getattr(three, kind).to(device)
             refuse_non_finite(kind, x, names, site, chosen)
             for place, of_layer in enumerate(fitters):
                 for unit, of_unit in enumerate(of_layer):
@@ -202,7 +199,9 @@ def leace(
     provenance = {
         "model": lens.record,
         "shrinkage": shrinkage,
-        **reading,
+        "position": position,
+        "prepend_bos": prepend_bos,
+        "seed": seed,
         "demonstrations": [{"n": len(demonstrations), "sha256": demonstrations.digest}],
         "versions": versions("concept-erasure"),
     }

@@ -1,15 +1,14 @@
 """Few-shot prompting (in-context learning; Brown et al. 2020, arXiv 2005.14165) behind the interface of an edit."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsIndex
 
 import torch
-from torch import Tensor
 
 from .._support.arguments import as_integer
 from ..edits.base import Edit, Installation
-from ..edits.where import LayerChoice, Strength
+from ..edits.where import Where
 from ..errors import InputError
 from ..models.lens import Lens
 from ..models.prefix import PrefixStandIn
@@ -44,8 +43,8 @@ class InContext(Edit):
     def n_layers(self) -> int:
         return self.model_layers
 
-    def check_strengths(self, model: Any, strengths: Mapping[int, float | Tensor], *, scoring: bool) -> None:
-        if not _all_are(strengths, 0) and not (_all_are(strengths, 1) and tuple(strengths) == self.layers):
+    def check_strengths(self, model: Any, where: Where, *, scoring: bool) -> None:
+        if not _all_are(where, 0) and not (_all_are(where, 1) and where.layers == self.layers):
             raise InputError(
                 "examples stand in front of the whole model: expected strength 1 in all layers, or strength 0"
             )
@@ -55,11 +54,8 @@ class InContext(Edit):
                 f"the examples have {len(self._tokens(lens))} tokens, the context of {lens.name!r} holds {lens.n_ctx}"
             )
 
-    def install(
-        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
-    ) -> Installation:
-        strengths = self.check(model, layers, strength, combine)
-        if _all_are(strengths, 0):
+    def put(self, model: Any, where: Where) -> Installation:
+        if _all_are(where, 0):
             return Installation(())
         lens = Lens.of(model)
         return Installation((PrefixStandIn(lens, self._tokens(lens)),))
@@ -68,8 +64,8 @@ class InContext(Edit):
         return tokenise(lens, self.prefix, prepend_bos=False, what="examples")
 
 
-def _all_are(strengths: Mapping[int, float | Tensor], value: int) -> bool:
-    return all(bool(torch.as_tensor(alpha == value).all()) for alpha in strengths.values())
+def _all_are(where: Where, value: int) -> bool:
+    return all(bool(torch.as_tensor(alpha == value).all()) for alpha in where.strengths.values())
 
 
 def in_context(

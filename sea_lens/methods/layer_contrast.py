@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .._support.arguments import as_number
 from ..edits.base import Edit, Installation
-from ..edits.where import LayerChoice, Strength, choose_layers
+from ..edits.where import LayerChoice, Where, choose_layers
 from ..errors import InputError, UnsupportedModelError
 from ..models.lens import HookFunction, Lens
 from ..models.logits import add_logits_hook
@@ -64,8 +64,8 @@ class DoLa(Edit):
     def n_layers(self) -> int:
         return self.model_layers
 
-    def check_strengths(self, model: Any, strengths: Mapping[int, float | Tensor], *, scoring: bool) -> None:
-        for layer, alpha in strengths.items():
+    def check_strengths(self, model: Any, where: Where, *, scoring: bool) -> None:
+        for layer, alpha in where.strengths.items():
             if isinstance(alpha, Tensor) and alpha.ndim > 0:
                 raise InputError(
                     f"strength of shape {tuple(alpha.shape)} for layer {layer}: DoLa takes one number for each layer"
@@ -76,11 +76,8 @@ class DoLa(Edit):
                 f"scored: expected DoLa with relative_top=0"
             )
 
-    def install(
-        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
-    ) -> Installation:
-        checked = self.check(model, layers, strength, combine)
-        strengths = {layer: alpha for layer, alpha in checked.items() if alpha != 0}
+    def put(self, model: Any, where: Where) -> Installation:
+        strengths = {layer: alpha for layer, alpha in where.strengths.items() if alpha != 0}
         if not strengths:
             return Installation(())
         lens = Lens.of(model)

@@ -20,8 +20,8 @@ from .._support.progress import tracked
 from .._support.versions import versions
 from ..errors import ActivationError, InputError
 from ..models.lens import Lens
+from ..models.reading import Reading
 from ..models.sites import Site
-from ..spectral.capturing import activations
 from ..spectral.covariance import refuse_non_finite
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
@@ -172,11 +172,11 @@ def _read(
     layers = tuple(range(lens.n_layers))
     dtype = torch.promote_types(lens.dtype, torch.float32)
     found = torch.zeros(2, len(demonstrations), lens.n_layers, *Site.of("z").shape(lens), dtype=dtype)
-    options = {"batch_size": batch_size, "progress": progress, "prepend_bos": prepend_bos}
-    for indices, stacked in activations(lens, demonstrations, "z", "z", layers, **options):
+    reading = Reading("z", prepend_bos=prepend_bos)
+    for indices, three in reading.read(lens, demonstrations, layers, batch_size=batch_size, progress=progress):
         names = [demonstrations.names[i] for i in indices]
         for side, kind in enumerate(("positive", "negative")):
-            read = stacked[side + 1 :: 3]
+            read = getattr(three, kind)
             refuse_non_finite(kind, read, names, "z", layers)
             found[side, indices] = read.to(found)
     return found

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.numerics import saturate
 from .._support.storage import as_file_errors, read_tensors, write_tensors
 from ..edits.activation import ActivationEdit
 
@@ -56,7 +57,7 @@ class Steering(ActivationEdit):
     ) -> Float[Tensor, "*batch units d"]:
         if isinstance(strength, Tensor):
             strength = strength.to(x)[..., None]
-        return x + strength * self.vectors[layer].to(x)
+        return saturate(x + strength * self.vectors[layer].to(x))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vectors as safetensors, with provenance inside.

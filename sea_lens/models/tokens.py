@@ -1,6 +1,6 @@
-"""Texts to tokens: one BOS in front, never two; right-padded batches; completions after prompts (API.md, Texts)."""
+"""Texts to tokens: one BOS in front, never two; right-padded batches; completions (docs/method.md 6.1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -53,16 +53,22 @@ def encode(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "text
 
 
 def tokenise_completion(
-    lens: Lens, prompt: str, completion: str, *, prepend_bos: bool = True, what: str = "completion"
+    lens: Lens, prompt: str, completion: str, alone: Sequence[int], *, prepend_bos: bool = True, what: str
 ) -> tuple[list[int], int]:
     """Tokens of prompt + completion, and where the completion starts: after the longest prefix shared with the prompt.
+
+    Args:
+        lens: the model.
+        prompt, completion: the two texts.
+        alone: tokens of the prompt, which its completions share.
+        prepend_bos: as in `tokenise`.
+        what: what errors call the completion.
 
     Raises:
         DemonstrationError: the completion adds no token of its own, or there is no token before it.
     """
-    alone = tokenise(lens, prompt, prepend_bos=prepend_bos, what=f"prompt of {what}")
     whole = tokenise(lens, prompt + completion, prepend_bos=prepend_bos, what=what)
-    start = common_length([alone, whole])
+    start = common_length([list(alone), whole])
     if start == len(whole):
         raise DemonstrationError(f"{what} adds no token to its prompt: {completion!r}")
     if start == 0:
@@ -70,19 +76,35 @@ def tokenise_completion(
     return whole, start
 
 
+def encode_completions(
+    lens: Lens, prompt: str, completions: Mapping[str, str], *, prepend_bos: bool = True
+) -> tuple[list[int], list[tuple[list[int], int]]]:
+    """Tokens of a prompt, and of it with each of its completions and where that starts; texts that fit the context.
+
+    Args:
+        lens: the model.
+        prompt: what the completions follow.
+        completions: at least one, by what errors call it.
+        prepend_bos: as in `tokenise`.
+
+    Raises:
+        DemonstrationError: a text does not fit, or as `tokenise_completion`.
+    """
+    alone = encode(lens, prompt, prepend_bos=prepend_bos, what=f"prompt of {next(iter(completions))}")
+    found = []
+    for what, text in completions.items():
+        whole, start = tokenise_completion(lens, prompt, text, alone, prepend_bos=prepend_bos, what=what)
+        if len(whole) > lens.n_ctx:
+            raise DemonstrationError(f"{what} has {len(whole)} tokens, the model's context holds {lens.n_ctx}")
+        found.append((whole, start))
+    return alone, found
+
+
 def encode_completion(
     lens: Lens, prompt: str, completion: str, *, prepend_bos: bool = True, what: str = "completion"
 ) -> tuple[list[int], int]:
-    """`tokenise_completion`, for texts that must fit the model's context.
-
-    Raises:
-        DemonstrationError: they do not, or as `tokenise_completion`.
-    """
-    encode(lens, prompt, prepend_bos=prepend_bos, what=f"prompt of {what}")
-    whole, start = tokenise_completion(lens, prompt, completion, prepend_bos=prepend_bos, what=what)
-    if len(whole) > lens.n_ctx:
-        raise DemonstrationError(f"{what} has {len(whole)} tokens, the model's context holds {lens.n_ctx}")
-    return whole, start
+    """`encode_completions` for a single one."""
+    return encode_completions(lens, prompt, {what: completion}, prepend_bos=prepend_bos)[1][0]
 
 
 def common_length(rows: Sequence[tuple[int, ...]] | Sequence[list[int]]) -> int:

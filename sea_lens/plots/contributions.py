@@ -1,7 +1,6 @@
 """Figures of what carries an edit's effect."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,47 +12,36 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from .axes import BEFORE, DROP, KEEP, NEUTRAL, new_axes
 
-if TYPE_CHECKING:
-    from ..contributions.results import (
-        DirectionContributions,
-        HeadContributions,
-        LayerContributions,
-        PositionContributions,
-    )
-
-METHOD_TITLES = {
-    "path": "integrated along the edit's strength",
-    "shapley": "Shapley values",
-    "leave_one_out": "what is lost without its edit",
-    "only_one": "what its edit does alone",
-    "direct": "change of what it writes to the logits itself",
-    "sufficiency": "effect of giving its edited z to the unedited run",
-    "necessity": "what is lost when it gets back its unedited z",
-    "gradient": "first-order estimate of sufficiency",
-}
 # A map with more rows and columns than this is read by its colours alone.
 MOST_NUMBERS = 96
 SIDES = {"+": "^", "-": "v"}
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
-def layer_bars(contributions: "LayerContributions", ax: Axes | None = None) -> Axes:
-    """A bar for each edited layer, with its bootstrap interval over contrasts and the range of its control."""
+def layer_bars(frame: pd.DataFrame, effect: float, title: str, *, controls: int = 0, ax: Axes | None = None) -> Axes:
+    """A bar for each edited layer, with its bootstrap interval over contrasts and the range of its control.
+
+    Args:
+        frame: columns layer, value, low, high, and with controls control_low and control_high.
+        effect: of the whole edit, drawn as a line.
+        title: of the figure.
+        controls: how many control edits the range is of.
+        ax: where to draw.
+    """
     ax = new_axes(ax)
-    frame = contributions.to_frame()
     values = frame["value"].to_numpy()
     errors = np.abs(np.stack([values - frame["low"], frame["high"] - values]))
     ax.bar(frame["layer"], values, yerr=errors, color=[KEEP if v >= 0 else DROP for v in values], capsize=4)
-    if contributions.control_values is not None:
+    if controls:
         low, high = frame["control_low"].to_numpy(), frame["control_high"].to_numpy()
-        label = f"range of {len(contributions.control_values)} control edits"
+        label = f"range of {controls} control edits"
         ax.bar(frame["layer"], high - low, bottom=low, width=0.95, color=NEUTRAL, alpha=0.7, label=label, zorder=0.5)
         ax.legend(frameon=False, fontsize=8, loc="upper left")
     ax.axhline(0, color="black", linewidth=0.8)
-    ax.axhline(contributions.effect, color=BEFORE, linestyle="--", linewidth=1.2)
+    ax.axhline(effect, color=BEFORE, linestyle="--", linewidth=1.2)
     ax.annotate(
-        f"whole edit {contributions.effect:+.2f}",
-        (1.0, contributions.effect),
+        f"whole edit {effect:+.2f}",
+        (1.0, effect),
         xycoords=("axes fraction", "data"),
         ha="right",
         va="bottom",
@@ -62,39 +50,35 @@ def layer_bars(contributions: "LayerContributions", ax: Axes | None = None) -> A
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("layer")
     ax.set_ylabel("contribution to the effect, nats")
-    closing = f"\nsum {contributions.total:+.3f}, off the effect by {contributions.closure_error:.0e}"
-    sums = contributions.method in ("path", "shapley")
-    ax.set_title(f"Layers: {METHOD_TITLES[contributions.method]}{closing if sums else ''}", fontsize=10)
+    ax.set_title(title, fontsize=10)
     ax.margins(y=0.15)
     return ax
 
 
-def position_map(contributions: "PositionContributions", ax: Axes | None = None) -> Axes:
-    """Layer × position map of path contributions."""
-    size = (2.2 + 0.5 * min(len(contributions.positions), 24), 1.6 + 0.45 * min(len(contributions.layers), 24))
-    ax = new_axes(ax, size)
-    _map(ax, contributions.values.numpy(), "nats", contributions.positions, contributions.layers)
+def position_map(
+    values: Float[np.ndarray, "layers positions"],
+    layers: Sequence[int],
+    positions: Sequence[int],
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Layer × position map of contributions in nats."""
+    ax = new_axes(ax, (2.2 + 0.5 * min(len(positions), 24), 1.6 + 0.45 * min(len(layers), 24)))
+    _map(ax, values, "nats", positions, layers)
     ax.set_xlabel("position (0: last token of the prompt)")
     ax.set_ylabel("layer")
-    ax.set_title(f"Where the edit acts: path contributions to {contributions.effect:+.3f} nats", fontsize=10)
+    ax.set_title(title, fontsize=10)
     return ax
 
 
-def head_map(contributions: "HeadContributions", ax: Axes | None = None) -> Axes:
-    """Head × layer map."""
-    values = contributions.values.numpy()
+def head_map(values: Float[np.ndarray, "n_layers n_heads"], unit: str, title: str, ax: Axes | None = None) -> Axes:
+    """Head × layer map of contributions in a unit."""
     n_layers, n_heads = values.shape
     ax = new_axes(ax, (1.9 + 0.55 * min(n_heads, 24), 1.8 + 0.5 * min(n_layers, 24)))
-    _map(ax, values, contributions.unit, range(n_heads), range(n_layers))
+    _map(ax, values, unit, range(n_heads), range(n_layers))
     ax.set_xlabel("head")
     ax.set_ylabel("layer")
-    effect = f"whole edit {contributions.effect:+.3f} {contributions.unit}"
-    if contributions.method == "direct":
-        effect += f", heads {values.sum():+.3f}, closure error {contributions.closure_error:.0e}"
-    elif "correlation" in contributions.details:
-        heads = len(contributions.details["sampled_heads"])
-        effect += f", correlation to exact {contributions.details['correlation']:.3f} on {heads} heads"
-    ax.set_title(f"Heads: {METHOD_TITLES[contributions.method]}\n{effect}", fontsize=9)
+    ax.set_title(title, fontsize=9)
     return ax
 
 
@@ -117,26 +101,35 @@ def _map(
     figure.colorbar(image, ax=ax, label=unit)
 
 
-def direction_spectrum(contributions: "DirectionContributions", ax: Axes | None = None) -> Axes:
-    """Share of each singular direction against its place in the spectrum; intervals and names of the largest."""
+def direction_spectrum(
+    frame: pd.DataFrame, names: Sequence[str], effect: float, *, controls: int = 0, ax: Axes | None = None
+) -> Axes:
+    """Share of each singular direction against its place in the spectrum; intervals and names of the largest.
+
+    Args:
+        frame: columns layer, head, side, index, value, low, high, and with controls control_low and control_high.
+        names: what each row of it stands for, empty where that is not known.
+        effect: of the whole edit.
+        controls: how many control edits the range is of.
+        ax: where to draw.
+    """
     ax = new_axes(ax, (7.5, 4.4))
-    frame = contributions.to_frame()
+    frame = frame.assign(name=list(names))
     ranked = frame[frame["side"].isin(list(SIDES))].assign(place=lambda rows: rows["index"] + 1)
     layers = sorted(set(frame["layer"]))
     colours = dict(zip(layers, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(layers))), strict=True))
-    if contributions.control_values is not None:
+    if controls:
         spread = ranked.groupby("place").agg({"control_low": "min", "control_high": "max"})
         ax.fill_between(spread.index, spread["control_low"], spread["control_high"], color=NEUTRAL, alpha=0.5)
     for side, marker in SIDES.items():
         rows = ranked[ranked["side"] == side]
         ax.scatter(rows["place"], rows["value"], c=[colours[i] for i in rows["layer"]], marker=marker, s=26, zorder=3)
-    raised = {label: about.raises[0][0].strip() for label, about in contributions.descriptions.items()}
     largest = ranked.loc[ranked["value"].abs().sort_values(ascending=False).index[:20]]
     for rank, row in enumerate(largest.to_dict(orient="records")):
         ax.vlines(row["place"], row["low"], row["high"], color=colours[row["layer"]], linewidth=0.8)
         if rank < 4:
             head = "" if pd.isna(row["head"]) else f" head {row['head']}"
-            name = f"layer {row['layer']}{head} U{row['side']} {raised.get(_label(row), '')}"
+            name = f"layer {row['layer']}{head} U{row['side']} {row['name']}"
             offset = (6, 5 if rank % 2 == 0 else -11)
             ax.annotate(
                 name,
@@ -154,21 +147,14 @@ def direction_spectrum(contributions: "DirectionContributions", ax: Axes | None 
         ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("place in the spectrum (1: largest singular value); a name tells the token raised most")
     ax.set_ylabel("share of the effect, nats")
-    names = {"+": "U+", "-": "U-", "norm": "rescaling", "centre": "centre"}
-    sums = {name: frame.loc[frame["side"] == side, "value"] for side, name in names.items()}
+    parts_of = {"+": "U+", "-": "U-", "norm": "rescaling", "centre": "centre"}
+    sums = {name: frame.loc[frame["side"] == side, "value"] for side, name in parts_of.items()}
     parts = ", ".join(f"{name} {values.sum():+.3f}" for name, values in sums.items() if len(values))
-    ax.set_title(f"Singular directions: effect {contributions.effect:+.3f} nats = {parts}", fontsize=10)
+    ax.set_title(f"Singular directions: effect {effect:+.3f} nats = {parts}", fontsize=10)
     handles = [Line2D([], [], color="black", marker=m, linestyle="", label=f"U{side}") for side, m in SIDES.items()]
     shown = layers if len(layers) <= 12 else [layers[0], layers[len(layers) // 2], layers[-1]]
     handles += [Line2D([], [], color=colours[i], marker="o", linestyle="", label=f"layer {i}") for i in shown]
-    if contributions.control_values is not None:
-        label = f"{len(contributions.control_values)} control edits"
-        handles.append(Line2D([], [], color=NEUTRAL, linewidth=6, label=label))
+    if controls:
+        handles.append(Line2D([], [], color=NEUTRAL, linewidth=6, label=f"{controls} control edits"))
     ax.legend(handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
-
-
-def _label(row: dict[str, Any]) -> tuple[Any, ...]:
-    """The label of a row of a table of directions."""
-    head = () if pd.isna(row["head"]) else (row["head"],)
-    return (row["layer"], *head, row["side"], row["index"])

@@ -1,59 +1,60 @@
 """Figures of an edit and its effect."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .._support.statistics import Interval
 from .axes import AFTER, BEFORE, KEEP, new_axes
 
-if TYPE_CHECKING:
-    from ..measure.effects import Effect
-    from ..spectral.edit import SpectralEdit
 
-
-def before_after(effect: "Effect", ax: Axes | None = None) -> Axes:
-    """Distribution of the contrast over items, unedited and edited."""
+def before_after(
+    before: Float[np.ndarray, " items"],
+    after: Float[np.ndarray, " items"],
+    interval: Interval,
+    ax: Axes | None = None,
+) -> Axes:
+    """Distribution of the contrast over items, unedited and edited, with the interval of the difference."""
     ax = new_axes(ax)
-    items = np.concatenate([effect.before_items.numpy(), effect.after_items.numpy()])
+    items = np.concatenate([before, after])
     bins = np.linspace(items.min(), items.max(), 31) if np.ptp(items) > 0 else 10
-    for values, mean, colour, label in (
-        (effect.before_items, effect.before, BEFORE, "unedited"),
-        (effect.after_items, effect.after, AFTER, "edited"),
-    ):
-        ax.hist(values.numpy(), bins=bins, color=colour, alpha=0.55, label=f"{label}, mean {mean:+.2f}")
-        ax.axvline(mean, color=colour, linewidth=2)
+    for values, colour, label in ((before, BEFORE, "unedited"), (after, AFTER, "edited")):
+        ax.hist(values, bins=bins, color=colour, alpha=0.55, label=f"{label}, mean {values.mean():+.2f}")
+        ax.axvline(values.mean(), color=colour, linewidth=2)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
     ax.set_xlabel("log p(target) − log p(foil), nats   (right of 0: the target is preferred)")
     ax.set_ylabel("contrasts")
-    ax.set_title(f"Effect of the edit: {effect.interval} nats")
+    ax.set_title(f"Effect of the edit: {interval} nats")
     ax.legend(frameon=False)
     return ax
 
 
-def spectra(edit: "SpectralEdit", ax: Axes | None = None) -> Axes:
-    """Spectral energy left after k directions, for each layer, with the chosen ranks marked."""
+def spectra(
+    energies: Mapping[int, Sequence[Float[np.ndarray, " d"]]],
+    ranks: Mapping[int, Sequence[float]],
+    ax: Axes | None = None,
+) -> Axes:
+    """Spectral energy left after k directions, for each layer, with the chosen ranks marked.
+
+    Args:
+        energies: of each layer, those of the positive and of the negative cross-covariance, descending.
+        ranks: of each layer, likewise.
+        ax: where to draw.
+    """
     ax = new_axes(ax)
-    power = float(edit.options["spectrum_power"])
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(edit.layers)))
-    for layer, colour in zip(edit.layers, colours, strict=True):
-        subspaces = edit.subspaces[layer]
-        sides = (
-            (subspaces.keep_values, subspaces.keep_rank, "-", "o"),
-            (subspaces.drop_values, subspaces.drop_rank, "--", "x"),
-        )
-        for values, rank, line, marker in sides:
-            energy = values.mean(0).numpy() ** power
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(energies)))
+    for layer, colour in zip(energies, colours, strict=True):
+        for energy, rank, line, marker in zip(energies[layer], ranks[layer], ("-", "--"), ("o", "x"), strict=True):
             left = 1 - np.cumsum(energy) / energy.sum()
             k = np.arange(1, len(left) + 1)
             shown = left > 1e-9
             label = f"layer {layer}" if line == "-" else None
             ax.plot(k[shown], left[shown], line, color=colour, linewidth=1.2, label=label)
-            chosen = round(rank.double().mean().item())
+            chosen = round(rank)
             if 0 < chosen <= len(left):
                 ax.plot(chosen, max(left[chosen - 1], 1e-9), marker, color=colour)
     ax.set_yscale("log")
@@ -64,10 +65,10 @@ def spectra(edit: "SpectralEdit", ax: Axes | None = None) -> Axes:
     return ax
 
 
-def signature(edit: "SpectralEdit", ax: Axes | None = None) -> Axes:
+def layer_signatures(signatures: Mapping[int, float], ax: Axes | None = None) -> Axes:
     """Signature of each layer."""
     ax = new_axes(ax)
-    ax.bar(list(edit.signature), list(edit.signature.values()), color=KEEP)
+    ax.bar(list(signatures), list(signatures.values()), color=KEEP)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("layer")
     ax.set_ylabel("signature")

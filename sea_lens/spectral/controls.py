@@ -7,16 +7,15 @@ import torch
 
 from .._support.arguments import as_integer
 from .._support.progress import tracked
-from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
-from .capturing import capture, capture_options
+from .capturing import Captured
 from .edit import SpectralEdit, with_subspaces
 from .fitting import fit
 from .subspaces import random_subspaces
 
 
 def randomised(edit: SpectralEdit, seed: int) -> SpectralEdit:
-    """The edit with subspaces of the same ranks in uniformly random directions (SEA.md section 6).
+    """The edit with subspaces of the same ranks in uniformly random directions (docs/method.md 6.8).
 
     An edit of high rank moves a choice between two answers by blurring it; this control shows how much of an effect
     any subspaces of these ranks would have. Everything else (centre, feature, ranks of each layer) is the edit's own.
@@ -39,7 +38,7 @@ def permuted(
     """The edit fitted anew with positives and negatives shuffled: what an analysis shows where there is nothing to see.
 
     Read and fitted as the edit was, at its ranks, from demonstrations whose positive and negative text are swapped by
-    the toss of a coin. Each draw costs one `capture`.
+    the toss of a coin. They are read once for all draws.
 
     Args:
         model: the model that the edit was fitted on.
@@ -50,18 +49,26 @@ def permuted(
         batch_size: demonstrations at a time.
         progress: show a progress bar.
 
+    Returns:
+        The edits. Memory: three float64 activations of every demonstration at every edited layer.
+
     Raises:
         InputError: the edit was not fitted from captured activations.
         Otherwise as `capture`.
     """
-    demonstrations = Demonstrations.of(demonstrations)
+    captured = Captured.of(model, edit, demonstrations, batch_size=as_integer(batch_size, "batch_size", least=1))
+    return permuted_fits(edit, captured, draws, seed, progress=progress)
+
+
+def permuted_fits(
+    edit: SpectralEdit, captured: Captured, draws: int = 8, seed: int = 0, *, progress: bool = False
+) -> list[SpectralEdit]:
+    """`permuted` for demonstrations that have been read already."""
     draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed")
-    how = capture_options(edit) | {"site": edit.site, "layers": edit.layers, "feature": edit.feature}
     centre, power = edit.options["centre"], edit.options["spectrum_power"]
     edits = []
     for draw in tracked(range(draws), "permutation control", draws, show=progress):
-        shuffled = demonstrations.shuffled(seed * draws + draw)
-        covariance = capture(model, shuffled, batch_size=batch_size, progress=False, **how)
+        covariance = captured.shuffled(seed * draws + draw, edit.feature)
         refitted = fit(covariance, rank=edit.ranks, centre=centre, spectrum_power=power)
         edits.append(with_subspaces(refitted, refitted.subspaces, f"positives and negatives shuffled, draw {draw}"))
     return edits

@@ -7,10 +7,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from einops import einsum, rearrange, reduce
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .._support.numerics import saturate
 from ..errors import ActivationError
 from .features import FeatureMap
 
@@ -44,9 +45,10 @@ class Subspaces:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Subspaces":
         """The same subspaces, what the edit computes with cast to a device and dtype."""
+        # Contiguous, so that an edit and what is loaded from its file multiply in one order and give the same bits.
         return Subspaces(
-            self.keep.to(device, dtype),
-            self.drop.to(device, dtype),
+            self.keep.to(device, dtype).contiguous(),
+            self.drop.to(device, dtype).contiguous(),
             self.keep_rank,
             self.drop_rank,
             self.keep_values,
@@ -107,15 +109,19 @@ def power_of_two_scale(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"
 
     Treated as a constant in a backward pass, which is right wherever the scaled computation is homogeneous.
     """
-    largest = reduce(x.detach().abs(), "... d -> ... 1", "max")
-    limit = -math.frexp(torch.finfo(x.dtype).tiny)[1] + 1
+    return _power_of_two(x.detach().abs())
+
+
+def _power_of_two(absolute: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
+    largest = absolute.amax(dim=-1, keepdim=True)
+    limit = -math.frexp(torch.finfo(absolute.dtype).tiny)[1] + 1
     _, exponent = torch.frexp(largest)
     return torch.ldexp(torch.ones_like(largest), (exponent - 1).clamp(-limit, limit))
 
 
 def _norm(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
     """Euclidean norm; of the zero vector 0, with slope 0 instead of NaN."""
-    squared = reduce(x.square(), "... d -> ... 1", "sum")
+    squared = x.square().sum(dim=-1, keepdim=True)
     is_zero = squared == 0
     return torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, squared).sqrt())
 
@@ -125,13 +131,7 @@ def _project(z: Float[Tensor, "*batch units d"], factor: Float[Tensor, "units d 
     scale = power_of_two_scale(z)
     coordinates = einsum(z / scale, factor, "... units d, units d k -> ... units k")
     projected = einsum(coordinates, factor, "... units k, units d k -> ... units d")
-    return _saturate(projected * scale)
-
-
-def _saturate(x: Tensor) -> Tensor:
-    """Infinities from overflow become the largest finite number."""
-    largest = torch.finfo(x.dtype).max
-    return x.clamp(-largest, largest)
+    return saturate(projected * scale)
 
 
 def combine_projections(
@@ -143,13 +143,13 @@ def combine_projections(
     """
     mapped = feature.forward(x)
     centre = 0.0 if subspaces.centre is None else subspaces.centre
-    centred = _saturate(mapped - centre)
+    centred = saturate(mapped - centre)
 
     def positive() -> Tensor:
-        return feature.invert(_saturate(centre + _project(centred, subspaces.keep)), x)
+        return feature.invert(saturate(centre + _project(centred, subspaces.keep)), x)
 
     def negative() -> Tensor:
-        return feature.invert(_saturate(centre + (centred - _project(centred, subspaces.drop))), x)
+        return feature.invert(saturate(centre + (centred - _project(centred, subspaces.drop))), x)
 
     back = x if feature.is_identity else feature.invert(mapped, x)
     if combine == "positive_only":
@@ -185,6 +185,9 @@ def edit_activation(
     """
     if combine == "reverse":
         subspaces = subspaces.reversed()
+    is_linear = feature.is_identity and subspaces.centre is None and combine != "average"
+    if is_linear and not torch.is_grad_enabled():
+        return _edit_linearly(x, subspaces, strength, combine)
     y, back = combine_projections(x, subspaces, feature, combine)
     scale, y_scale = power_of_two_scale(x), power_of_two_scale(y)
     if combine == "average":
@@ -200,7 +203,50 @@ def edit_activation(
         edited = torch.where(vanished, unit_x, unit_y * (x_norm / torch.where(vanished, 1.0, y_norm)))
     if isinstance(strength, Tensor):
         strength = rearrange(strength.to(x), "... -> ... 1")
-    return _saturate((unit_x + strength * (edited - unit_x)) * scale)
+    return saturate((unit_x + strength * (edited - unit_x)) * scale)
+
+
+def _edit_linearly(
+    x: Float[Tensor, "*batch units d"],
+    subspaces: Subspaces,
+    strength: float | int | Float[Tensor, "..."],
+    combine: str,
+) -> Float[Tensor, "*batch units d"]:
+    """`edit_activation` where φ is the identity, nothing is centred and no gradient is wanted.
+
+    This is what runs at every token of every edited layer. Scaled by a power of two once, every step is the one of the
+    general way times a power of two, so that it rounds alike (docs/method.md 3.6). It works in three buffers of the
+    size of x, since fresh memory costs more than the arithmetic.
+    """
+    unit = x.abs()
+    scale = _power_of_two(unit)
+    torch.div(x, scale, out=unit)
+    spare = _onto(unit, subspaces.keep if combine == "positive_only" else subspaces.drop)
+    if combine == "positive_only":
+        y, halves, spare = spare, 1, torch.empty_like(spare)
+    elif combine == "negative_only":
+        y, halves = unit - spare, 1
+    else:
+        # Twice the y of the general way; only its direction counts.
+        y, halves = _onto(unit, subspaces.keep).add_(torch.sub(unit, spare, out=spare)), 2
+    x_norm, y_norm = (torch.mul(z, z, out=spare).sum(dim=-1, keepdim=True).sqrt_() for z in (unit, y))
+    vanished = y_norm <= halves * ROUNDINGS * torch.finfo(x.dtype).eps * x_norm
+    # What was projected away has no direction to go to and stays as it is.
+    if isinstance(strength, Tensor):
+        weight = torch.where(vanished, 0.0, rearrange(strength.to(x), "... -> ... 1"))
+    else:
+        weight = torch.full_like(y_norm, strength).masked_fill_(vanished, 0.0)
+    y.mul_(x_norm / y_norm.masked_fill_(vanished, 1.0))
+    largest = torch.finfo(x.dtype).max
+    return y.sub_(unit).mul_(weight).add_(unit).mul_(scale).clamp_(-largest, largest)
+
+
+def _onto(unit: Float[Tensor, "*batch units d"], factor: Float[Tensor, "units d k"]) -> Float[Tensor, "*batch units d"]:
+    """U Uᵀ x as two thin products."""
+    if len(factor) == 1:
+        return unit @ factor[0] @ factor[0].T
+    coordinates = einsum(unit, factor, "... units d, units d k -> ... units k")
+    return einsum(coordinates, factor, "... units k, units d k -> ... units d")
 
 
 def random_subspaces(like: Subspaces, generator: torch.Generator) -> Subspaces:

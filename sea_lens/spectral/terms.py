@@ -1,4 +1,4 @@
-"""What each singular direction adds to an edited activation (SEA.md section 7, Directions). Tensors only.
+"""What each singular direction adds to an edited activation (docs/method.md 8.1). Tensors only.
 
 With Y⁺ = φ⁻¹(c + U⁺U⁺ᵀ(φ(x) − c)) and Y⁻ = φ⁻¹(φ(x) − U⁻U⁻ᵀ(φ(x) − c)), c the centre or else 0, an edit is
 
@@ -12,6 +12,7 @@ DeepLIFT, Shrikumar et al. 2017).
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import einsum, reduce
@@ -20,6 +21,34 @@ from torch import Tensor
 
 from .features import FeatureMap
 from .subspaces import ROUNDINGS, Subspaces, combine_projections
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A singular direction, or another part of an edit of one unit.
+
+    Attributes:
+        layer: of the edit.
+        head: None where the layer is one unit.
+        side: "+" for a column of U⁺, "-" for one of U⁻, "norm" or "centre".
+        index: of the column, by descending singular value; 0 for the two others.
+    """
+
+    layer: int
+    head: int | None
+    side: str
+    index: int
+
+    @staticmethod
+    def of(label: tuple[Any, ...]) -> "Direction":
+        """The direction that a label (layer, side, index), or (layer, head, side, index), names."""
+        layer, *head, side, index = label
+        return Direction(layer, head[0] if head else None, side, index)
+
+    @property
+    def unit(self) -> int:
+        """Its place among the units of its layer."""
+        return 0 if self.head is None else self.head
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,24 @@
 """Figure of what an edit does to the scores of a benchmark."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from .axes import AFTER, new_axes
 
-if TYPE_CHECKING:
-    from ..evaluation.results import Comparison
-
 _SHOWN = 30
 
 
-def differences(comparison: "Comparison", ax: Axes | None = None) -> Axes:
-    """Difference of each score with its interval, and the range of the controls; at most the first 30 scores."""
+def score_differences(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """Difference of each score with its interval, and the range of the controls; at most the first 30 scores.
+
+    Args:
+        frame: a row for each score, with the columns before, after, difference, low, high, and with controls
+            control_low and control_high.
+        title: of the figure.
+        ax: where to draw.
+    """
     ax = new_axes(ax)
-    frame = comparison.to_frame()
     frame = frame[np.isfinite(frame["difference"])].iloc[:_SHOWN][::-1]
     places = np.arange(len(frame))
     if "control_low" in frame:
@@ -31,6 +33,6 @@ def differences(comparison: "Comparison", ax: Axes | None = None) -> Axes:
     ax.set_yticks(places, labels)
     ax.set_ylim(-0.6, len(frame) - 0.4)
     ax.set_xlabel("difference, edited − unedited")
-    ax.set_title(f"{comparison.before.benchmark.name}, {len(comparison.before.items)} items")
+    ax.set_title(title)
     ax.legend(frameon=False, loc="best")
     return ax

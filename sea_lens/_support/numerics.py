@@ -1,0 +1,11 @@
+"""Arithmetic that stays finite."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def saturate(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Infinities from overflow become the largest finite number of the dtype."""
+    largest = torch.finfo(x.dtype).max
+    return x.clamp(-largest, largest)

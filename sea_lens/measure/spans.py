@@ -1,0 +1,152 @@
+"""What is scored: spans of tokens, and the plan by which the different inputs among them are read once each.
+
+Both ways of scoring begin here (docs/method.md 6.1): `scorer`, whose rows belong to one item each and which can be
+differentiated, and `shared`, which reads what prompts have in common once.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import ActivationError, DemonstrationError
+from ..models.lens import Lens
+from ..models.tokens import bos_token, tokenise, tokenise_completion
+
+
+class Span(NamedTuple):
+    """Tokens of which those from `start` on are scored, each given all that stand before it."""
+
+    tokens: tuple[int, ...]
+    start: int
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A completion as it fits the context.
+
+    Attributes:
+        spans: one, or several where the completion alone fills more than half of the context.
+        cut: tokens of the prompt that the first scored token could not be given.
+    """
+
+    spans: tuple[Span, ...]
+    cut: int
+
+
+def fit_context(lens: Lens, tokens: Sequence[int], start: int) -> Fitted:
+    """Tokens from `start` on, scored given as much of what stands before as the context holds, BOS kept.
+
+    The last token is only predicted, so that a sequence may be one longer than the context. One that fits is scored
+    whole. Of a longer one at most half a context is scored at a time, so that every token is given at least about half
+    a context; the left end of the prompt goes first, as in EleutherAI's harness.
+    """
+    room = lens.n_ctx + 1
+    if len(tokens) <= room:
+        return Fitted((Span(tuple(tokens), start),), 0)
+    bos = [tokens[0]] if tokens[0] == bos_token(lens) else []
+    half, spans, cut = lens.n_ctx // 2, [], 0
+    for first in range(start, len(tokens), half):
+        last = min(first + half, len(tokens))
+        begin = max(last - (room - len(bos)), 0)
+        if begin <= len(bos):
+            spans.append(Span(tuple(tokens[:last]), first))
+            continue
+        spans.append(Span((*bos, *tokens[begin:last]), len(bos) + first - begin))
+        cut = cut or (begin - len(bos) if first == start else 0)
+    return Fitted(tuple(spans), cut)
+
+
+def completion_spans(
+    lens: Lens, prompt: str, completions: Iterable[str], *, prepend_bos: bool = True, what: str = "item"
+) -> list[Fitted]:
+    """Each completion after the prompt, in tokens that fit the context.
+
+    Its tokens are those of prompt + completion after the longest token prefix shared with the prompt alone.
+
+    Raises:
+        DemonstrationError: a completion adds no token, or there is no token before it; names the item.
+    """
+    alone = tokenise(lens, prompt, prepend_bos=prepend_bos, what=f"prompt of {what}")
+    return [
+        fit_context(
+            lens,
+            *tokenise_completion(lens, prompt, text, alone, prepend_bos=prepend_bos, what=f"{what}, answer {i},"),
+        )
+        for i, text in enumerate(completions)
+    ]
+
+
+def text_spans(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "text") -> Fitted:
+    """A whole text, given BOS; given EOS where the tokenizer has no BOS; else all but its first token.
+
+    Raises:
+        DemonstrationError: nothing is left to score; names the text.
+    """
+    tokens = tokenise(lens, text, prepend_bos=prepend_bos, what=what)
+    end = lens.tokenizer.eos_token_id
+    if prepend_bos and bos_token(lens) is None and end is not None:
+        tokens = [end, *tokens]
+    if len(tokens) < 2:
+        raise DemonstrationError(f"{what} has no token that could be predicted: {text!r}")
+    return fit_context(lens, tokens, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The different inputs among spans, and the spans that each of them answers for.
+
+    Attributes:
+        inputs: tokens to read; the last token of a span is only predicted and never read.
+        wanted: for each input the spans that end one token behind it, with their places in what was given.
+        n: number of spans.
+    """
+
+    inputs: tuple[tuple[int, ...], ...]
+    wanted: tuple[tuple[tuple[int, Span], ...], ...]
+    n: int
+
+    @classmethod
+    def of(cls, spans: Sequence[Span], apart: Sequence[int] | None = None) -> "Plan":
+        """The plan for some spans.
+
+        Args:
+            spans: what to score.
+            apart: the item of each span, where those of different items must not share an input.
+        """
+        found: dict[tuple[int, tuple[int, ...]], list[tuple[int, Span]]] = {}
+        for index, span in enumerate(spans):
+            item = 0 if apart is None else apart[index]
+            found.setdefault((item, span.tokens[:-1]), []).append((index, span))
+        return cls(tuple(tokens for _, tokens in found), tuple(map(tuple, found.values())), len(spans))
+
+    def entries(self, places: Sequence[int], read: int = 0) -> Int[Tensor, "4 n"]:
+        """Row, position, token and span of every log-probability that counts, where these inputs are the rows.
+
+        Args:
+            places: the inputs.
+            read: how many tokens of each were read before, so that the rows begin behind them.
+        """
+        found = [
+            (row, position - read, span.tokens[position + 1], index)
+            for row, place in enumerate(places)
+            for index, span in self.wanted[place]
+            for position in range(span.start - 1, len(span.tokens) - 1)
+        ]
+        return rearrange(torch.tensor(found), "n field -> field n")
+
+
+def refuse_non_finite(sums: Float[Tensor, " n"]) -> None:
+    """Refuse log-probabilities that are no numbers.
+
+    Raises:
+        ActivationError: one is NaN or infinite; names the first.
+    """
+    finite = torch.isfinite(sums)
+    if not finite.all():
+        worst = int((~finite).nonzero()[0])
+        raise ActivationError(f"the model gives completion {worst} a log-probability of {sums[worst]}")
