@@ -15,6 +15,7 @@ from sea_lens.evaluation.bbq import BBQ, target_of
 from sea_lens.evaluation.benchmark import Item, Scored
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.gsm8k import final_number
+from sea_lens.evaluation.hub import HubData
 from sea_lens.evaluation.identity import edit_identity
 from sea_lens.evaluation.journal import Journal
 from sea_lens.evaluation.registry import BENCHMARKS
@@ -583,6 +584,35 @@ def test_rows_as_the_hub_has_them_are_read_too(monkeypatch):
     assert task.items[0].answers == ("a", "b")
     assert Task.read("truthfulqa", "hf:some/where:mine:test").source == "hf:some/where:mine:test"
     assert asked[1] == (("some/where", "mine"), {"split": "test"})
+
+
+class Lines(Capability):
+    """A benchmark of one's own, with a data set of its own."""
+
+    name = "lines"
+    hub = HubData("some/lines", "mine", "dev")
+
+
+def test_a_benchmark_of_ones_own_brings_its_own_data_set(monkeypatch, choices):
+    import datasets
+
+    asked = []
+
+    def load(*args, **kwargs):
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_list([CHOICE])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    task = Task.read(Lines())
+    assert asked == [(("some/lines", "mine"), {"split": "dev"})]
+    assert (task.source, task.benchmark.name, task.items[0].answers) == ("some/lines", "lines", ("a", "b"))
+    # What is given goes before it.
+    assert Task.read(Lines(), "hf:other/lines").source == "hf:other/lines"
+    assert asked[1] == (("other/lines", None), {"split": "test"})
+    assert len(Task.read(Lines(), choices).items) == 10
+    with pytest.raises(sl.InputError, match="benchmark 'own' needs its file: give a path, or hf:owner/name"):
+        Task.read(Own())
+    assert len(asked) == 2
 
 
 # --- Real files -----------------------------------------------------------------------------------------------------

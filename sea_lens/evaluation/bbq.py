@@ -9,6 +9,7 @@ import numpy as np
 from .._support.rows import text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, groups_of, in_groups, ratio, score_name
+from .hub import HubData
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,7 @@ class BBQ(Benchmark):
     name: ClassVar[str] = "bbq"
     prompts: ClassVar[tuple[str, ...]] = ("context", "question", *_ANSWERS)
     prompt: ClassVar[str] = "bbq"
+    hub: ClassVar[HubData | None] = HubData("heegyu/bbq", split="train", files="data/*.jsonl")
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         return [self._item(path, number, row) for number, row in rows]

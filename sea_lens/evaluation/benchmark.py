@@ -16,6 +16,7 @@ from ..models.decoding import decode_continuation, generate_greedily
 from ..models.lens import Lens
 from ..models.tokens import bos_token, tokenise
 from ..texts.prompts import ChatPrompt, PromptTemplate
+from .hub import HubData
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -170,12 +171,14 @@ class Benchmark(ABC):
         prompts: names of the fields that a prompt may use; none where whole texts are scored.
         prompt: name of the prompt that is used where none is asked for.
         scoring: whether completions are scored, for which a method must give every token a probability.
+        hub: its data set on the Hugging Face hub, read where no file is given; None where a file must be.
     """
 
     name: ClassVar[str]
     prompts: ClassVar[tuple[str, ...]] = ()
     prompt: ClassVar[str] = ""
     scoring: ClassVar[bool] = True
+    hub: ClassVar[HubData | None] = None
 
     @abstractmethod
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:

@@ -10,6 +10,7 @@ import numpy as np
 from .._support.rows import text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
+from .hub import HubData
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,7 @@ class GSM8K(Benchmark):
     prompts: ClassVar[tuple[str, ...]] = ("question",)
     prompt: ClassVar[str] = "worked_answer"
     scoring: ClassVar[bool] = False
+    hub: ClassVar[HubData | None] = HubData("openai/gsm8k", "main", "test")
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         items = []

@@ -38,13 +38,6 @@ class HubData:
         return cls(name, rest[0] if len(rest) == 2 else None, rest[-1] if rest else "test")
 
 
-HUB = {
-    "truthfulqa": HubData("truthfulqa/truthful_qa", "multiple_choice", "validation"),
-    "bbq": HubData("heegyu/bbq", split="train", files="data/*.jsonl"),
-    "gsm8k": HubData("openai/gsm8k", "main", "test"),
-}
-
-
 def hub_rows(data: HubData) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number, record) of a data set; fetched by `datasets`, which keeps it for the next time.
 

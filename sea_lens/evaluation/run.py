@@ -21,7 +21,7 @@ from ..errors import DemonstrationError, FileError, InputError
 from ..models.lens import Lens
 from ..texts.prompts import Chat, PromptTemplate, for_model
 from .benchmark import Asker, Benchmark, Item
-from .hub import HUB, PREFIX, HubData, hub_rows
+from .hub import PREFIX, HubData, hub_rows
 from .identity import edit_identity, model_identity
 from .journal import Journal
 from .registry import BENCHMARKS
@@ -63,12 +63,12 @@ class Task:
             raise InputError(f"expected the path of a file, got {path!r}")
         if isinstance(benchmark, str) and benchmark not in BENCHMARKS:
             raise InputError(f"unknown benchmark {benchmark!r}: expected one of {', '.join(BENCHMARKS)}")
-        asked = BENCHMARKS[benchmark] if isinstance(benchmark, str) else benchmark
+        asked = BENCHMARKS[benchmark]() if isinstance(benchmark, str) else benchmark
         if prompt is not None:
             if not asked.prompts:
                 raise InputError(f"benchmark {asked.name!r} scores whole texts: it takes no prompt")
             prompt = PromptTemplate.of(prompt)
-        chosen, source, items = _items(benchmark, path)
+        chosen, source, items = _items(asked, path)
         template = None
         if chosen.prompts:
             template = PromptTemplate.of(chosen.default_prompt(items) if prompt is None else prompt)
@@ -183,25 +183,24 @@ def evaluate(
     return Evaluation(chosen, rows, provenance, seed)
 
 
-def _items(benchmark: str | Benchmark, path: str | os.PathLike[str] | None) -> tuple[Benchmark, str, list[Item]]:
+def _items(benchmark: Benchmark, path: str | os.PathLike[str] | None) -> tuple[Benchmark, str, list[Item]]:
     """The benchmark, the name of its file, and its items."""
-    name = benchmark if isinstance(benchmark, str) else benchmark.name
     if path is None:
-        if name not in HUB:
-            raise InputError(f"benchmark {name!r} needs its file: give a path, or hf:owner/name")
-        source, rows = HUB[name].name, list(hub_rows(HUB[name]))
+        if benchmark.hub is None:
+            raise InputError(f"benchmark {benchmark.name!r} needs its file: give a path, or hf:owner/name")
+        source, rows = benchmark.hub.name, list(hub_rows(benchmark.hub))
     elif os.fspath(path).startswith(PREFIX):
         source, rows = os.fspath(path), list(hub_rows(HubData.parse(os.fspath(path))))
     else:
         source, rows = Path(path).name, list(_rows(path))
+    name = benchmark.name
     if name == "capability" and rows and {"question", "answer"} <= set(rows[0][1]) and "query" not in rows[0][1]:
-        benchmark = "gsm8k"
-    chosen = BENCHMARKS[benchmark]() if isinstance(benchmark, str) else benchmark
+        benchmark = BENCHMARKS["gsm8k"]()
     # Every row is checked, also those beyond the limit: a malformed file is refused whole.
-    items = chosen.read(os.fspath(path) if path is not None else source, rows)
+    items = benchmark.read(os.fspath(path) if path is not None else source, rows)
     if not items:
         raise FileError(f"{path or source} has no rows")
-    return chosen, source, items
+    return benchmark, source, items
 
 
 def _rows(path: str | os.PathLike[str]) -> Iterable[tuple[int, Any]]:

@@ -8,6 +8,7 @@ import torch
 
 from ..texts.readers import truthfulqa_row
 from .benchmark import Asker, Benchmark, Item, Scored, Totals, ratio
+from .hub import HubData
 from .multiple_choice import mc1, mc2, mc3
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class TruthfulQA(Benchmark):
     name: ClassVar[str] = "truthfulqa"
     prompts: ClassVar[tuple[str, ...]] = ("question",)
     prompt: ClassVar[str] = "truthfulqa"
+    hub: ClassVar[HubData | None] = HubData("truthfulqa/truthful_qa", "multiple_choice", "validation")
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         items = []
