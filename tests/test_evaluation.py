@@ -14,7 +14,7 @@ from sea_lens.evaluation import run as running
 from sea_lens.evaluation.bbq import BBQ, target_of
 from sea_lens.evaluation.benchmark import Item, Scored
 from sea_lens.evaluation.capability import Capability
-from sea_lens.evaluation.gsm8k import final_number
+from sea_lens.evaluation.gsm8k import GSM8K, final_number
 from sea_lens.evaluation.hub import HubData
 from sea_lens.evaluation.identity import edit_identity
 from sea_lens.evaluation.journal import Journal
@@ -591,6 +591,17 @@ class Lines(Capability):
 
     name = "lines"
     hub = HubData("some/lines", "mine", "dev")
+
+
+def test_rows_of_gsm8k_are_gsm8ks_for_capability_but_for_no_benchmark_of_another_name(tmp_path):
+    path = write(tmp_path / "maths.jsonl", [SOLUTION])
+    assert isinstance(Task.read("capability", path).benchmark, GSM8K)
+    assert isinstance(Task.read("capability", path, prompt="worked_answer").benchmark, GSM8K)
+    with pytest.raises(sl.FileError, match="row 1: no field 'query'"):
+        Task.read(Own(), path)
+    # A row that is a choice too stays one.
+    both = write(tmp_path / "both.jsonl", [SOLUTION | CHOICE])
+    assert type(Task.read("capability", both).benchmark) is Capability
 
 
 def test_a_benchmark_of_ones_own_brings_its_own_data_set(monkeypatch, choices):

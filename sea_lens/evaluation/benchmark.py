@@ -180,6 +180,10 @@ class Benchmark(ABC):
     scoring: ClassVar[bool] = True
     hub: ClassVar[HubData | None] = None
 
+    def for_rows(self, rows: Sequence[tuple[int, Any]]) -> "Benchmark":
+        """The benchmark that reads these rows: this one, unless it knows them to be another's."""
+        return self
+
     @abstractmethod
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         """Items from the rows of a file; refuses a malformed row, naming it."""

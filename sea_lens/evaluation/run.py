@@ -184,7 +184,7 @@ def evaluate(
 
 
 def _items(benchmark: Benchmark, path: str | os.PathLike[str] | None) -> tuple[Benchmark, str, list[Item]]:
-    """The benchmark, the name of its file, and its items."""
+    """The benchmark that the rows belong to, the name of their file, and the items."""
     if path is None:
         if benchmark.hub is None:
             raise InputError(f"benchmark {benchmark.name!r} needs its file: give a path, or hf:owner/name")
@@ -193,9 +193,7 @@ def _items(benchmark: Benchmark, path: str | os.PathLike[str] | None) -> tuple[B
         source, rows = os.fspath(path), list(hub_rows(HubData.parse(os.fspath(path))))
     else:
         source, rows = Path(path).name, list(_rows(path))
-    name = benchmark.name
-    if name == "capability" and rows and {"question", "answer"} <= set(rows[0][1]) and "query" not in rows[0][1]:
-        benchmark = BENCHMARKS["gsm8k"]()
+    benchmark = benchmark.for_rows(rows)
     # Every row is checked, also those beyond the limit: a malformed file is refused whole.
     items = benchmark.read(os.fspath(path) if path is not None else source, rows)
     if not items:
