@@ -2,6 +2,7 @@ import json
 import math
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -624,6 +625,47 @@ def test_a_benchmark_of_ones_own_brings_its_own_data_set(monkeypatch, choices):
     with pytest.raises(sl.InputError, match="benchmark 'own' needs its file: give a path, or hf:owner/name"):
         Task.read(Own())
     assert len(asked) == 2
+
+
+class Numbers(Capability):
+    """A benchmark of one's own, whose files are of its own kind: three numbers a line."""
+
+    name = "numbers"
+
+    def rows(self, path):
+        for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+            a, b, total = line.split()
+            yield number, {"query": f"{a} + {b} =", "choices": [total, "0"], "gold": 0}
+
+
+def test_a_benchmark_of_ones_own_reads_files_of_its_own_kind(model, tmp_path):
+    path = tmp_path / "sums.txt"
+    path.write_text("w1 w2 w3\nw4 w5 w9\n")
+    task = Task.read(Numbers(), path)
+    assert [item.row for item in task.items] == [1, 2]
+    assert (task.source, task.items[1].answers) == ("sums.txt", ("w9", "0"))
+    assert len(sl.evaluate(model, Numbers(), path, progress=False).items) == 2
+
+
+def test_a_plain_text_is_one_text_for_perplexity_and_nothing_for_the_others(tmp_path):
+    path = tmp_path / "story.txt"
+    path.write_text("a query and a Question;\n\nin a context\n")
+    (item,) = Task.read("perplexity", path).items
+    assert (item.row, item.fields) == (1, {"text": path.read_text()})
+    for name in BENCHMARKS.keys() - {"perplexity"}:
+        with pytest.raises(sl.FileError) as refused:
+            Task.read(name, path)
+        assert str(refused.value) == (
+            f"{path}: benchmark {name!r} reads no plain text: expected JSON Lines, .json or .csv"
+        )
+
+
+@pytest.mark.parametrize("module", ["evaluation/run", "evaluation/hub", "evaluation/benchmark", "cli/evaluation"])
+def test_what_runs_benchmarks_knows_none_by_name(module):
+    source = (Path(sl.__file__).parent / f"{module}.py").read_text(encoding="utf-8").casefold()
+    names = {name.casefold() for one in BENCHMARKS.values() for name in (one.name, one.__name__)}
+    assert len(names) >= 6
+    assert not {name for name in names if name in source}
 
 
 # --- Real files -----------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ def run(
     edit: EditedOption = None,
     prompt: PromptOption = None,
     chat: Annotated[str, typer.Option(help="Use the tokenizer's chat template: auto, yes or no.")] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest generated answer in tokens (gsm8k).", min=1)] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest generated answer in tokens.", min=1)] = 256,
     layers: opt.LayersOption = "all",
     strength: opt.StrengthOption = 1.0,
     combine: opt.CombineOption = None,

@@ -1,6 +1,7 @@
 """What a benchmark is: items read from rows, a way to ask a model, and scores that are functions of sums over items."""
 
 import contextlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from ..errors import DemonstrationError
+from .._support.rows import read_json_list, read_rows
+from ..errors import DemonstrationError, FileError
 from ..measure.shared import log_probs
 from ..measure.spans import Fitted, completion_spans, text_spans
 from ..models.decoding import decode_continuation, generate_greedily
@@ -179,6 +181,16 @@ class Benchmark(ABC):
     prompt: ClassVar[str] = ""
     scoring: ClassVar[bool] = True
     hub: ClassVar[HubData | None] = None
+
+    def rows(self, path: str | os.PathLike[str]) -> Iterable[tuple[int, Any]]:
+        """(row number, row) of a file, by what its name ends in: .json (a list), .csv, else JSON Lines.
+
+        Raises:
+            FileError: a malformed file, or a plain text (.txt), which has no rows.
+        """
+        if os.fspath(path).endswith(".txt"):
+            raise FileError(f"{path}: benchmark {self.name!r} reads no plain text: expected JSON Lines, .json or .csv")
+        return read_json_list(path) if os.fspath(path).endswith(".json") else read_rows(path)
 
     def for_rows(self, rows: Sequence[tuple[int, Any]]) -> "Benchmark":
         """The benchmark that reads these rows: this one, unless it knows them to be another's."""

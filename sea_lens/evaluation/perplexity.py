@@ -1,5 +1,6 @@
 """Perplexity on plain text, and how far an edit moves the model's predictions there."""
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.rows import read_text
 from ..errors import ActivationError, FileError
 from ..measure.spans import Span, text_spans
 from ..models.tokens import batches
@@ -25,6 +27,10 @@ class Perplexity(Benchmark):
     """
 
     name: ClassVar[str] = "perplexity"
+
+    def rows(self, path: str | os.PathLike[str]) -> Iterable[tuple[int, Any]]:
+        # A plain text is one text, however many lines it has.
+        return [(1, read_text(path))] if os.fspath(path).endswith(".txt") else super().rows(path)
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         items = []

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -13,7 +12,7 @@ import torch
 from .._support.arguments import as_integer
 from .._support.json_files import plain
 from .._support.progress import tracked
-from .._support.rows import has_half_character, read_json_list, read_rows, read_text
+from .._support.rows import has_half_character
 from .._support.versions import versions
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Strength
@@ -109,8 +108,8 @@ def evaluate(
 
     Args:
         model: a TransformerLens model. Its own hooks, if any, stay.
-        benchmark: "truthfulqa", "bbq", "crows_pairs", "capability" (multiple choice; GSM8K's file too), "gsm8k",
-            "perplexity", a `Benchmark` of one's own, or a `Task` that was read before (without path, prompt and limit).
+        benchmark: the name of one in `sea_lens.evaluation.registry`, a `Benchmark` of one's own, or a `Task` that was
+            read before (without path, prompt and limit).
         path: the benchmark's file; by default its data set on the Hugging Face hub, where there is a network.
         edit: a spectral edit or any other method (`applied`).
         layers, strength, combine: as in `applied`.
@@ -119,7 +118,7 @@ def evaluate(
         limit: only the first so many items.
         batch_size: rows at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
-        max_new_tokens: longest generated answer (GSM8K), in tokens; at most half the model's context is used for it.
+        max_new_tokens: longest generated answer, in tokens; at most half the model's context is used for it.
         journal: a file in which finished items are noted. An evaluation that was interrupted goes on from it, and ends
             with the same results; delete it when they are safe.
         progress: show a progress bar.
@@ -192,17 +191,10 @@ def _items(benchmark: Benchmark, path: str | os.PathLike[str] | None) -> tuple[B
     elif os.fspath(path).startswith(PREFIX):
         source, rows = os.fspath(path), list(hub_rows(HubData.parse(os.fspath(path))))
     else:
-        source, rows = Path(path).name, list(_rows(path))
+        source, rows = Path(path).name, list(benchmark.rows(path))
     benchmark = benchmark.for_rows(rows)
     # Every row is checked, also those beyond the limit: a malformed file is refused whole.
     items = benchmark.read(os.fspath(path) if path is not None else source, rows)
     if not items:
         raise FileError(f"{path or source} has no rows")
     return benchmark, source, items
-
-
-def _rows(path: str | os.PathLike[str]) -> Iterable[tuple[int, Any]]:
-    """Rows of a file, or the one text of a .txt file."""
-    if os.fspath(path).endswith(".txt"):
-        return [(1, read_text(path))]
-    return read_json_list(path) if os.fspath(path).endswith(".json") else read_rows(path)
