@@ -8,7 +8,6 @@ import torch
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..models.lens import Lens
-from ..models.sites import Site
 
 _SAMPLE = 512
 _PROBE_TOKENS = 12
@@ -40,8 +39,7 @@ def edit_identity(edit: Edit) -> dict[str, Any]:
     if not isinstance(edit, ActivationEdit):
         return found | {"options": repr(edit)}
     units, width = edit.shape
-    shape = (4, units, width) if Site.of(edit.site).per_head else (4, width)
-    probe = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    probe = edit.at.from_units(torch.randn(4, units, width, generator=torch.Generator().manual_seed(0)))
     digest = hashlib.sha256()
     for layer in edit.layers:
         for combine in edit.combines:
