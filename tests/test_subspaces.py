@@ -11,6 +11,13 @@ KEEPING_NORM = [combine for combine in COMBINES if combine != "average"]
 IDENTITY = FEATURE_MAPS["identity"]
 
 
+@pytest.fixture(autouse=True, scope="module", params=[False, True], ids=["plain", "recorded"])
+def recording(request):
+    """Every property twice: without gradients a linear edit is computed in a way of its own."""
+    with torch.set_grad_enabled(request.param):
+        yield
+
+
 def subspaces(d, keep, drop, units=1, centre=False, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     omega = torch.randn(2, units, d, d, generator=generator, dtype=torch.float64)
@@ -180,6 +187,7 @@ def test_the_ends_of_the_number_range_do_no_harm(dtype, name, combine, centre):
 @pytest.mark.parametrize("combine", COMBINES)
 @pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize("name", sorted(FEATURE_MAPS))
+@torch.enable_grad()
 def test_gradients_equal_finite_differences(combine, centre, name):
     fitted = subspaces(5, 2, 2, centre=centre)
     x = (0.3 + torch.rand(2, 1, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)).requires_grad_()
@@ -190,6 +198,7 @@ def test_gradients_equal_finite_differences(combine, centre, name):
     )
 
 
+@torch.enable_grad()
 def test_gradients_at_zero_are_finite():
     x = torch.zeros(2, 1, 5, dtype=torch.float64, requires_grad=True)
     edit_activation(x, subspaces(5, 2, 2), IDENTITY).sum().backward()
@@ -242,3 +251,31 @@ def test_an_edit_called_in_any_dtype_is_finite_keeps_the_norm_and_does_not_write
     if combine != "average":
         tolerance = 8 * torch.finfo(dtype).eps
         torch.testing.assert_close(edited.double().norm(dim=-1)[safe], lengths[safe], rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("units", [1, 3])
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("strength", [1.0, -0.3, 2.5, "for each"])
+@pytest.mark.parametrize("size", [1.0, 1e-12, 1e12, "all"])
+def test_an_edit_is_the_same_to_the_last_bit_with_and_without_gradients(dtype, units, combine, strength, size):
+    generator = torch.Generator().manual_seed(5)
+    fitted = subspaces(16, 5, 3, units=units, dtype=dtype)
+    x = torch.randn(6, 7, units, 16, generator=generator, dtype=dtype)
+    if size == "all":
+        # Beside each other numbers near both ends of the dtype, a zero, and one that the edit projects away.
+        limits = torch.finfo(dtype)
+        x = x * torch.tensor([1.0, limits.tiny, limits.max / 64, 0.0, 1e-20, 1e20], dtype=dtype)[:, None, None, None]
+        x[0, 0] = fitted.drop[..., 0] - (fitted.keep @ (fitted.keep.mT @ fitted.drop[..., :1]))[..., 0]
+    else:
+        x = x * size
+    if strength == "for each":
+        strength = torch.randn(7, units, generator=generator, dtype=dtype)
+    found = []
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            found.append(edit_activation(x, fitted, IDENTITY, strength=strength, combine=combine))
+    # Numbers below the smallest normal one have no last bit of their own.
+    subnormal = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
+    torch.testing.assert_close(*found, rtol=0, atol=16 * subnormal)
+    assert torch.isfinite(found[0]).all()

@@ -3,15 +3,16 @@
     python timings/edit.py [--ranks 8 64] [--site mlp_out] [--combine norm] [--strength 1] [--dtype float32]
 
 On a random Llama with every layer edited, three forward passes take turns: the plain one, one with a bare hook at each
-site (two thin projections in float32 and a rescale, which every edit needs), and the edited one. The hooks are
-put in and taken out between the timed passes. Each ratio is the median, with its quartiles, over rounds of the
-processor time of two passes of one round. First the bare hooks and the edit must give the same logits, so that equal
-work is compared.
+site (two thin projections in float32 and a rescale, which every edit needs), and the edited one. The bare one runs
+twice, which says what the measurement is worth. The hooks are put in and taken out between the timed passes. Each ratio
+is the median, with its quartiles, over rounds of the processor time of two passes of one round. First the bare hooks
+and the edit must give the same logits, so that equal work is compared.
 
 At site `z`, where each head has its own subspaces, the ranks are 8 and 32 by default: 64 would be all of a head.
 """
 
 import argparse
+import random
 import statistics
 import tempfile
 import time
@@ -163,12 +164,13 @@ def quartiles(over: Sequence[float], under: Sequence[float]) -> str:
 def compare(
     ways: Sequence[Callable[[], AbstractContextManager[None]]], forward: Callable[[], object], rounds: int
 ) -> list[list[float]]:
-    """Times of a pass in each of several contexts, which take turns."""
+    """Times of a pass in each of several contexts, which take turns, in another order every round."""
     times: list[list[float]] = [[] for _ in ways]
+    order = random.Random(0)
     for _ in range(rounds):
-        for kept, way in zip(times, ways, strict=True):
-            with way():
-                kept.append(seconds(forward))
+        for place in order.sample(range(len(ways)), len(ways)):
+            with ways[place]():
+                times[place].append(seconds(forward))
     return times
 
 
@@ -223,12 +225,13 @@ def main() -> None:
             change, error = (((logits[i] - logits[2]).norm() / logits[2].norm()).item() for i in (0, 1))
             if not error <= TOLERANCES[arguments.dtype]:
                 raise SystemExit(f"rank {rank}: bare hooks and edit differ by {error:.1e} of the logits")
-            times = compare(ways, forward, arguments.rounds)
-        unedited, bare, edited = times
+            times = compare([*ways, ways[1]], forward, arguments.rounds)
+        unedited, bare, edited, bare_again = times
         print(f"rank {rank}: plain forward {1000 * statistics.median(unedited):.0f} ms")
         print(f"    bare / plain   {quartiles(bare, unedited)}")
         print(f"    edited / plain {quartiles(edited, unedited)}")
         print(f"    edited / bare  {quartiles(edited, bare)}")
+        print(f"    bare / bare    {quartiles(bare_again, bare)} (what the measurement itself is worth)")
         print(f"    logits: bare and edited differ by {error:.1e} of their norm, plain and edited by {change:.1e}")
 
 

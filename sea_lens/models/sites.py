@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -50,11 +49,11 @@ class Site:
 
     def to_units(self, x: Float[Tensor, "..."]) -> Float[Tensor, "*batch units d"]:
         """An activation with its units as an axis: heads are one already."""
-        return x if self.per_head else rearrange(x, "... d -> ... 1 d")
+        return x if self.per_head else x.unsqueeze(-2)
 
     def from_units(self, x: Float[Tensor, "*batch units d"]) -> Float[Tensor, "..."]:
         """The inverse of `to_units`."""
-        return x if self.per_head else rearrange(x, "... 1 d -> ... d")
+        return x if self.per_head else x.squeeze(-2)
 
     def place(self, layer: int, unit: int) -> tuple[int, ...]:
         """What a unit is called in labels: (layer, head), or (layer,) where a layer is one unit."""

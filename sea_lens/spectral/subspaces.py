@@ -3,7 +3,6 @@
 Tensors only: nothing here knows of models or files.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -105,18 +104,17 @@ def leading_subspace(
 
 
 def power_of_two_scale(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
-    """For each vector a power of two near its largest entry, so that dividing by it is exact and squares stay finite.
+    """For each vector a power of two near its size, so that dividing by it is exact and squares stay finite.
 
+    The size is the sum of absolute values, which a single pass over x gives; it is at most d times the largest entry.
     Treated as a constant in a backward pass, which is right wherever the scaled computation is homogeneous.
     """
-    return _power_of_two(x.detach().abs())
-
-
-def _power_of_two(absolute: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
-    largest = absolute.amax(dim=-1, keepdim=True)
-    limit = -math.frexp(torch.finfo(absolute.dtype).tiny)[1] + 1
-    _, exponent = torch.frexp(largest)
-    return torch.ldexp(torch.ones_like(largest), (exponent - 1).clamp(-limit, limit))
+    tiny = torch.finfo(x.dtype).tiny
+    # Between the ends whose inverses are normal numbers too.
+    size = torch.linalg.vector_norm(x.detach(), 1, dim=-1, keepdim=True).clamp_(tiny, 1 / tiny)
+    # A number with nothing but its exponent left is the power of two below it.
+    bits, exponent = (torch.int32, 0x7F800000) if x.dtype == torch.float32 else (torch.int64, 0x7FF0000000000000)
+    return size.view(bits).bitwise_and_(exponent).view(x.dtype)
 
 
 def _norm(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
@@ -214,22 +212,26 @@ def _edit_linearly(
 ) -> Float[Tensor, "*batch units d"]:
     """`edit_activation` where φ is the identity, nothing is centred and no gradient is wanted.
 
-    This is what runs at every token of every edited layer. Scaled by a power of two once, every step is the one of the
-    general way times a power of two, so that it rounds alike (docs/method.md 3.6). It works in three buffers of the
-    size of x, since fresh memory costs more than the arithmetic.
+    This is what runs at every token of every edited layer. A power of two changes no rounding, so that every step is
+    the one of the general way, whether it is taken at the scale of x or at scale one (docs/method.md 3.6). It works in
+    few buffers of the size of x, since fresh memory costs more than the arithmetic.
     """
-    unit = x.abs()
-    scale = _power_of_two(unit)
-    torch.div(x, scale, out=unit)
-    spare = _onto(unit, subspaces.keep if combine == "positive_only" else subspaces.drop)
+    unit, scale, squares = x, None, x.square()
+    x_norm = squares.sum(dim=-1, keepdim=True).sqrt_()
+    if not _are_moderate(x_norm, strength):
+        scale = power_of_two_scale(x)
+        unit = x / scale
+        x_norm = torch.mul(unit, unit, out=squares).sum(dim=-1, keepdim=True).sqrt_()
+    # Twice the y of the general way where it has two terms; only the direction counts.
+    halves = 1 if combine in ("positive_only", "negative_only") else 2
     if combine == "positive_only":
-        y, halves, spare = spare, 1, torch.empty_like(spare)
-    elif combine == "negative_only":
-        y, halves = unit - spare, 1
+        y = _onto(unit, subspaces.keep)
     else:
-        # Twice the y of the general way; only its direction counts.
-        y, halves = _onto(unit, subspaces.keep).add_(torch.sub(unit, spare, out=spare)), 2
-    x_norm, y_norm = (torch.mul(z, z, out=spare).sum(dim=-1, keepdim=True).sqrt_() for z in (unit, y))
+        dropped = _onto(unit, subspaces.drop)
+        y = torch.sub(unit, dropped, out=dropped)
+        if combine != "negative_only":
+            y.add_(_onto(unit, subspaces.keep))
+    y_norm = torch.mul(y, y, out=squares).sum(dim=-1, keepdim=True).sqrt_()
     vanished = y_norm <= halves * ROUNDINGS * torch.finfo(x.dtype).eps * x_norm
     # What was projected away has no direction to go to and stays as it is.
     if isinstance(strength, Tensor):
@@ -237,8 +239,18 @@ def _edit_linearly(
     else:
         weight = torch.full_like(y_norm, strength).masked_fill_(vanished, 0.0)
     y.mul_(x_norm / y_norm.masked_fill_(vanished, 1.0))
+    y.sub_(unit).mul_(weight).add_(unit)
     largest = torch.finfo(x.dtype).max
-    return y.sub_(unit).mul_(weight).add_(unit).mul_(scale).clamp_(-largest, largest)
+    return y if scale is None else y.mul_(scale).clamp_(-largest, largest)
+
+
+def _are_moderate(norms: Float[Tensor, "*batch 1"], strength: float | int | Float[Tensor, "..."]) -> bool:
+    """Whether vectors of these norms can do without a scale: none vanishes, and the edited ones cannot overflow."""
+    # Any other device would have to be waited for.
+    if norms.device.type != "cpu" or isinstance(strength, Tensor) or norms.numel() == 0:
+        return False
+    low, high = (end.item() for end in norms.aminmax())
+    return low >= 2**-30 and high <= 2**30 and abs(strength) <= 2**30
 
 
 def _onto(unit: Float[Tensor, "*batch units d"], factor: Float[Tensor, "units d k"]) -> Float[Tensor, "*batch units d"]:
