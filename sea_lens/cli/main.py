@@ -3,6 +3,7 @@
 0 done; 2 the user's input is wrong, one line on stderr; 1 anything else.
 """
 
+import gc
 import itertools
 import os
 import sys
@@ -25,6 +26,8 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows no Greek gets question marks, not a traceback.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    # What has been imported stays until the end: the garbage collector need not look through it again and again.
+    gc.freeze()
     from ..errors import SeaLensError
     from .commands import app
 
