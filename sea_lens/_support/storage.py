@@ -91,7 +91,10 @@ def as_file_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """What goes wrong in reading the content of a file that says it is one of ours, as a FileError."""
     try:
         yield
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except FileError as error:
+        # What has no path to name leaves that to its caller.
+        raise error if str(path) in str(error) else FileError(f"{path}: {error}") from error
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, SeaLensError):
             raise
         raise FileError(f"{path} is damaged, or was not written by sea_lens ({error})") from error

@@ -1,5 +1,5 @@
 """What an edit is, and where it acts, whatever method made it.
 
 In reading order: `where` (which layers, how strongly), `base` (what can be put into a model), `activation` (edits that
-change activations at a site), `generation` (continuations under an edit).
+change activations at a site), `saved` (edits in files), `generation` (continuations under an edit).
 """

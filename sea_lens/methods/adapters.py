@@ -5,7 +5,6 @@ are trained by peft on the positive completions of the demonstrations; the negat
 """
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
@@ -16,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer, as_number
-from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
-from ..edits.base import Edit, Installation
+from ..edits.base import Installation
+from ..edits.saved import SavedEdit, require
 from ..edits.where import LayerChoice, Where, choose_layers
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
 from ..models.lens import Lens
@@ -48,7 +47,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LoRA(Edit):
+class LoRA(SavedEdit):
     """Adapters of MLP output projections, added with a strength for each layer: made by `lora`.
 
     Layers can be played against each other ("shapley", "leave_one_out", "only_one"). The weights change, so that there
@@ -57,7 +56,6 @@ class LoRA(Edit):
     Attributes:
         adapters: of each layer.
         losses: mean loss of each epoch of training, nats per token.
-        provenance: the model, the options of training, the demonstrations, and versions; JSON values.
     """
 
     combines: ClassVar[tuple[str, ...]] = ("add",)
@@ -71,10 +69,6 @@ class LoRA(Edit):
     @property
     def layers(self) -> tuple[int, ...]:
         return tuple(sorted(self.adapters))
-
-    @property
-    def n_layers(self) -> int:
-        return self.provenance["model"]["n_layers"]
 
     def __repr__(self) -> str:
         digest = hashlib.sha256()
@@ -105,29 +99,28 @@ class LoRA(Edit):
         }
         return Installation((WeightChange(Lens.of(model), additions),))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the adapters as safetensors, with provenance inside.
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}.{layer}": getattr(adapter, name)
+            for name in ("down", "up")
+            for layer, adapter in self.adapters.items()
+        }
 
-        Raises:
-            FileError: the file cannot be written; a half-written one is never left.
-        """
-        tensors = {f"down.{layer}": adapter.down for layer, adapter in self.adapters.items()}
-        tensors |= {f"up.{layer}": adapter.up for layer, adapter in self.adapters.items()}
-        header = {"losses": list(self.losses), "provenance": dict(self.provenance)}
-        write_tensors(path, tensors, kind=self.kind, header=header)
+    def facts(self) -> dict[str, Any]:
+        return {"losses": list(self.losses)}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "LoRA":
-        """Read what `save` wrote.
+    def from_tensors(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> "LoRA":
+        layers = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("up."))
+        adapters = {layer: Adapter(tensors[f"down.{layer}"], tensors[f"up.{layer}"]) for layer in layers}
+        return cls(adapters, tuple(header["losses"]), header["provenance"])
 
-        Raises:
-            FileError: missing, truncated or foreign.
-        """
-        tensors, header = read_tensors(path, kind=cls.kind)
-        with as_file_errors(path):
-            layers = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("up."))
-            adapters = {layer: Adapter(tensors[f"down.{layer}"], tensors[f"up.{layer}"]) for layer in layers}
-            return cls(adapters, tuple(header["losses"]), header["provenance"])
+    def check_content(self) -> None:
+        for layer, adapter in self.adapters.items():
+            shapes = tuple(adapter.down.shape), tuple(adapter.up.shape)
+            fits = len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][0] == shapes[1][1] > 0
+            require(fits, f"the adapters of layer {layer} have shapes {shapes}")
+        require(all(isinstance(loss, float) for loss in self.losses), "a loss is no number")
 
 
 def lora(

@@ -8,7 +8,6 @@ two classes have the same mean. For a concept of two classes it changes an activ
 with Σ the covariance of all activations and c their mean. The fit is the `concept-erasure` library's.
 """
 
-import os
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ from torch import Tensor
 
 from .._support.arguments import as_integer
 from .._support.numerics import saturate
-from .._support.storage import as_file_errors, read_tensors, write_tensors
 from .._support.versions import versions
 from ..edits.activation import ActivationEdit
+from ..edits.saved import SavedEdit, by_layer, check_units
 from ..edits.where import LayerChoice, choose_layers
 from ..errors import ActivationError, MissingPackageError
 from ..models.lens import Lens
@@ -58,13 +57,12 @@ class Eraser:
 
 
 @dataclass(frozen=True, eq=False)
-class LEACE(ActivationEdit):
+class LEACE(SavedEdit, ActivationEdit):
     """Linear concept erasure: made by `leace`; x + α (erased(x) − x).
 
     Attributes:
         site: where it acts.
         erasers: of each layer.
-        provenance: the model, how the activations were read, and versions; JSON values.
     """
 
     combines: ClassVar[tuple[str, ...]] = ("erase",)
@@ -83,10 +81,6 @@ class LEACE(ActivationEdit):
         units, d = self.erasers[self.layers[0]].left.shape
         return units, d
 
-    @property
-    def n_layers(self) -> int | None:
-        return self.provenance.get("model", {}).get("n_layers")
-
     def edit_units(
         self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | int | Tensor, combine: str
     ) -> Float[Tensor, "*batch units d"]:
@@ -95,34 +89,23 @@ class LEACE(ActivationEdit):
         eraser = self.erasers[layer]
         return saturate(x - strength * eraser.erased_from(x - eraser.centre.to(x)))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the edit as safetensors, with provenance inside.
-
-        Raises:
-            FileError: the file cannot be written; a half-written one is never left.
-        """
-        tensors = {
+    def tensors(self) -> dict[str, Tensor]:
+        return {
             f"layers.{layer}.{name}": getattr(eraser, name)
             for layer, eraser in self.erasers.items()
             for name in ("left", "right", "centre")
         }
-        write_tensors(path, tensors, kind=self.kind, header={"site": self.site, "provenance": dict(self.provenance)})
+
+    def facts(self) -> dict[str, Any]:
+        return {"site": self.site}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "LEACE":
-        """Read what `save` wrote; the library is not needed for it.
+    def from_tensors(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> "LEACE":
+        erasers = {layer: Eraser(**named) for layer, named in by_layer(tensors).items()}
+        return cls(header["site"], erasers, header["provenance"])
 
-        Raises:
-            FileError: missing, truncated or foreign.
-        """
-        tensors, header = read_tensors(path, kind=cls.kind)
-        with as_file_errors(path):
-            grouped: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in tensors.items():
-                _, layer, name = key.split(".")
-                grouped.setdefault(int(layer), {})[name] = tensor
-            erasers = {layer: Eraser(**grouped[layer]) for layer in sorted(grouped)}
-            return cls(header["site"], erasers, header["provenance"])
+    def check_content(self) -> None:
+        check_units(self.site, {name: tuple(tensor.shape) for name, tensor in self.tensors().items()})
 
     def __repr__(self) -> str:
         return f"LEACE(site={self.site!r}, layers={list(self.layers)})"

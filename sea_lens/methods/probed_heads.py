@@ -6,7 +6,7 @@ head's unit direction from negative to positive and σ the standard deviation of
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from .._support.arguments import as_integer, as_number
 from .._support.progress import tracked
 from .._support.versions import versions
+from ..edits.saved import require
 from ..errors import ActivationError, InputError
 from ..models.lens import Lens
 from ..models.reading import Reading
@@ -47,18 +48,24 @@ class ITI(Steering):
     heads: tuple[tuple[int, int], ...] = ()
     accuracies: Float[Tensor, "n_layers n_heads"] | None = None
 
-    def _more_tensors(self) -> dict[str, Tensor]:
-        return {} if self.accuracies is None else {"accuracies": self.accuracies}
+    def tensors(self) -> dict[str, Tensor]:
+        return super().tensors() | ({} if self.accuracies is None else {"accuracies": self.accuracies})
 
-    def _more_header(self) -> dict[str, Any]:
-        return {"heads": [list(head) for head in self.heads]}
+    def facts(self) -> dict[str, Any]:
+        return super().facts() | {"heads": [list(head) for head in self.heads]}
 
     @classmethod
-    def _read_more(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "heads": tuple((layer, head) for layer, head in header["heads"]),
-            "accuracies": tensors.get("accuracies"),
-        }
+    def from_tensors(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> "ITI":
+        heads = tuple((layer, head) for layer, head in header["heads"])
+        return replace(super().from_tensors(tensors, header), heads=heads, accuracies=tensors.get("accuracies"))
+
+    def check_content(self) -> None:
+        super().check_content()
+        units, _ = self.shape
+        unknown = [place for place in self.heads if place[0] not in self.vectors or not 0 <= place[1] < units]
+        require(not unknown, f"it has heads {unknown} of layers {list(self.layers)} with {units} heads")
+        shape = None if self.accuracies is None else tuple(self.accuracies.shape)
+        require(shape in (None, (self.n_layers, units)), f"its accuracies have shape {shape}")
 
     def __repr__(self) -> str:
         return f"ITI(heads={list(self.heads[:8])}{', …' if len(self.heads) > 8 else ''})"

@@ -1,4 +1,4 @@
-"""Streamed cross-covariances of neutral with positive and negative activations (SEA.md section 2).
+"""Streamed cross-covariances of neutral with positive and negative activations (docs/method.md 2).
 
 Everything that a fit needs from N demonstrations is two sums of outer products, three sums of vectors, and N. They are
 sums, so batches can be streamed, shards merged, and memory does not depend on N. All are kept in float64.
@@ -34,8 +34,8 @@ class CrossCovariance:
         site: the site that the edit will act on.
         feature: the map φ that the activations went through.
         n: number of demonstrations.
-        sum_positive, sum_negative: Σ φ(h) φ(h±)ᵀ, float64, rows neutral.
-        sum_neutral_mean, …: Σ φ(h), Σ φ(h⁺), Σ φ(h⁻), float64.
+        sum_outer_positive, sum_outer_negative: Σ φ(h) φ(h⁺)ᵀ and Σ φ(h) φ(h⁻)ᵀ, rows neutral, float64.
+        sum_neutral, sum_positive, sum_negative: Σ φ(h), Σ φ(h⁺) and Σ φ(h⁻), float64.
         provenance: where the activations came from (model, position, neutral choice, …), JSON values.
     """
 
@@ -169,7 +169,7 @@ class CrossCovariance:
             return cls(
                 layers=tuple(header["layers"]),
                 site=header["site"],
-                feature=recorded_feature_map(path, header["feature"], feature),
+                feature=recorded_feature_map(header["feature"], feature),
                 n=header["n"],
                 provenance=header["provenance"],
                 **{name: tensors[name] for name in SUMS},
@@ -197,7 +197,7 @@ class CrossCovariance:
         return self.sum_neutral[i] / self.n, self.sum_positive[i] / self.n, self.sum_negative[i] / self.n
 
     def signature(self, layer: int) -> tuple[float, Float[Tensor, " 2"]]:
-        """Signature of a layer and its explained variance (SEA.md section 5).
+        """Signature of a layer and its explained variance (docs/method.md 2.5).
 
         The covariance (1/N) Σ x yᵀ of the 2N stacked [positive; negative] activations x (after φ, heads side by side)
         with their one-hot labels y has the two class means as its columns. The signature is the sum of its singular

@@ -1,4 +1,4 @@
-"""`SpectralEdit`: what was fitted, applied to activations, saved and loaded (SEA.md section 3)."""
+"""`SpectralEdit`: what was fitted, applied to activations, and what its file must hold (docs/method.md 3)."""
 
 import os
 from collections.abc import Mapping
@@ -10,15 +10,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from .._support.storage import as_file_errors, read_header, read_tensors, write_tensors
+from .._support.storage import read_header
 from ..edits.activation import ActivationEdit
+from ..edits.saved import SavedEdit, by_layer, check_signatures, check_units, keyed_by_layer, read_edit, require
 from ..errors import InputError
 from .features import FeatureMap, recorded_feature_map
 from .subspaces import COMBINES, Subspaces, edit_activation
 
+_TENSORS = ("keep", "drop", "keep_rank", "drop_rank", "keep_values", "drop_values", "centre")
+
 
 @dataclass(frozen=True, eq=False)
-class SpectralEdit(ActivationEdit):
+class SpectralEdit(SavedEdit, ActivationEdit):
     """A fitted spectral edit: call it on activations, or put it into a model with `applied` or `install`.
 
     Attributes:
@@ -53,10 +56,6 @@ class SpectralEdit(ActivationEdit):
     def shape(self) -> tuple[int, int]:
         keep = self.subspaces[self.layers[0]].keep
         return keep.shape[0], keep.shape[1]
-
-    @property
-    def n_layers(self) -> int | None:
-        return self.provenance.get("model", {}).get("n_layers")
 
     @property
     def signature(self) -> Mapping[int, float]:
@@ -98,26 +97,23 @@ class SpectralEdit(ActivationEdit):
                 self._cast[key] = self.subspaces[layer].to(x.device, x.dtype)
         return edit_activation(x, self._cast[key], self.feature, strength=strength, combine=combine)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the edit as safetensors: factors in float64, never d × d matrices, with options and provenance inside.
+    def tensors(self) -> dict[str, Tensor]:
+        """Factors in float64, never d × d matrices."""
+        return {
+            f"layers.{layer}.{name}": tensor
+            for layer, subspaces in self.subspaces.items()
+            for name in _TENSORS
+            if (tensor := getattr(subspaces, name)) is not None
+        }
 
-        Raises:
-            FileError: the file cannot be written; a half-written one is never left.
-        """
-        tensors: dict[str, Tensor] = {}
-        for layer, subspaces in self.subspaces.items():
-            for name in ("keep", "drop", "keep_rank", "drop_rank", "keep_values", "drop_values", "centre"):
-                if (tensor := getattr(subspaces, name)) is not None:
-                    tensors[f"layers.{layer}.{name}"] = tensor
-        header = {
+    def facts(self) -> dict[str, Any]:
+        return {
             "site": self.site,
             "feature": self.feature.record,
             "options": dict(self.options),
             "n": self.n,
             "signatures": {str(layer): value for layer, value in self.signatures.items()},
-            "provenance": dict(self.provenance),
         }
-        write_tensors(path, tensors, kind=self.kind, header=header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], feature: FeatureMap | None = None) -> "SpectralEdit":
@@ -128,23 +124,37 @@ class SpectralEdit(ActivationEdit):
             feature: the feature map, where the edit was fitted with one of the user's own.
 
         Raises:
-            FileError: missing, truncated, foreign, or fitted with a feature map that is neither known nor given.
+            FileError: missing, truncated, foreign or damaged, or fitted with a feature map that is neither known nor
+                given.
         """
-        tensors, header = read_tensors(path, kind=cls.kind)
-        with as_file_errors(path):
-            grouped: dict[int, dict[str, Tensor]] = {}
-            for key, tensor in tensors.items():
-                _, layer, field_name = key.split(".")
-                grouped.setdefault(int(layer), {})[field_name] = tensor
-            return cls(
-                site=header["site"],
-                subspaces={layer: Subspaces(**grouped[layer]) for layer in sorted(grouped)},
-                feature=recorded_feature_map(path, header["feature"], feature),
-                options=header["options"],
-                n=header["n"],
-                signatures={int(layer): value for layer, value in header["signatures"].items()},
-                provenance=header["provenance"],
-            )
+        return read_edit(path, cls.kind, lambda tensors, header: cls.from_tensors(tensors, header, feature))
+
+    @classmethod
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any], feature: FeatureMap | None = None
+    ) -> "SpectralEdit":
+        return cls(
+            site=header["site"],
+            subspaces={layer: Subspaces(**named) for layer, named in by_layer(tensors).items()},
+            feature=recorded_feature_map(header["feature"], feature),
+            options=header["options"],
+            n=header["n"],
+            signatures=keyed_by_layer(header["signatures"]) or {},
+            provenance=header["provenance"],
+        )
+
+    def check_content(self) -> None:
+        check_units(self.site, {layer: tuple(one.keep.shape[:2]) for layer, one in self.subspaces.items()})
+        for layer, one in self.subspaces.items():
+            try:
+                one.check()
+            except ValueError as error:
+                raise ValueError(f"layer {layer}: {error}") from None
+        check_signatures(self.signatures, self.layers)
+        require(type(self.n) is int and self.n > 0, f"it is fitted to {self.n!r} demonstrations")
+        centred = {layer: one.centre is not None for layer, one in self.subspaces.items()}
+        wanted = self.options["centre"]
+        require(set(centred.values()) == {wanted}, f"option centre is {wanted!r}, not what its layers have")
 
     @staticmethod
     def header(path: str | os.PathLike[str]) -> dict[str, Any]:

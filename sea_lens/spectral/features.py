@@ -1,10 +1,9 @@
-"""Elementwise feature maps φ for Φ-SEA, with their inverses (SEA.md section 4; paper section 3.3).
+"""Elementwise feature maps φ for Φ-SEA, with their inverses (docs/method.md 4; paper section 3.3).
 
 The spectral projection acts on φ(x); its result may lie outside φ's range and is clamped into it before the inverse.
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -131,9 +130,7 @@ def feature_map(feature: str | FeatureMap) -> FeatureMap:
     return FEATURE_MAPS[feature]
 
 
-def recorded_feature_map(
-    path: str | os.PathLike[str], record: Mapping[str, Any], given: FeatureMap | None
-) -> FeatureMap:
+def recorded_feature_map(record: Mapping[str, Any], given: FeatureMap | None) -> FeatureMap:
     """The feature map that a file was made with: a known one, or the user's own, which has to be given again.
 
     Raises:
@@ -141,12 +138,12 @@ def recorded_feature_map(
     """
     name = record["name"]
     if given is None and name not in FEATURE_MAPS:
-        raise FileError(f"{path} was made with a feature map of the user's own, {name!r}: pass it as feature=")
+        raise FileError(f"it was made with a feature map of the user's own, {name!r}: pass it as feature=")
     found = FEATURE_MAPS[name] if given is None else feature_map(given)
     if given is None:
         found = replace(found, eps=record["eps"])
     different = [key for key, value in found.record.items() if value != record[key]]
     if different:
         key = different[0]
-        raise FileError(f"{path} was made with a feature map of {key} {record[key]!r}, got {found.record[key]!r}")
+        raise FileError(f"it was made with a feature map of {key} {record[key]!r}, got {found.record[key]!r}")
     return found

@@ -16,6 +16,8 @@ from .features import FeatureMap
 
 # A y shorter than this many roundings of x has been projected away.
 ROUNDINGS = 16
+# How far the columns of a factor may be from orthonormal.
+ORTHONORMAL = 1e-6
 COMBINES = ("norm", "average", "positive_only", "negative_only", "reverse")
 
 
@@ -54,6 +56,32 @@ class Subspaces:
             self.drop_values,
             None if self.centre is None else self.centre.to(device, dtype),
         )
+
+    def check(self) -> None:
+        """Refuse what no fit gives.
+
+        Raises:
+            ValueError: shapes that do not belong together, ranks out of range, singular values that are not descending
+                sizes, or columns that are not orthonormal and then zero.
+        """
+        units, d, _ = self.keep.shape
+        if self.centre is not None and self.centre.shape != (units, d):
+            raise ValueError(f"centre has shape {tuple(self.centre.shape)}")
+        for side, factor, ranks, values in (
+            ("keep", self.keep, self.keep_rank, self.keep_values),
+            ("drop", self.drop, self.drop_rank, self.drop_values),
+        ):
+            k = factor.shape[-1]
+            if tuple(factor.shape) != (units, d, k) or ranks.shape != (units,) or values.shape != (units, d):
+                raise ValueError(f"{side}, its ranks and its values have shapes that do not belong together")
+            if ranks.is_floating_point() or not ((ranks >= 0) & (ranks <= min(k, d))).all():
+                raise ValueError(f"{side} has ranks {ranks.tolist()}: expected 0 to {min(k, d)}")
+            if not (values >= 0).all() or not (values.diff(dim=-1) <= 0).all():
+                raise ValueError(f"the singular values of {side} are not descending sizes")
+            inside = (torch.arange(k) < ranks[:, None]).to(factor)
+            error = (factor.mT @ factor - torch.diag_embed(inside)).abs()
+            if error.numel() and error.max() > ORTHONORMAL:
+                raise ValueError(f"the columns of {side} are not orthonormal (off by {error.max():.1e})")
 
     def reversed(self) -> "Subspaces":
         """Positive and negative with their roles swapped."""

@@ -1,0 +1,143 @@
+"""Edits that are kept in files: one layout, one way to read it, and one set of checks for every method.
+
+A method says what its tensors are, what its header holds beside them, and what must be true of both.
+"""
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from .._support.storage import as_file_errors, read_tensors, write_tensors
+from ..models.sites import SITES, Site
+from .base import Edit
+
+Saved = TypeVar("Saved", bound="SavedEdit")
+
+
+class SavedEdit(Edit):
+    """An edit with `save` and `load`.
+
+    Attributes:
+        kind: what its files are called.
+        provenance: the model, how the edit was made, and versions; JSON values.
+    """
+
+    kind: ClassVar[str]
+    provenance: Mapping[str, Any]
+
+    @property
+    def n_layers(self) -> int | None:
+        """Layers of the model that the provenance speaks of, None where it speaks of none."""
+        return self.provenance.get("model", {}).get("n_layers")
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What the edit consists of, by name."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """What the header says beside the provenance; JSON values."""
+
+    @classmethod
+    @abstractmethod
+    def from_tensors(cls: type[Saved], tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Saved:
+        """The edit that has these tensors and this header, as `tensors`, `facts` and the provenance gave them.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError, IndexError: the file is damaged.
+        """
+
+    @abstractmethod
+    def check_content(self) -> None:
+        """Refuse content that this method never writes.
+
+        Raises:
+            ValueError: saying what is wrong with it.
+        """
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the edit as safetensors, with provenance inside.
+
+        Raises:
+            FileError: the file cannot be written; a half-written one is never left.
+        """
+        header = {**self.facts(), "provenance": dict(self.provenance)}
+        write_tensors(path, self.tensors(), kind=self.kind, header=header)
+
+    @classmethod
+    def load(cls: type[Saved], path: str | os.PathLike[str]) -> Saved:
+        """Read what `save` wrote.
+
+        Raises:
+            FileError: missing, truncated, foreign or damaged.
+        """
+        return read_edit(path, cls.kind, cls.from_tensors)
+
+
+def read_edit(
+    path: str | os.PathLike[str], kind: str, made_of: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Saved]
+) -> Saved:
+    """The checked edit that is made of a file's tensors and header; errors as in `SavedEdit.load`."""
+    tensors, header = read_tensors(path, kind=kind)
+    with as_file_errors(path):
+        for name, tensor in tensors.items():
+            require(bool(torch.isfinite(tensor).all()), f"{name} holds NaN or infinite values")
+        edit = made_of(tensors, header)
+        require(isinstance(edit.provenance, Mapping), "the provenance is no object")
+        require(len(edit.layers) > 0, "it has no layers")
+        require(set(edit.tensors()) == set(tensors), "it holds other tensors than its method writes")
+        known = edit.n_layers
+        beyond = [layer for layer in edit.layers if layer < 0 or (known is not None and layer >= known)]
+        require(not beyond, f"it has layers {beyond} of a model of {edit.n_layers}")
+        edit.check_content()
+    return edit
+
+
+def require(holds: bool, broken: str) -> None:
+    """Raise a ValueError with this message where something does not hold."""
+    if not holds:
+        raise ValueError(broken)
+
+
+def check_units(site: str, shapes: Mapping[Any, tuple[int, ...]]) -> None:
+    """Refuse tensors of an activation edit that are not all of one shape (units, width) that the site can have.
+
+    Raises:
+        ValueError: naming the site and the shapes.
+    """
+    require(site in SITES, f"unknown site {site!r}")
+    require(
+        len(set(shapes.values())) == 1 and all(len(shape) == 2 and min(shape) > 0 for shape in shapes.values()),
+        f"its layers have shapes {sorted(set(shapes.values()))}",
+    )
+    units, _ = next(iter(shapes.values()))
+    require(Site.of(site).per_head or units == 1, f"site {site!r} has one unit a layer, not {units}")
+
+
+def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    """Tensors called "layers.L.name", by layer, ascending, and name."""
+    grouped: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        _, layer, name = key.split(".")
+        grouped.setdefault(int(layer), {})[name] = tensor
+    return dict(sorted(grouped.items()))
+
+
+def check_signatures(signatures: Mapping[int, float] | None, layers: tuple[int, ...]) -> None:
+    """Refuse signatures that are not one number for each layer; None is allowed.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if signatures is not None:
+        require(tuple(sorted(signatures)) == layers, f"it has signatures of layers {sorted(signatures)}")
+        require(all(isinstance(s, float) and s >= 0 for s in signatures.values()), "a signature is no size")
+
+
+def keyed_by_layer(values: Mapping[str, float] | None) -> dict[int, float] | None:
+    """Numbers of layers whose keys JSON has made texts."""
+    return None if values is None else {int(layer): value for layer, value in values.items()}
