@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sea_lens.spectral.features import FEATURE_MAPS
+from sea_lens.spectral.sizes import KEEP, Size
 from sea_lens.spectral.subspaces import COMBINES, Subspaces, edit_activation, leading_subspace, random_subspaces
 
 KEEPING_NORM = [combine for combine in COMBINES if combine != "average"]
@@ -18,12 +19,17 @@ def recording(request):
         yield
 
 
+def to_size(energy=0.998, rank=None, spectrum_power=2):
+    """Ranks from singular values, as `fit` chooses them for one side of a layer."""
+    size = Size.of(energy, rank, spectrum_power)
+    return lambda values: size.ranks(values, KEEP, ())
+
+
 def subspaces(d, keep, drop, units=1, centre=False, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     omega = torch.randn(2, units, d, d, generator=generator, dtype=torch.float64)
     (kept, k, kv), (dropped, r, rv) = (
-        leading_subspace(matrix, energy=None, rank=torch.full((units,), rank), spectrum_power=2)
-        for matrix, rank in zip(omega, (keep, drop), strict=True)
+        leading_subspace(matrix, to_size(rank=rank)) for matrix, rank in zip(omega, (keep, drop), strict=True)
     )
     mean = torch.randn(units, d, generator=generator, dtype=torch.float64) if centre else None
     return Subspaces(kept, dropped, k, r, kv, rv, mean).to(torch.device("cpu"), dtype)
@@ -46,7 +52,7 @@ def cases(draw):
 def test_the_rank_is_the_smallest_that_reaches_the_energy(omega, energy):
     matrix = torch.tensor(omega)
     assume((torch.linalg.svdvals(matrix)[:, 0] > 1e-6).all())
-    _, ranks, values = leading_subspace(matrix, energy=energy, rank=None, spectrum_power=2)
+    _, ranks, values = leading_subspace(matrix, to_size(energy))
     for k, sigma in zip(ranks.tolist(), values, strict=True):
         shares = sigma.square().cumsum(0) / sigma.square().sum()
         assert shares[k - 1] >= energy - 1e-12
@@ -55,7 +61,7 @@ def test_the_rank_is_the_smallest_that_reaches_the_energy(omega, energy):
 
 def test_the_spectrum_power_counts():
     omega = torch.diag(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64))[None]
-    ranks = {p: leading_subspace(omega, energy=0.9, rank=None, spectrum_power=p)[1].item() for p in (1, 2)}
+    ranks = {p: leading_subspace(omega, to_size(0.9, spectrum_power=p))[1].item() for p in (1, 2)}
     assert ranks == {1: 3, 2: 2}  # 6/7 < 0.9 <= 1, and 20/21 >= 0.9
 
 
@@ -73,7 +79,7 @@ def test_ranks_may_differ_between_units():
     omega = torch.zeros(2, 4, 4, dtype=torch.float64)
     omega[0, 0, 0] = 1.0
     omega[1] = torch.eye(4)
-    factor, ranks, _ = leading_subspace(omega, energy=0.99, rank=None, spectrum_power=2)
+    factor, ranks, _ = leading_subspace(omega, to_size(0.99))
     assert ranks.tolist() == [1, 4]
     assert factor[0, :, 1:].abs().max() == 0
 
@@ -209,7 +215,7 @@ def test_gradients_at_zero_are_finite():
 def test_random_subspaces_have_the_same_ranks_and_are_orthonormal():
     omega = torch.eye(6, dtype=torch.float64).expand(2, 6, 6).clone()
     omega[1, 2:] = 0
-    factor, ranks, values = leading_subspace(omega, energy=1.0, rank=None, spectrum_power=2)
+    factor, ranks, values = leading_subspace(omega, to_size(1.0))
     fitted = Subspaces(factor, factor, ranks, ranks, values, values)
     drawn = random_subspaces(fitted, torch.Generator().manual_seed(0))
     for unit, rank in enumerate(ranks.tolist()):

@@ -19,8 +19,8 @@ from ..models.sites import Site
 from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
 from ..spectral.features import feature_map
-from ..spectral.fitting import check_fit_options
-from ..spectral.fitting import fit as fit_edit
+from ..spectral.fitting import fit_to_size
+from ..spectral.sizes import Size
 from ..testbed.bed import load as load_testbed
 from . import evaluation
 from . import options as opt
@@ -105,16 +105,15 @@ def fit(
 ) -> None:
     """Fit a spectral edit from a file of demonstrations."""
     opt.check_format(form)
-    chosen_energy = opt.read_pair(energy, "--energy", float)
     chosen_rank = None if rank is None else opt.read_pair(rank, "--rank", int)
-    check_fit_options(chosen_energy, chosen_rank, spectrum_power)
+    size = Size.of(opt.read_pair(energy, "--energy", float), chosen_rank, spectrum_power)
     feature_map(feature)
     Reading(site, fit_site, position, neutral)
     choice = opt.read_layers(layers)
     opt.check_output_file(out)
     demos = opt.read_demonstrations(demonstrations, form, limit)
     loaded = opt.open_model(model, backend, device, dtype)
-    check_fit_options(chosen_energy, chosen_rank, spectrum_power, Site.of(site).shape(Lens.of(loaded))[1])
+    size.check_width(Site.of(site).shape(Lens.of(loaded))[1])
     covariance = capture(
         loaded,
         demos,
@@ -127,7 +126,7 @@ def fit(
         batch_size=batch_size,
         prepend_bos=prepend_bos,
     )
-    edit = fit_edit(covariance, chosen_energy, chosen_rank, centre, spectrum_power)
+    edit = fit_to_size(covariance, size, centre)
     edit.save(out)
     _print_ranks(edit)
     console.print(f"wrote {out}", highlight=False)

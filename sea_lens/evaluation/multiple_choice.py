@@ -1,4 +1,4 @@
-"""Multiple-choice metrics over log-probabilities (SEA.md section 6; Lin et al. 2022, arXiv 2109.07958)."""
+"""Multiple-choice metrics over log-probabilities (docs/method.md 6.3; Lin et al. 2022, arXiv 2109.07958)."""
 
 import torch
 from einops import reduce

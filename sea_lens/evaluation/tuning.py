@@ -14,7 +14,8 @@ from ..models.reading import Reading
 from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
 from ..spectral.features import FeatureMap, feature_map
-from ..spectral.fitting import check_fit_options, fit
+from ..spectral.fitting import fit
+from ..spectral.sizes import Size
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 from .results import Evaluation
@@ -139,7 +140,7 @@ def _check(grid: Mapping[str, Sequence[Any]], n_layers: int) -> None:
     for feature in grid["feature"]:
         feature_map(feature)
     for energy in grid["energy"]:
-        check_fit_options(energy, None, 2)
+        Size.of(energy)
     for strength in grid["strength"]:
         as_number(strength, "strength")
     for choice in grid["layers"]:

@@ -1,8 +1,9 @@
-"""The subspaces that an edit keeps and drops, and what it does to an activation (SEA.md sections 2 and 3).
+"""The subspaces that an edit keeps and drops, and what it does to an activation (docs/method.md 2 and 3).
 
 Tensors only: nothing here knows of models or files.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,15 +99,13 @@ class Subspaces:
 
 def leading_subspace(
     omega: Float[Tensor, "units d d"],
-    *,
-    energy: float | int | None,
-    rank: Int[Tensor, " units"] | None,
-    spectrum_power: float | int,
+    ranks_of: Callable[[Float[Tensor, "units d"]], Int[Tensor, " units"]],
 ) -> tuple[Float[Tensor, "units d k"], Int[Tensor, " units"], Float[Tensor, "units d"]]:
-    """Left singular vectors of Ω up to an energy or a rank, the ranks, and all singular values.
+    """Leading left singular vectors of Ω, their number, and all singular values.
 
-    energy(k) = Σ_{j≤k} σⱼᵖ / Σ σⱼᵖ with p = `spectrum_power`, and k is the smallest with energy(k) ≥ `energy`
-    (SEA.md section 2); or a rank is given for each unit.
+    Args:
+        omega: cross-covariance of each unit.
+        ranks_of: how many are taken, given the singular values (`sizes.Size.ranks`).
 
     Raises:
         ActivationError: Ω is zero, so that no direction has any energy.
@@ -119,13 +118,7 @@ def leading_subspace(
     # The sign of a singular vector is arbitrary and differs between LAPACK builds: make its largest entry positive.
     largest = left.abs().argmax(dim=-2, keepdim=True)
     left = left * left.gather(-2, largest).sign()
-    if rank is not None:
-        ranks = rank
-    else:
-        assert energy is not None
-        cumulative = values.div(values[:, :1]).pow(spectrum_power).cumsum(-1)
-        reached = cumulative >= energy * cumulative[:, -1:]
-        ranks = reached.to(torch.int64).argmax(-1).cpu() + 1
+    ranks = ranks_of(values)
     widest = int(ranks.max())
     inside = rearrange(torch.arange(widest), "k -> 1 k") < rearrange(ranks, "units -> units 1")
     return left[:, :, :widest] * rearrange(inside, "units k -> units 1 k").to(left), ranks, values
@@ -163,7 +156,7 @@ def _project(z: Float[Tensor, "*batch units d"], factor: Float[Tensor, "units d 
 def combine_projections(
     x: Float[Tensor, "*batch units d"], subspaces: Subspaces, feature: FeatureMap, combine: str
 ) -> tuple[Float[Tensor, "*batch units d"], Float[Tensor, "*batch units d"]]:
-    """Y / 2 of SEA.md section 3 (or one of its two terms alone), and φ⁻¹(φ(x)), which is x within φ's range.
+    """Half of y as in `edit_activation` (or one of its two terms alone), and φ⁻¹(φ(x)), which is x within φ's range.
 
     Halved because only the direction matters to `norm`, and y / 2 is what `average` asks for.
     """
@@ -193,7 +186,7 @@ def edit_activation(
     strength: float | int | Float[Tensor, "..."] = 1.0,
     combine: str = "norm",
 ) -> Float[Tensor, "*batch units d"]:
-    """Edit activations, each vector on its own (SEA.md section 3).
+    """Edit activations, each vector on its own (docs/method.md 3).
 
         y = φ⁻¹(P⁺ φ(x)) + φ⁻¹(P⁻ φ(x)),  edited = y ‖x‖ / ‖y‖,  x + strength (edited − x)
 
@@ -290,7 +283,7 @@ def _onto(unit: Float[Tensor, "*batch units d"], factor: Float[Tensor, "units d 
 
 
 def random_subspaces(like: Subspaces, generator: torch.Generator) -> Subspaces:
-    """Subspaces of the same ranks whose directions are drawn uniformly: the control of SEA.md section 6."""
+    """Subspaces of the same ranks whose directions are drawn uniformly: the control of docs/method.md 6.8."""
     factors = []
     for factor, ranks in ((like.keep, like.keep_rank), (like.drop, like.drop_rank)):
         gaussian = torch.randn(factor.shape, generator=generator, dtype=factor.dtype)

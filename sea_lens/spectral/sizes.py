@@ -1,0 +1,161 @@
+"""How many directions a fit keeps and drops, as one value: a share of the energy, or ranks (docs/method.md 2.4)."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, SupportsFloat, SupportsIndex, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .._support.arguments import as_integer, as_number
+from ..errors import InputError
+
+# A pair may come as any sequence; its length is checked with the values.
+Energy: TypeAlias = SupportsFloat | Sequence[SupportsFloat]
+Rank: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | Mapping[Any, Sequence[SupportsIndex]]
+
+KEEP, DROP = 0, 1
+
+
+@dataclass(frozen=True)
+class Size(ABC):
+    """How many directions of each layer's two spectra are taken.
+
+    Attributes:
+        power: the power of the singular values that counts as energy.
+    """
+
+    power: float
+
+    @staticmethod
+    def of(energy: Energy = 0.998, rank: Rank | None = None, spectrum_power: SupportsFloat = 2) -> "Size":
+        """The size that the arguments of `fit` ask for.
+
+        Raises:
+            InputError: energy outside (0, 1], a rank below 0, a power that is not positive.
+        """
+        power = as_number(spectrum_power, "spectrum_power")
+        if not power > 0:
+            raise InputError(f"spectrum_power {spectrum_power} is not positive")
+        if rank is None:
+            positive, negative = _pair(energy)
+            shares = as_number(positive, "energy"), as_number(negative, "energy")
+            if not all(0 < share <= 1 for share in shares):
+                raise InputError(f"energy {energy} is outside (0, 1]")
+            return EnergyShare(power, shares)
+        if isinstance(rank, Mapping):
+            return RankOfEach(power, {key: _ranks(pair) for key, pair in rank.items()})
+        return SameRank(power, _ranks(rank))
+
+    @property
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """The option of `fit` that it was, as JSON values."""
+
+    def check_width(self, width: int) -> None:  # noqa: B027
+        """Refuse ranks above the width of the activations.
+
+        Raises:
+            InputError: one is.
+        """
+
+    def check_keys(self, keys: Sequence[Hashable], what: str) -> None:  # noqa: B027
+        """Refuse ranks that are not given for each of these units, `what` they are.
+
+        Raises:
+            InputError: they are not.
+        """
+
+    @abstractmethod
+    def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
+        """The rank of each unit of a layer.
+
+        Args:
+            values: singular values of its cross-covariance with one of the two sides, descending.
+            side: `KEEP` or `DROP`.
+            keys: what the units are called.
+        """
+
+
+@dataclass(frozen=True)
+class EnergyShare(Size):
+    """The least ranks whose singular values reach a share of the energy.
+
+    energy(k) = Σ_{j≤k} σⱼᵖ / Σ σⱼᵖ with p the power.
+
+    Attributes:
+        shares: (K⁺, K⁻).
+    """
+
+    shares: tuple[float, float]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"energy": list(self.shares)}
+
+    def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
+        cumulative = values.div(values[:, :1]).pow(self.power).cumsum(-1)
+        reached = cumulative >= self.shares[side] * cumulative[:, -1:]
+        return reached.to(torch.int64).argmax(-1).cpu() + 1
+
+
+@dataclass(frozen=True)
+class SameRank(Size):
+    """The same ranks (k⁺, k⁻) everywhere."""
+
+    pair: tuple[int, int]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return {"rank": list(self.pair)}
+
+    def check_width(self, width: int) -> None:
+        _check_width(self.pair, width)
+
+    def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
+        return torch.tensor([self.pair[side]] * len(values))
+
+
+@dataclass(frozen=True)
+class RankOfEach(Size):
+    """Ranks (k⁺, k⁻) of each unit, by what it is called: as `SpectralEdit.ranks` gives them."""
+
+    pairs: Mapping[Any, tuple[int, int]]
+
+    @property
+    def record(self) -> dict[str, Any]:
+        named = {".".join(map(str, key)) if isinstance(key, tuple) else str(key): key for key in self.pairs}
+        return {"rank": {name: list(self.pairs[key]) for name, key in named.items()}}
+
+    def check_width(self, width: int) -> None:
+        for pair in self.pairs.values():
+            _check_width(pair, width)
+
+    def check_keys(self, keys: Sequence[Hashable], what: str) -> None:
+        if set(self.pairs) != set(keys):
+            raise InputError(f"ranks are given for {list(self.pairs)}, expected a pair for each {what}")
+
+    def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
+        return torch.tensor([self.pairs[key][side] for key in keys])
+
+
+def _check_width(pair: tuple[int, int], width: int) -> None:
+    if max(pair) > width:
+        asked = pair[0] if pair[0] == pair[1] else pair
+        raise InputError(f"rank {asked} is above the width of the activations, {width}")
+
+
+def _ranks(value: Any) -> tuple[int, int]:
+    positive, negative = _pair(value)
+    return as_integer(positive, "rank", least=0), as_integer(negative, "rank", least=0)
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    """(positive, negative) from one number or two."""
+    if isinstance(value, (tuple, list)) or getattr(value, "ndim", 0) == 1:
+        if len(value) != 2:
+            raise InputError(f"expected one number or a pair (positive, negative), got {value}")
+        return value[0], value[1]
+    return value, value
