@@ -19,9 +19,9 @@ def recording(request):
         yield
 
 
-def to_size(energy=0.998, rank=None, spectrum_power=2):
+def to_size(energy, spectrum_power=2):
     """Ranks from singular values, as `fit` chooses them for one side of a layer."""
-    size = Size.of(energy, rank, spectrum_power)
+    size = Size.of(energy, spectrum_power=spectrum_power)
     return lambda values: size.ranks(values, KEEP, ())
 
 
@@ -29,7 +29,8 @@ def subspaces(d, keep, drop, units=1, centre=False, seed=0, dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     omega = torch.randn(2, units, d, d, generator=generator, dtype=torch.float64)
     (kept, k, kv), (dropped, r, rv) = (
-        leading_subspace(matrix, to_size(rank=rank)) for matrix, rank in zip(omega, (keep, drop), strict=True)
+        leading_subspace(matrix, lambda values, rank=rank: torch.full((units,), rank))
+        for matrix, rank in zip(omega, (keep, drop), strict=True)
     )
     mean = torch.randn(units, d, generator=generator, dtype=torch.float64) if centre else None
     return Subspaces(kept, dropped, k, r, kv, rv, mean).to(torch.device("cpu"), dtype)
