@@ -11,7 +11,8 @@ from sea_lens.spectral.features import FEATURE_MAPS
 
 def activations(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return tuple(torch.randn(20, 3, 6, generator=generator) for _ in range(3))
+    neutral, positive, negative = (torch.randn(20, 3, 6, generator=generator) for _ in range(3))
+    return neutral, positive, negative
 
 
 def test_scalars_of_numpy_and_torch_are_numbers(tmp_path):
@@ -76,8 +77,12 @@ def test_activations_that_carry_nothing_or_overflow_are_refused():
 
 def test_shards_can_be_summed():
     shards = [sl.CrossCovariance.empty((0,), 1, 6, site="mlp_out", feature=FEATURE_MAPS["identity"]) for _ in range(2)]
-    shards = [shard.updated(*(x[:, :1, None].double() for x in activations(i))) for i, shard in enumerate(shards)]
-    assert sum(shards).n == 40
+    for i, shard in enumerate(shards):
+        neutral, positive, negative = (x[:, :1, None].double() for x in activations(i))
+        shards[i] = shard.updated(neutral, positive, negative)
+    whole = sum(shards)
+    assert isinstance(whole, sl.CrossCovariance)
+    assert whole.n == 40
 
 
 def test_edits_can_be_compared_and_hashed():

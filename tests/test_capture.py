@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from tiny import FAMILIES, N_CTX, N_LAYERS, demonstrations, sentence
@@ -192,7 +194,7 @@ def test_non_finite_activations_name_layer_and_demonstration(model):
 def test_wrong_input_is_refused_before_any_forward(model, monkeypatch):
     monkeypatch.setattr(Lens, "forward", lambda *_: pytest.fail("a forward pass was run"))
     demos = demonstrations(3)
-    for options, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"site": "mlp"}, "unknown site 'mlp': expected one of mlp_out, attn_out, resid_post, z"),
         ({"fit_site": "embed"}, "unknown fit_site 'embed'"),
         ({"layers": [3]}, r"unknown layers \[3\]: expected some of \[0, 1, 2\]"),
@@ -201,7 +203,8 @@ def test_wrong_input_is_refused_before_any_forward(model, monkeypatch):
         ({"neutral": "none"}, "unknown neutral 'none'"),
         ({"feature": "relu"}, "unknown feature 'relu'"),
         ({"batch_size": 0}, "batch_size 0: expected at least 1"),
-    ):
+    ]
+    for options, message in wrong:
         with pytest.raises(sl.InputError, match=message):
             sl.capture(model, demos, progress=False, **options)
     with pytest.raises(sl.MismatchError, match="different widths"):

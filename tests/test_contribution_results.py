@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from tiny import BACKENDS, contrasts, demonstrations, fitted
 
 import sea_lens as sl
@@ -73,10 +74,10 @@ def test_labels_name_the_right_values(results):
 
 
 def test_a_figure_is_drawn_on_given_axes(model):
-    _, ax = plt.subplots()
+    figure, ax = plt.subplots()
     result = sl.layer_contributions(model, fitted(model), contrasts(), "only_one")
     assert result.plot(ax) is ax
-    plt.close(ax.get_figure())
+    plt.close(figure)
 
 
 def test_a_control_of_another_shape_is_refused(model):
@@ -142,9 +143,11 @@ def test_figures_and_tables_take_any_token(results):
     odd = replace(found.descriptions[label], raises=[(" $$ | \n", 1.0)])
     odd = replace(found, descriptions=found.descriptions | {label: odd})
     axes = odd.plot()
-    axes.get_figure().canvas.draw()
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.canvas.draw()
     assert any("$$" in text.get_text() for text in axes.texts)
-    plt.close(axes.get_figure())
+    plt.close(figure)
     table = markdown_table([{"raises": " $$ | \n", "value": 1.0}])
     assert len(table.splitlines()) == 3
     assert table.splitlines()[-1].replace(r"\|", "").count("|") == 3
@@ -152,6 +155,7 @@ def test_figures_and_tables_take_any_token(results):
 
 def test_an_edit_without_directions_has_a_figure(model):
     found = sl.direction_contributions(model, fitted(model, rank=(0, 0)), contrasts(2))
-    axes = found.plot()
-    axes.get_figure().canvas.draw()
-    plt.close(axes.get_figure())
+    figure = found.plot().get_figure()
+    assert isinstance(figure, Figure)
+    figure.canvas.draw()
+    plt.close(figure)

@@ -83,17 +83,17 @@ def test_shards_of_different_runs_are_refused():
     a = streamed(activations(3), [3], provenance={"position": "last"})
     b = streamed(activations(3), [3], provenance={"position": "mean"})
     with pytest.raises(sl.MismatchError, match="position is 'last' here, 'mean' there"):
-        a + b
+        _ = a + b
     with pytest.raises(sl.MismatchError, match="feature"):
-        streamed(activations(3), [3]) + streamed(activations(3), [3], "tanh")
+        _ = streamed(activations(3), [3]) + streamed(activations(3), [3], "tanh")
     with pytest.raises(sl.MismatchError, match="width"):
-        streamed(activations(3), [3]) + streamed(activations(3, d=4), [3])
+        _ = streamed(activations(3), [3]) + streamed(activations(3, d=4), [3])
 
 
 def test_merging_leaves_the_shards_as_they_were():
     a, b = streamed(activations(3), [3]), streamed(activations(3, seed=1), [3])
     before = a.sum_outer_positive.clone()
-    a + b
+    _ = a + b
     assert torch.equal(a.sum_outer_positive, before)
     assert a.n == 3
 

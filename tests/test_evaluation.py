@@ -3,6 +3,7 @@ import math
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -86,7 +87,7 @@ def test_mc2_is_that_of_the_harness():
 # --- BBQ ----------------------------------------------------------------------------------------------------------
 
 
-def bbq_row(condition, polarity, answer, *, label=2, target=0, unknown=2, category="Age"):
+def bbq_row(condition, polarity, answer, *, label=2, target: int | None = 0, unknown=2, category="Age"):
     return {
         "condition": condition, "polarity": polarity, "answer": answer, "label": label,
         "target": target, "unknown": unknown, "category": category,
@@ -340,8 +341,11 @@ def test_an_evaluation_comes_back_from_its_file(model, choices, tmp_path):
 
 def test_the_default_prompt_of_questions_asks_for_an_answer(model, tmp_path):
     path = write(tmp_path / "q.jsonl", [{"query": "Question: w1 ?", "choices": ["w1", "w2"], "gold": 0}])
-    assert Task.read("capability", path).template.name == "query_answer"
-    assert Task.read("capability", path, prompt="query").template.name == "query"
+    default, chosen = Task.read("capability", path).template, Task.read("capability", path, prompt="query").template
+    assert default is not None
+    assert default.name == "query_answer"
+    assert chosen is not None
+    assert chosen.name == "query"
 
 
 class Own(Capability):
@@ -543,7 +547,7 @@ def test_a_malformed_table_is_refused_by_file_and_row(tmp_path):
 def test_wrong_arguments_are_refused_before_any_work(model, choices, monkeypatch):
     edit = fitted(model)
     monkeypatch.setattr(running, "tracked", None)
-    for arguments, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"benchmark": "nosuch"}, "unknown benchmark 'nosuch': expected one of truthfulqa, bbq"),
         ({"benchmark": "perplexity", "prompt": "qa"}, "takes no prompt"),
         ({"prompt": "qa"}, r"must use some of \['query'\]"),
@@ -557,7 +561,8 @@ def test_wrong_arguments_are_refused_before_any_work(model, choices, monkeypatch
         ({"path": None}, "needs its file"),
         ({"path": "hf:nosuch"}, "expected hf:owner/name"),
         ({"benchmark": Task.read("capability", choices)}, "has its path"),
-    ):
+    ]
+    for arguments, message in wrong:
         given = {"benchmark": "capability", "path": choices} | arguments
         with pytest.raises(sl.InputError, match=message):
             sl.evaluate(model, **given)

@@ -1,6 +1,7 @@
 import json
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tiny import demonstrations, fitted, sentence
@@ -115,9 +116,10 @@ def test_whole_texts_and_long_prompts_are_scored_in_the_harness_as_here(model):
     assert found == pytest.approx(wanted, abs=1e-4)
     # As long as the context holds them, and longer than what examples in front leave of it.
     edit = sl.in_context(model, demonstrations(), 1, " ")
+    wheres: list[dict[str, Any]] = [{}, {"edit": edit}]
     for length in (lens.n_ctx - 1, lens.n_ctx + 4):
         prompt = sentence(7, length)
-        for where in ({}, {"edit": edit}):
+        for where in wheres:
             (theirs,) = sl.harness_model(model, **where).loglikelihood(
                 request("loglikelihood", prompt, " w5"), disable_tqdm=True
             )

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from tiny import FAMILIES, N_LAYERS, contrasts, fitted
@@ -57,7 +59,7 @@ def test_the_direct_contribution_of_a_head_is_what_is_lost_when_its_output_is_ta
             return z
 
         scales = []
-        hooks = [(last, remove)]
+        hooks: list[tuple[str, Any]] = [(last, remove)]
         hooks.append(("ln_final.hook_scale", (lambda x: scale) if scale is not None else lambda x: scales.append(x)))
         with lens.hooks(hooks), torch.no_grad():
             logits = lens.forward(ids, torch.ones_like(ids))[0, -1].double()

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import sea_lens as sl
 
 PACKAGE = Path(sl.__file__).parent
 # A room imports only rooms above it.
-ROOMS = """
+ROOMS: Sequence[str] = """
     errors _support texts models edits spectral methods plots measure contributions evaluation testbed cli
 """.split()
 MODULES = sorted(PACKAGE.rglob("*.py"))

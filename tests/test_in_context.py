@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -160,12 +161,13 @@ def test_the_context_is_shorter_by_the_examples(model):
 
 def test_it_refuses_what_it_cannot_do(model):
     edit = sl.in_context(model, demonstrations(), 2, " ")
-    for where in (
+    wrong: list[dict[str, Any]] = [
         {"layers": [0]},
         {"strength": 0.5},
         {"strength": {0: 1, 1: 0, 2: 1}},
         {"strength": torch.ones(2) / 2},
-    ):
+    ]
+    for where in wrong:
         with pytest.raises(sl.InputError, match="expected strength 1 in all layers, or strength 0"):
             edit.install(model, **where)
     with pytest.raises(sl.InputError, match="in front of the whole model"):

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -250,7 +252,8 @@ def test_an_edit_for_another_model_is_refused_and_leaves_nothing(model, load_tin
     )
     with pytest.raises(sl.MismatchError, match="a model of 4 layers"):
         deeper.install(model)
-    for options in ({"layers": "last-9"}, {"layers": [7]}, {"combine": "sum"}):
+    wrong: list[dict[str, Any]] = [{"layers": "last-9"}, {"layers": [7]}, {"combine": "sum"}]
+    for options in wrong:
         with pytest.raises(sl.InputError):
             edit.install(model, **options)
     assert {name: len(point.fwd_hooks) for name, point in Lens.of(model)._points.items()} == hooks

@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ STRENGTH = 0.9
 
 def effects_of_coalitions(model, edit, items):
     """Effect of every set of edited layers, each measured by itself."""
-    found = {(): 0.0}
+    found: dict[tuple[int, ...], float] = {(): 0.0}
     for size in range(1, N_LAYERS + 1):
         for chosen in itertools.combinations(range(N_LAYERS), size):
             found[chosen] = sl.effect(model, edit, items, layers=list(chosen), strength=STRENGTH).effect
@@ -51,7 +52,7 @@ def test_each_method_is_its_definition(any_model):
         torch.testing.assert_close(found.values, torch.tensor(values, dtype=torch.float64), rtol=1e-3, atol=1e-4)
         assert found.effect == pytest.approx(effects[every], abs=1e-4)
         assert found.total == pytest.approx(sum(values), abs=1e-4)
-    assert found.closure_error < 1e-6
+        assert method != "shapley" or found.closure_error < 1e-6
 
 
 def test_path_contributions_sum_to_the_effect(any_model):
@@ -164,6 +165,7 @@ def test_a_control_is_the_same_analysis_of_other_edits(model):
     edit, items = fitted(model), contrasts()
     others = [sl.randomised(edit, seed) for seed in range(2)]
     found = sl.layer_contributions(model, edit, items, "only_one", layers="last-2", strength=0.7, control=others)
+    assert found.control_values is not None
     for values, other in zip(found.control_values, others, strict=True):
         alone = sl.layer_contributions(model, other, items, "only_one", layers="last-2", strength=0.7)
         torch.testing.assert_close(values, alone.values)
@@ -178,7 +180,8 @@ def test_unknown_methods_are_refused(model):
 
 def test_arguments_that_cannot_be_are_refused(model):
     edit, items = fitted(model), contrasts(2)
-    for options in ({"permutations": 0}, {"tolerance": float("nan")}):
+    wrong: list[dict[str, Any]] = [{"permutations": 0}, {"tolerance": float("nan")}]
+    for options in wrong:
         with pytest.raises(sl.InputError, match=next(iter(options))):
             sl.layer_contributions(model, edit, items, **options)
     with pytest.raises(sl.InputError, match="describe"):

@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sea_lens.models.weights import mlp_out_weight
 
 pytestmark = pytest.mark.model
 
-QUICK = {"rank": 2, "epochs": 1, "learning_rate": 0.02, "progress": False}
+QUICK: dict[str, Any] = {"rank": 2, "epochs": 1, "learning_rate": 0.02, "progress": False}
 
 
 def logits(model, ids):
@@ -35,7 +36,9 @@ def random_adapters(model, layers=(0, 2), rank=3):
 
 def by_hugging_face(model, edit, ids, strength=1.0):
     """Logits of the Hugging Face model with the adapters merged into its weights by hand."""
-    plain = AutoModelForCausalLM.from_pretrained(Lens.of(model).source, attn_implementation="eager")
+    source = Lens.of(model).source
+    assert source is not None
+    plain = AutoModelForCausalLM.from_pretrained(source, attn_implementation="eager")
     modules = [m for n, m in plain.named_modules() if n.endswith(("down_proj", "mlp.c_proj", "dense_4h_to_h"))]
     for layer, adapter in edit.adapters.items():
         change = strength * adapter.up @ adapter.down
@@ -149,6 +152,7 @@ def test_it_is_saved_and_read_again(model, tmp_path):
     edit = sl.lora(model, demonstrations(), **QUICK)
     edit.save(tmp_path / "lora.safetensors")
     found = sl.load_edit(tmp_path / "lora.safetensors")
+    assert isinstance(found, sl.LoRA)
     assert found.provenance == edit.provenance
     assert found.losses == edit.losses
     with edit.applied(model):
@@ -163,12 +167,13 @@ def test_it_is_saved_and_read_again(model, tmp_path):
 
 
 def test_it_refuses_what_it_cannot_do(model, load_tiny, backend, monkeypatch):
-    for options, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"rank": 0}, "rank 0: expected at least 1"),
         ({"epochs": 0}, "epochs 0: expected at least 1"),
         ({"learning_rate": 0}, "learning_rate 0 is not above 0"),
         ({"layers": [7]}, r"unknown layers \[7\]"),
-    ):
+    ]
+    for options, message in wrong:
         with pytest.raises(sl.InputError, match=message):
             sl.lora(model, demonstrations(), **options)
     edit = random_adapters(model)

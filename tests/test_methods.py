@@ -1,4 +1,5 @@
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,7 @@ def test_methods_are_saved_and_loaded(model, tmp_path):
         edit.save(path)
         loaded = sl.load_edit(path)
         assert type(loaded) is type(edit)
+        assert isinstance(loaded, (sl.MeanDifference, sl.ITI, sl.LEACE))
         assert (loaded.site, loaded.layers, loaded.provenance) == (edit.site, edit.layers, edit.provenance)
         assert loaded.signature == edit.signature
         with edit.applied(model, strength=3.0):
@@ -87,6 +89,8 @@ def test_methods_are_saved_and_loaded(model, tmp_path):
     loaded = sl.ITI.load(tmp_path / "ITI.safetensors")
     found = sl.iti(model, demonstrations(), heads=3, progress=False)
     assert loaded.heads == found.heads
+    assert loaded.accuracies is not None
+    assert found.accuracies is not None
     assert torch.equal(loaded.accuracies, found.accuracies)
 
 
@@ -161,6 +165,7 @@ def test_iti_finds_the_head_that_tells(model):
     with lens.hooks(hooks):
         found = sl.iti(model, items, heads=1, validation=0.4, progress=False)
     assert found.heads == (place,)
+    assert found.accuracies is not None
     assert found.accuracies[place] == 1
     assert found.layers == (1,)
     unit = found.vectors[1][2] / found.vectors[1][2].norm()
@@ -188,6 +193,7 @@ def test_itis_probe_direction_is_the_probes_weight(model):
     found = sl.iti(model, demonstrations(4), heads=12, direction="probe", progress=False)
     again = sl.iti(model, demonstrations(4), heads=12, direction="probe", progress=False)
     assert found.heads == again.heads
+    assert found.accuracies is not None
     ranked = [found.accuracies[place].item() for place in found.heads]
     assert ranked == sorted(ranked, reverse=True)
     positive, negative = read(model, "z", 2, "positive", 4), read(model, "z", 2, "negative", 4)
@@ -215,13 +221,14 @@ def test_heads_play_for_iti(model):
 
 
 def test_iti_refuses_what_it_cannot_do(model):
-    for options, message in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"heads": 13}, "heads 13: model .* has only 12"),
         ({"heads": 0}, "heads 0: expected at least 1"),
         ({"heads": 1, "direction": "mean"}, "unknown direction 'mean': expected one of mass_mean, probe"),
         ({"heads": 1, "validation": 1.0}, "validation 1 of 12 demonstrations"),
         ({"heads": 1, "validation": 0.99}, "leaves none to hold out or none to train on"),
-    ):
+    ]
+    for options, message in wrong:
         with pytest.raises(sl.InputError, match=message):
             sl.iti(model, demonstrations(), **options)
     with pytest.raises(sl.InputError, match="of 1 demonstrations"):

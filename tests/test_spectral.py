@@ -15,20 +15,20 @@ RELEASE_NAMES = {"linear": "identity", "squared-exponential": "squared_exponenti
 def activations(n=30, layers=2, d=6, seed=0):
     generator = torch.Generator().manual_seed(seed)
     neutral = torch.randn(n, layers, d, generator=generator)
-    return [
+    return (
         neutral,
         neutral + torch.randn(n, layers, d, generator=generator),
         torch.randn(n, layers, d, generator=generator),
-    ]
+    )
 
 
 @pytest.mark.parametrize("release_name", RELEASE_NAMES)
 def test_a_fit_reproduces_every_projection_of_the_release(release_name, shared):
     with safe_open(shared / "golden" / "official_sea.safetensors", "pt") as file:
         ranks = json.loads(file.metadata()[f"{release_name}.uncentred.k"])
-        triple = [file.get_tensor(name) for name in ("neutral", "positive", "negative")]
+        neutral, positive, negative = (file.get_tensor(name) for name in ("neutral", "positive", "negative"))
         golden = [file.get_tensor(f"{release_name}.uncentred.uu_{sign}") for sign in ("positive", "negative")]
-    edit = sl.fit_activations(*triple, feature=RELEASE_NAMES[release_name], energy=(0.99, 0.97))
+    edit = sl.fit_activations(neutral, positive, negative, feature=RELEASE_NAMES[release_name], energy=(0.99, 0.97))
     assert edit.ranks == {layer: tuple(pair) for layer, pair in enumerate(ranks)}
     for layer in edit.layers:
         for ours, theirs in zip(edit.projections(layer), golden, strict=True):
@@ -73,9 +73,9 @@ def test_a_constant_shift_between_positive_and_negative_moves_no_subspace():
 
 
 def test_heads_are_fitted_each_on_its_own():
-    triple = [x[:, :, None].repeat(1, 1, 2, 1) for x in activations()]
-    triple[2][:, :, 1] = triple[1][:, :, 1]
-    edit = sl.fit_activations(*triple, site="z", rank=(2, 2))
+    neutral, positive, negative = (x[:, :, None].repeat(1, 1, 2, 1) for x in activations())
+    negative[:, :, 1] = positive[:, :, 1]
+    edit = sl.fit_activations(neutral, positive, negative, site="z", rank=(2, 2))
     assert edit.ranks[0, 1] == (2, 2)
     both, first = edit.projections(0), edit.projections(0, head=0)
     assert both[0].shape == (2, 6, 6)
@@ -108,8 +108,8 @@ def test_a_saved_edit_loads_as_the_same_edit(feature, centre, tmp_path):
 
 def test_a_file_holds_factors_and_provenance(tmp_path):
     d = 64
-    triple = [torch.randn(20, 1, d, generator=torch.Generator().manual_seed(i)) for i in range(3)]
-    sl.fit_activations(*triple, rank=(2, 3)).save(tmp_path / "edit.safetensors")
+    neutral, positive, negative = (torch.randn(20, 1, d, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    sl.fit_activations(neutral, positive, negative, rank=(2, 3)).save(tmp_path / "edit.safetensors")
     with safe_open(tmp_path / "edit.safetensors", "pt") as file:
         assert all(d * d not in (file.get_tensor(name).numel(),) for name in file.keys())  # noqa: SIM118
     header = sl.SpectralEdit.header(tmp_path / "edit.safetensors")
@@ -155,8 +155,9 @@ def test_other_wrong_input_is_refused():
         sl.fit_activations(triple[0], triple[1][:5], triple[2])
     with pytest.raises(sl.MismatchError, match=r"\(n, layers, n_heads, d_head\)"):
         sl.fit_activations(*triple, site="z")
+    zeros = torch.zeros(4, 2, 6)
     with pytest.raises(sl.ActivationError, match="layer 0: the cross-covariance is zero"):
-        sl.fit_activations(*(torch.zeros(4, 2, 6) for _ in range(3)))
+        sl.fit_activations(zeros, zeros, zeros)
     triple[2][3, 1] = float("nan")
     with pytest.raises(sl.ActivationError, match="demonstration 3 at layer 1"):
         sl.fit_activations(*triple)

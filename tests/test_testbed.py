@@ -2,6 +2,7 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
@@ -12,7 +13,7 @@ from sea_lens.measure.scorer import contrast_scorer, contrast_values
 from sea_lens.testbed import train
 from sea_lens.testbed.bed import PATH, contrasts_of
 from sea_lens.testbed.demo import RANDOM_DRAWS, run_demo
-from sea_lens.testbed.world import NAMES, QUESTIONS_PER_PAIR, RELIABLE_SOURCES, UNRELIABLE_SOURCES, World
+from sea_lens.testbed.world import NAMES, QUESTIONS_PER_PAIR, RELIABLE_SOURCES, UNRELIABLE_SOURCES, Split, World
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +156,7 @@ def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("sea_lens.testbed.demo.RANDOM_DRAWS", 4)
     for name in ("one", "two"):
         fresh = sl.testbed.load()
-        few = [question for split in fresh.contrasts for question in fresh.world.split(split)[:30]]
+        few = [question for split in get_args(Split) for question in fresh.world.split(split)[:30]]
         some = {split: sl.Contrasts(list(contrasts)[:30]) for split, contrasts in fresh.contrasts.items()}
         world = replace(fresh.world, questions=tuple(few))
         fresh = replace(fresh, world=world, contrasts=some, documents=fresh.documents[:40])

@@ -37,6 +37,7 @@ def test_both_backends_give_the_same_numbers(stories, halueval):
     contrasts = sl.Contrasts(
         [sl.Contrast("Lily was a little", " girl", " boy"), sl.Contrast("The dog was very", " happy", " sad and tired")]
     )
+    edits: dict[str, sl.SpectralEdit] = {}
     for site in sl.SITES:
         covariances = {b: sl.capture(model, halueval, site=site, progress=False) for b, model in stories.items()}
         edits = {b: sl.fit(covariance, rank=4) for b, covariance in covariances.items()}

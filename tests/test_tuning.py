@@ -37,8 +37,8 @@ def test_the_rule_takes_the_best_setting_within_the_budget(model, dev, texts):
     limit = float(free.table["kl"].sort_values().iloc[2])
     bound = sl.tune(model, demonstrations(), dev, **common, budget={"kl": limit})
     assert bound.table["allowed"].sum() == 3
-    allowed = bound.table[bound.table["allowed"]]
-    chosen = allowed[allowed["chosen"]]
+    allowed = bound.table.loc[bound.table["allowed"]]
+    chosen = allowed.loc[allowed["chosen"]]
     assert len(chosen) == 1
     assert chosen["accuracy"].item() == allowed["accuracy"].max()
     assert chosen.index[0] == allowed["accuracy"].idxmax()

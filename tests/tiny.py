@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -26,7 +27,7 @@ N_CTX = 48
 N_LAYERS = 3
 WORDS = [f"w{i}" for i in range(VOCABULARY - 4)]
 
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -34,6 +35,8 @@ _SIZES = {
     "num_attention_heads": 4,
     "max_position_embeddings": N_CTX,
 }
+# A name of older configurations, which Transformers still reads but does not declare.
+_ROTARY: dict[str, Any] = {"rotary_pct": 0.25}
 
 FAMILIES = {
     "llama": lambda: LlamaConfig(**_SIZES, num_key_value_heads=2),
@@ -51,7 +54,7 @@ FAMILIES = {
     "qwen2": lambda: Qwen2Config(**_SIZES, num_key_value_heads=2),
     "qwen3": lambda: Qwen3Config(**_SIZES, num_key_value_heads=2, head_dim=8),
     "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=N_LAYERS, n_head=4, n_positions=N_CTX),
-    "pythia": lambda: GPTNeoXConfig(**_SIZES, rotary_pct=0.25, use_parallel_residual=True),
+    "pythia": lambda: GPTNeoXConfig(**_SIZES, **_ROTARY, use_parallel_residual=True),
 }
 
 
@@ -100,9 +103,9 @@ def contrasts(n: int = 6) -> sl.Contrasts:
     )
 
 
-def fitted(model, *, site: str = "mlp_out", feature: str = "identity", **options) -> sl.SpectralEdit:
+def fitted(model, *, site: str = "mlp_out", feature: str = "identity", **options: Any) -> sl.SpectralEdit:
     """An edit fitted on the random demonstrations."""
-    options = {"rank": (3, 2)} | options
+    options.setdefault("rank", (3, 2))
     return sl.fit(sl.capture(model, demonstrations(), site=site, feature=feature, progress=False), **options)
 
 
