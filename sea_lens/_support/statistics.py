@@ -16,6 +16,13 @@ class Interval:
         mean: of the items.
         low, high: ends of the interval.
         level: its coverage, 0.95 by default.
+
+    Example:
+        >>> interval = sl.Interval(0.2, low=0.1, high=0.3)
+        >>> print(interval)
+        +0.200 [+0.100, +0.300]
+        >>> interval.excludes(0.0)
+        True
     """
 
     mean: float
@@ -43,6 +50,12 @@ def bootstrap(
         level: coverage.
         resamples: how many times the items are drawn anew.
         seed: of the draws; the same seed gives the same interval.
+
+    Example:
+        >>> import numpy as np
+        >>> interval = sl.bootstrap(np.array([1.0, 2.0, 3.0, 4.0]))
+        >>> interval.mean, interval.excludes(0.0), interval.excludes(2.0)
+        (2.5, True, False)
     """
     values = np.asarray(items, dtype=np.float64)
     low, high = bootstrap_bounds(values[:, None], level=level, resamples=resamples, seed=seed)

@@ -71,6 +71,14 @@ def layer_contributions(
 
     Warns:
         UserWarning: `path` did not close to the tolerance; names the error.
+
+    Example:
+        >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+        >>> found = sl.layer_contributions(bed.model, edit, bed.contrasts["dev"][:20], layers="last-2")
+        >>> found.layers, found.closure_error < 0.001 * abs(found.effect)
+        ((1, 2), True)
+        >>> list(found.to_frame().columns)
+        ['layer', 'value', 'standard_error', 'low', 'high']
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")

@@ -158,6 +158,14 @@ class Edit(ABC):
         Raises:
             MismatchError: the edit is for another model.
             InputError: unknown layers or `combine`.
+
+        Example:
+            >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+            >>> with edit.applied(bed.model, layers="last-2", strength=1.5) as edited:
+            ...     sl.generate(edited, "Q: what is the river of Delkeld ? A:", max_new_tokens=1)
+            [' Mirev']
+            >>> sl.generate(bed.model, "Q: what is the river of Delkeld ? A:", max_new_tokens=1)
+            [' Selwyn']
         """
         with self.install(model, layers, strength, combine):
             yield model

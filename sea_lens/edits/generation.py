@@ -40,6 +40,11 @@ def generate(
 
     Raises:
         DemonstrationError: an empty prompt, or one that does not fit the model's context with its continuation.
+
+    Example:
+        >>> prompts = ["Q: what is the river of Delkeld ? A:", "Q: what is the mountain of Delvath ? A:"]
+        >>> sl.generate(bed.model, prompts, max_new_tokens=1)
+        [' Selwyn', ' Nerith']
     """
     batch_size = as_integer(batch_size, "batch_size", least=1)
     max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)

@@ -133,6 +133,16 @@ def evaluate(
         FileError: a missing or malformed file; names the row.
         MismatchError: the edit is for another model, or the journal belongs to another evaluation.
         DemonstrationError: an answer that adds no token to its prompt; names the row.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> rows = [{"query": "Q: what is the river of Delkeld ? A:", "choices": ["Mirev", "Selwyn"], "gold": 0}]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "rows.json")
+        ...     _ = path.write_text(json.dumps(rows))
+        ...     found = sl.evaluate(bed.model, "capability", path, prompt="query")
+        >>> found.scores["accuracy"]
+        0.0
     """
     lens = Lens.of(model)
     if any(isinstance(part, torch.nn.Dropout) and part.training and part.p > 0 for part in model.modules()):

@@ -111,6 +111,12 @@ def effect(
         MismatchError: the edit is for another model.
         InputError: unknown layers or `combine`, or an edit that leaves some tokens without a probability.
         DemonstrationError: a text that is too long, or a completion that adds no token.
+
+    Example:
+        >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+        >>> found = sl.effect(bed.model, edit, bed.contrasts["test"], layers="last-2", strength=1.5)
+        >>> round(found.effect, 1), found.interval.excludes(0.0)
+        (0.2, True)
     """
     edit.check(model, layers, strength, combine, scoring=True)
     scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)

@@ -18,5 +18,14 @@ def load_edit(path: str | os.PathLike[str]) -> Edit:
 
     Raises:
         FileError: missing, truncated or foreign, or a file of sea_lens that holds no edit.
+
+    Example:
+        >>> import tempfile
+        >>> edit = sl.mean_difference(sl.capture(bed.model, bed.demonstrations))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     edit.save(f"{folder}/edit.safetensors")
+        ...     loaded = sl.load_edit(f"{folder}/edit.safetensors")
+        >>> type(loaded).__name__, loaded.layers
+        ('MeanDifference', (0, 1, 2))
     """
     return _METHODS[read_metadata(path, list(_METHODS))["sea_lens.kind"]].load(path)

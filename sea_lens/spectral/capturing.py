@@ -64,6 +64,11 @@ def capture(
         InputError: unknown site, layer, position, neutral choice or feature.
         DemonstrationError: a text longer than the model's context; names it. Checked before any forward pass.
         ActivationError: NaN or infinite activations; names the layer and the demonstration.
+
+    Example:
+        >>> covariance = sl.capture(bed.model, bed.demonstrations)
+        >>> covariance.n, covariance.layers, covariance.d
+        (432, (0, 1, 2), 128)
     """
     lens = Lens.of(model)
     longest, seed = as_integer(max_new_tokens, "max_new_tokens", least=1), as_integer(seed, "seed")

@@ -19,6 +19,12 @@ def randomised(edit: SpectralEdit, seed: int) -> SpectralEdit:
 
     An edit of high rank moves a choice between two answers by blurring it; this control shows how much of an effect
     any subspaces of these ranks would have. Everything else (centre, feature, ranks of each layer) is the edit's own.
+
+    Example:
+        >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+        >>> control = sl.randomised(edit, seed=0)
+        >>> control.ranks == edit.ranks
+        True
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {layer: random_subspaces(edit.subspaces[layer], generator) for layer in edit.layers}

@@ -21,7 +21,9 @@ class FeatureMap:
 
     A map of your own needs a name, two functions and a range:
 
-        cube = sl.FeatureMap("cube", lambda x: x**3, lambda y: y.sign() * y.abs() ** (1 / 3))
+        >>> cube = sl.FeatureMap("cube", lambda x: x**3, lambda y: y.sign() * y.abs() ** (1 / 3))
+        >>> sl.fit(sl.capture(bed.model, bed.demonstrations, feature=cube), rank=12).feature.name
+        'cube'
 
     Attributes:
         name: recorded in everything fitted with the map; loading a saved edit asks for the map again by this name.

@@ -40,6 +40,10 @@ def fit(
     Raises:
         InputError: energy outside (0, 1], a rank outside 0 to d, a power that is not positive.
         ActivationError: no demonstrations, or a cross-covariance that is zero.
+
+    Example:
+        >>> sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+        SpectralEdit(site='mlp_out', feature='identity', n=432, ranks={0: (12, 12), 1: (12, 12), 2: (12, 12)})
     """
     return fit_to_size(covariance, Size.of(energy, rank, spectrum_power), centre)
 
@@ -103,6 +107,15 @@ def fit_activations(
         MismatchError: the three tensors differ in shape, or have the wrong number of axes for the site.
         ActivationError: NaN or infinite values; names the layer and the demonstration.
         InputError: as `fit`.
+
+    Example:
+        >>> import torch
+        >>> neutral, positive, negative = torch.randn(3, 100, 2, 16)
+        >>> edit = sl.fit_activations(neutral, positive, negative, rank=(4, 2))
+        >>> edit.ranks
+        {0: (4, 2), 1: (4, 2)}
+        >>> edit(neutral[:, 0], layer=0).shape
+        torch.Size([100, 16])
     """
     at = Site.of(site)
     axes = 4 if at.per_head else 3

@@ -119,6 +119,11 @@ class Demonstrations(_Items[Demonstration]):
 
     Raises:
         DemonstrationError: none at all, an empty text, or a positive equal to its negative; names the index.
+
+    Example:
+        >>> demonstrations = sl.Demonstrations([sl.Demonstration("2 + 2 =", "2 + 2 = 4", "2 + 2 = 5")])
+        >>> len(demonstrations), demonstrations[0].positive
+        (1, '2 + 2 = 4')
     """
 
     _item_type = Demonstration
@@ -174,6 +179,11 @@ class Contrasts(_Items[Contrast]):
 
     Raises:
         DemonstrationError: none at all, an empty text, or a target equal to its foil; names the index.
+
+    Example:
+        >>> sl.Contrasts([sl.Contrast("2 + 2 =", " 4", " 5"), sl.Contrast("2 + 3 =", " 5", " 5")])
+        Traceback (most recent call last):
+        sea_lens.errors.DemonstrationError: contrast 1: target and foil are the same text ' 5'
     """
 
     _item_type = Contrast

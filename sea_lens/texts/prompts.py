@@ -48,6 +48,11 @@ class PromptTemplate:
         instruction: a text in front of everything.
         stop: a generated answer ends before the first of these.
         source: where it comes from.
+
+    Example:
+        >>> template = sl.PromptTemplate("short", "Q: {question}\nA:")
+        >>> template.render({"question": "Why?"}) + template.complete("Because.")
+        'Q: Why?\nA: Because.'
     """
 
     name: str
