@@ -16,7 +16,8 @@ CITATION = re.compile(r"docs/method\.md((?:[\s,]+(?:and\s+)?\d+(?:\.\d+)?)*)")
 
 
 def test_the_sections_are_numbered_without_a_gap():
-    wanted, main = [], 0
+    wanted: list[str] = []
+    main = part = 0
     for number in NUMBERS:
         if "." not in number:
             main, part = main + 1, 0

@@ -7,6 +7,7 @@ import torch
 
 import sea_lens as sl
 from sea_lens._support.storage import read_tensors, write_tensors
+from sea_lens.edits.saved import SavedEdit
 from sea_lens.methods.adapters import Adapter
 from sea_lens.methods.concept_erasure import Eraser
 
@@ -20,7 +21,8 @@ def random(*shape, seed=0):
 
 def spectral(site="mlp_out", centre=False):
     shape = (9, LAYERS, HEADS, WIDTH) if site == "z" else (9, LAYERS, WIDTH)
-    found = sl.fit_activations(*(random(*shape, seed=i) for i in range(3)), rank=(2, 1), site=site, centre=centre)
+    neutral, positive, negative = (random(*shape, seed=i) for i in range(3))
+    found = sl.fit_activations(neutral, positive, negative, rank=(2, 1), site=site, centre=centre)
     return replace(found, provenance=PROVENANCE)
 
 
@@ -60,6 +62,7 @@ def test_what_is_saved_comes_back(edit, tmp_path):
     edit.save(tmp_path / "one")
     again = sl.load_edit(tmp_path / "one")
     assert type(again) is type(edit)
+    assert isinstance(again, SavedEdit)
     again.save(tmp_path / "two")
     assert (again.layers, again.n_layers, again.facts()) == (edit.layers, LAYERS, edit.facts())
     for name, tensor in edit.tensors().items():
