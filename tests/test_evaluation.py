@@ -1,3 +1,4 @@
+import ast
 import json
 import math
 from dataclasses import replace
@@ -667,7 +668,12 @@ def test_a_plain_text_is_one_text_for_perplexity_and_nothing_for_the_others(tmp_
 
 @pytest.mark.parametrize("module", ["evaluation/run", "evaluation/hub", "evaluation/benchmark", "cli/evaluation"])
 def test_what_runs_benchmarks_knows_none_by_name(module):
-    source = (Path(sl.__file__).parent / f"{module}.py").read_text(encoding="utf-8").casefold()
+    tree = ast.parse((Path(sl.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    # Examples in docstrings may name one.
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body[0] = ast.Pass()
+    source = ast.unparse(tree).casefold()
     names = {name.casefold() for one in BENCHMARKS.values() for name in (one.name, one.__name__)}
     assert len(names) >= 6
     assert not {name for name in names if name in source}
