@@ -24,19 +24,13 @@ def dotted(path: Path) -> tuple[str, ...]:
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def imported(path: Path, *, at_run_time: bool = False) -> set[tuple[str, ...]]:
-    """Modules of the package that a module imports, late imports too; perhaps without those for type checkers."""
+def imported(path: Path) -> set[tuple[str, ...]]:
+    """Modules of the package that a module imports, late imports and those for type checkers too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    skipped = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and at_run_time
-        for inner in ast.walk(node)
-    }
     here = dotted(path) if path.name == "__init__.py" else dotted(path)[:-1]
     found: set[tuple[str, ...]] = set()
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or node.level == 0 or id(node) in skipped:
+        if not isinstance(node, ast.ImportFrom) or node.level == 0:
             continue
         base = (*here[: len(here) - node.level + 1], *(node.module.split(".") if node.module else ()))
         for alias in node.names:
@@ -60,12 +54,12 @@ def test_a_module_imports_only_rooms_above_its_own(path):
     if not dotted(path) or dotted(path) == ("__main__",):
         return
     room = ROOMS.index(dotted(path)[0])
-    below = {".".join(module) for module in imported(path, at_run_time=True) if ROOMS.index(module[0]) > room}
+    below = {".".join(module) for module in imported(path) if ROOMS.index(module[0]) > room}
     assert not below
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    graph = {dotted(path): imported(path, at_run_time=True) for path in MODULES if dotted(path)}
+    graph = {dotted(path): imported(path) for path in MODULES if dotted(path)}
     done: set[tuple[str, ...]] = set()
 
     def visit(module: tuple[str, ...], trail: tuple[tuple[str, ...], ...]) -> None:
