@@ -116,11 +116,11 @@ def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) ->
 
         return hook
 
-    names = [lens.point("resid_pre", 0), f"{FINAL_NORM}.hook_scale"]
+    names = [lens.point("resid_pre", 0), lens.norm_scale(FINAL_NORM)]
     for layer in range(lens.n_layers):
         names += [lens.point(kind, layer) for kind in ("z", "attn_out", "mlp_out", "resid_post")]
         if (norm := lens.attention_norm(layer)) is not None:
-            names.append(f"{norm}.hook_scale")
+            names.append(lens.norm_scale(norm))
     hooks = [(name, displacing(name, function)) for name, function in functions]
     with lens.hooks([*hooks, *((name, save(name)) for name in names)]):
         logits = lens.forward(tokens, mask)[rows, last].double()
@@ -146,13 +146,13 @@ class _Readout:
 
     lens: Lens
     final: LogitReadout
-    attention_norms: list[Norm | None]
+    attention_norms: list[tuple[str, Norm] | None]
     tolerance: float
 
     @classmethod
     def of(cls, lens: Lens, tolerance: float) -> "_Readout":
         paths = [lens.attention_norm(layer) for layer in range(lens.n_layers)]
-        norms = [None if path is None else probe_norm(lens, path) for path in paths]
+        norms = [None if path is None else (lens.norm_scale(path), probe_norm(lens, path)) for path in paths]
         return cls(lens, LogitReadout.of(lens), norms, tolerance)
 
     def parts(self, run: _Run, pairs: Int[Tensor, "batch 2"]) -> _Parts:
@@ -197,9 +197,10 @@ class _Readout:
         """What each head and the bias write to the residual stream, after the norm behind attention if there is one."""
         written = head_outputs(self.lens, layer, run.seen[self.lens.point("z", layer)])
         bias = attention_bias(self.lens, layer).expand_as(written[:, 0])
-        norm = self.attention_norms[layer]
-        if norm is not None:
-            scale = run.seen[f"{self.lens.attention_norm(layer)}.hook_scale"]
+        behind = self.attention_norms[layer]
+        if behind is not None:
+            point, norm = behind
+            scale = run.seen[point]
             written = norm.apply_linearly(written, rearrange(scale, "batch 1 -> batch 1 1"))
             bias = norm.apply_linearly(bias, scale) + norm.bias
         attn_point = self.lens.point("attn_out", layer)

@@ -118,7 +118,7 @@ def check_units(site: str, shapes: Mapping[Any, tuple[int, ...]]) -> None:
     require(Site.of(site).per_head or units == 1, f"site {site!r} has one unit a layer, not {units}")
 
 
-def by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+def grouped_by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     """Tensors called "layers.L.name", by layer, ascending, and name."""
     grouped: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -19,7 +19,7 @@ from ..models.lens import Lens
 from ..models.tokens import batches, encode, encode_completions
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
-from .spans import Plan, Span, refuse_non_finite
+from .spans import Plan, Span, check_log_probs
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Scorer:
         with torch.no_grad():
             for batch in self.batches:
                 total.index_add_(0, batch.completion, self.batch_log_probs(batch).double().cpu())
-        refuse_non_finite(total)
+        check_log_probs(total)
         return total
 
 

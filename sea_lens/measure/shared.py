@@ -16,7 +16,7 @@ from .._support.arguments import as_integer
 from ..models.cache import Past
 from ..models.lens import Lens
 from ..models.tokens import batches, common_length
-from .spans import Plan, Span, refuse_non_finite
+from .spans import Plan, Span, check_log_probs
 
 # Fewer tokens in front of everything are not worth a pass of their own.
 _SHORTEST_COMMON = 8
@@ -122,5 +122,5 @@ class _Rows:
             self.sums.index_add_(0, index.cpu(), scores.double().cpu())
 
     def totals(self) -> Float[Tensor, " spans"]:
-        refuse_non_finite(self.sums)
+        check_log_probs(self.sums)
         return self.sums

@@ -140,7 +140,7 @@ class Plan:
         return rearrange(torch.tensor(found), "n field -> field n")
 
 
-def refuse_non_finite(sums: Float[Tensor, " n"]) -> None:
+def check_log_probs(sums: Float[Tensor, " n"]) -> None:
     """Refuse log-probabilities that are no numbers.
 
     Raises:

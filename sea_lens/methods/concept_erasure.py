@@ -22,7 +22,7 @@ from .._support.arguments import as_integer
 from .._support.numerics import saturate
 from .._support.versions import versions
 from ..edits.activation import ActivationEdit
-from ..edits.saved import SavedEdit, by_layer, check_units
+from ..edits.saved import SavedEdit, check_units, grouped_by_layer
 from ..edits.where import LayerChoice, choose_layers
 from ..errors import ActivationError, MissingPackageError
 from ..models.lens import Lens
@@ -101,7 +101,7 @@ class LEACE(SavedEdit, ActivationEdit):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> "LEACE":
-        erasers = {layer: Eraser(**named) for layer, named in by_layer(tensors).items()}
+        erasers = {layer: Eraser(**named) for layer, named in grouped_by_layer(tensors).items()}
         return cls(header["site"], erasers, header["provenance"])
 
     def check_content(self) -> None:

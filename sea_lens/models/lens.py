@@ -194,10 +194,20 @@ class Lens:
             )
         return point
 
+    @staticmethod
+    def norm_scale(path: str) -> str:
+        """Hook point of the scale of a norm, `FINAL_NORM` or one of `attention_norm`."""
+        return f"{path}.hook_scale"
+
+    @staticmethod
+    def norm_output(path: str) -> str:
+        """Hook point of what a norm has normalised, before its gain and bias."""
+        return f"{path}.hook_normalized"
+
     def attention_norm(self, layer: int) -> str | None:
         """The norm between attention and the residual stream on post-norm models (Gemma 2), None elsewhere."""
         path = f"blocks.{layer}.ln1_post"
-        return path if self.has_point(f"{path}.hook_normalized") else None
+        return path if self.has_point(self.norm_output(path)) else None
 
     @property
     def unembedding(self) -> Float[Tensor, "d_model d_vocab"]:

@@ -172,7 +172,7 @@ def _points(lens: Lens, read_site: str, layers: Sequence[int]) -> tuple[list[str
     if read_site != HIDDEN_STATES:
         return [lens.point(read_site, layer) for layer in layers], lambda x, name: x
     norm = probe_norm(lens, FINAL_NORM)
-    normalized = f"{FINAL_NORM}.hook_normalized"
+    normalized = lens.norm_output(FINAL_NORM)
     names = [normalized if layer == lens.n_layers - 1 else lens.point("resid_post", layer) for layer in layers]
     return names, lambda x, name: x * norm.gain + norm.bias if name == normalized else x
 

@@ -51,7 +51,7 @@ def probe_norm(lens: Lens, path: str) -> Norm:
         module = module[int(part)] if part.isdigit() else getattr(module, part, None)
         if module is None:
             raise UnsupportedModelError(f"model {lens.name!r} has no norm {path!r} to take apart")
-    point = f"{path}.hook_normalized"
+    point = lens.norm_output(path)
     if not lens.has_point(point):
         raise UnsupportedModelError(f"model {lens.name!r} has no hook point {point!r}: its norm cannot be taken apart")
     # Entries far from 0 and from their mean, whatever the width, so that dividing by n is safe.
@@ -105,7 +105,7 @@ class LogitReadout:
     @property
     def scale_point(self) -> str:
         """Hook point of the final norm's scale."""
-        return f"{FINAL_NORM}.hook_scale"
+        return self.lens.norm_scale(FINAL_NORM)
 
     def columns(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
         """Columns of W_U for some tokens, on the last axis."""
@@ -152,7 +152,7 @@ class EarlyExit:
             UnsupportedModelError: its final norm cannot be taken apart.
         """
         norm = probe_norm(lens, FINAL_NORM)
-        point = f"{FINAL_NORM}.hook_scale"
+        point = lens.norm_scale(FINAL_NORM)
         if not lens.has_point(point):
             raise UnsupportedModelError(f"model {lens.name!r} has no hook point {point!r}: its norm cannot be rebuilt")
         # Of an activation that is zero the scale is the root of epsilon.

@@ -19,7 +19,7 @@ class ForwardStandIn(ABC):
         # Present only where something else stands in for the method already.
         self._replaced = vars(lens.model).get("forward")
         self._forward = lens.model.forward
-        self._signature = inspect.signature(type(lens.model).forward)
+        self._parameters = inspect.signature(type(lens.model).forward)
         # Past the model's __setattr__, which a bridge passes on to the model inside.
         vars(lens.model)["forward"] = self
 
@@ -35,7 +35,7 @@ class ForwardStandIn(ABC):
         """Run the model as its `forward` would be."""
         if not self._active:
             return self._forward(*args, **kwargs)
-        asked = self._signature.bind(self._model, *args, **kwargs)
+        asked = self._parameters.bind(self._model, *args, **kwargs)
         asked.apply_defaults()
         return self.run(asked)
 

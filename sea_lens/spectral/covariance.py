@@ -116,7 +116,7 @@ class CrossCovariance:
         """
         if not isinstance(other, CrossCovariance):
             return NotImplemented
-        ours, theirs = ({**c.provenance, **c.signature_of_kind()} for c in (self, other))
+        ours, theirs = ({**c.provenance, **c.shared_facts()} for c in (self, other))
         for name in sorted({*ours, *theirs} - {"demonstrations"}):
             if ours.get(name) != theirs.get(name):
                 raise MismatchError(
@@ -132,7 +132,7 @@ class CrossCovariance:
         """So that `sum` merges a list of shards."""
         return self if other == 0 else NotImplemented
 
-    def signature_of_kind(self) -> dict[str, Any]:
+    def shared_facts(self) -> dict[str, Any]:
         """What two shards must agree on."""
         return {
             "layers": self.layers,

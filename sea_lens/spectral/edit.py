@@ -12,7 +12,7 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from .._support.storage import read_header
 from ..edits.activation import ActivationEdit
-from ..edits.saved import SavedEdit, by_layer, check_signatures, check_units, keyed_by_layer, read_edit, require
+from ..edits.saved import SavedEdit, check_signatures, check_units, grouped_by_layer, keyed_by_layer, read_edit, require
 from ..errors import InputError
 from .features import FeatureMap, recorded_feature_map
 from .subspaces import COMBINES, Subspaces, edit_activation
@@ -135,7 +135,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
     ) -> "SpectralEdit":
         return cls(
             site=header["site"],
-            subspaces={layer: Subspaces(**named) for layer, named in by_layer(tensors).items()},
+            subspaces={layer: Subspaces(**named) for layer, named in grouped_by_layer(tensors).items()},
             feature=recorded_feature_map(header["feature"], feature),
             options=header["options"],
             n=header["n"],

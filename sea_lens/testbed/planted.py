@@ -21,6 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from ..errors import InputError
 from ..models.load import load_model
+from ..models.sites import Site
 from ..spectral.edit import SpectralEdit
 from ..spectral.fitting import fit_activations
 from ..texts.demonstrations import Contrasts
@@ -71,6 +72,11 @@ class Circuit:
     site: str = "mlp_out"
     direct: Mapping[tuple[int, int], float] = field(default_factory=dict)
     carried: Mapping[tuple[int, int], float] = field(default_factory=dict)
+
+    @property
+    def edits_heads(self) -> bool:
+        """Whether heads are edited one by one."""
+        return Site.of(self.site).per_head
 
 
 CIRCUITS: dict[str, Circuit] = {
@@ -209,7 +215,7 @@ def _network(
         for head in (head for head in circuit.heads if head.layer == layer):
             # Another head of the same group sees these values too, and writes them to noise alone.
             group = head.head // (N_HEADS // N_GROUPS)
-            if circuit.site == "z":
+            if circuit.edits_heads:
                 # Noise in an edited z would change its norm, and with it what is left of the truth.
                 value[group * D_HEAD : (group + 1) * D_HEAD] = 0.0
             for place, (source, target) in enumerate(zip(head.reads, head.writes, strict=True)):
@@ -235,13 +241,13 @@ def _edit(
 
     Fitted from activations that lie along the wanted singular vectors; the planted one is the second in its spectrum.
     """
-    units, width = (N_HEADS, D_HEAD) if circuit.site == "z" else (1, D_MODEL)
-    noise_from = 2 if circuit.site == "z" else NOISE.start
+    units, width = (N_HEADS, D_HEAD) if circuit.edits_heads else (1, D_MODEL)
+    noise_from = 2 if circuit.edits_heads else NOISE.start
     carriers = (
-        {(h.layer, h.head) for h in circuit.heads} if circuit.site == "z" else {(layer, 0) for layer in circuit.mlps}
+        {(h.layer, h.head) for h in circuit.heads} if circuit.edits_heads else {(layer, 0) for layer in circuit.mlps}
     )
-    myth_at = 1 if circuit.site == "z" else MLP_MYTH
-    basis = torch.eye(width, dtype=torch.float64) if circuit.site == "z" else rotation
+    myth_at = 1 if circuit.edits_heads else MLP_MYTH
+    basis = torch.eye(width, dtype=torch.float64) if circuit.edits_heads else rotation
     kept, dropped = 3, 3
     neutral = torch.zeros(kept + dropped, N_LAYERS, units, width, dtype=torch.float64)
     directions: dict[tuple[Any, ...], float] = {}
@@ -251,12 +257,12 @@ def _edit(
             carries = (layer, unit) in carriers
             if carries:
                 places[kept + 1] = myth_at
-                label = (layer, unit, "-", 1) if circuit.site == "z" else (layer, "-", 1)
+                label = (layer, unit, "-", 1) if circuit.edits_heads else (layer, "-", 1)
                 directions[label] = circuit.layers[layer]
             lengths = torch.tensor([3.0, 2.0, 1.0, 3.0, 2.0, 1.0], dtype=torch.float64)
             neutral[:, layer, unit] = (basis[:, places] * lengths).T
     positive, negative = neutral.clone(), neutral.clone()
     positive[kept:], negative[:kept] = 0.0, 0.0
-    if circuit.site != "z":
+    if not circuit.edits_heads:
         neutral, positive, negative = (x[:, :, 0] for x in (neutral, positive, negative))
     return fit_activations(neutral, positive, negative, rank=(kept, dropped), site=circuit.site), directions

@@ -18,7 +18,7 @@ from ..errors import FileError, InputError
 ANSWER = "answer"
 
 
-def check_format(name: str, template: str, allowed: Iterable[str]) -> None:
+def check_placeholders(name: str, template: str, allowed: Iterable[str]) -> None:
     """Refuse a format string that cannot be filled in with texts of these names.
 
     Raises:
@@ -109,8 +109,8 @@ class PromptTemplate:
             InputError: naming what is asked for and what there is.
         """
         known = set(allowed)
-        check_format("prompt", self.prompt, known)
-        check_format("completion", self.completion, {ANSWER})
+        check_placeholders("prompt", self.prompt, known)
+        check_placeholders("completion", self.completion, {ANSWER})
         if "" in self.stop:
             raise InputError(f"prompt {self.name!r} stops at an empty text, which is everywhere")
         needed = {part for _, part, _, _ in string.Formatter().parse(self.prompt) if part is not None} | {ANSWER}

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from .._support.rows import read_jsonl, read_rows, text_field
 from ..errors import FileError, InputError
 from .items import Demonstration
-from .prompts import check_format
+from .prompts import check_placeholders
 
 QUESTION = "Q: {question}\nA:"
 QUESTION_WITH_KNOWLEDGE = "{knowledge}\nQ: {question}\nA:"
@@ -43,8 +43,8 @@ def halueval(
         FileError: a missing or malformed file; names the row.
         InputError: a template with other fields.
     """
-    check_format("template", template, {"question", "knowledge"})
-    check_format("completion", completion, {"answer"})
+    check_placeholders("template", template, {"question", "knowledge"})
+    check_placeholders("completion", completion, {"answer"})
 
     def convert(number: int, row: dict[str, Any]) -> Demonstration:
         names = ["question", "right_answer", "hallucinated_answer"]
@@ -75,8 +75,8 @@ def truthfulqa(
         FileError: a missing or malformed file; names the row.
         InputError: a template with other fields, or unknown `pairs`.
     """
-    check_format("template", template, {"question"})
-    check_format("completion", completion, {"answer"})
+    check_placeholders("template", template, {"question"})
+    check_placeholders("completion", completion, {"answer"})
     if pairs not in ("best", "all"):
         raise InputError(f"unknown pairs {pairs!r}: expected 'best' or 'all'")
 
@@ -177,8 +177,8 @@ def bbq(
         FileError: a missing or malformed file; names the row.
         InputError: a template with other fields.
     """
-    check_format("template", template, {"context", "question"})
-    check_format("completion", completion, {"answer"})
+    check_placeholders("template", template, {"context", "question"})
+    check_placeholders("completion", completion, {"answer"})
 
     def convert(number: int, row: dict[str, Any]) -> Demonstration:
         fields = {name: text_field(path, number, row, name) for name in ("context", "question", "ans0", "ans1", "ans2")}
