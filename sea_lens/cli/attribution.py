@@ -77,7 +77,8 @@ def run_analyses(
         # Refuses contrasts that it cannot measure, before any of the others has begun.
         first_tokens(study.contrasts)
     captured, control = None, []
-    if isinstance(study.edit, SpectralEdit) and demonstrations is not None:
+    is_read = control_draws > 0 or "directions_path" in names
+    if isinstance(study.edit, SpectralEdit) and demonstrations is not None and is_read:
         options = {"batch_size": study.batch_size, "progress": study.progress}
         captured = Captured.of(study.model, study.edit, demonstrations, **options)
         control = permuted_fits(study.edit, captured, control_draws, progress=study.progress)
