@@ -41,7 +41,6 @@ class Study:
         scorer: of their targets and foils.
         batch_size: sequences at a time.
         progress: whether progress bars are shown.
-        unedited_log_probs: measures the unedited model when it is first called.
     """
 
     model: Any
@@ -51,7 +50,8 @@ class Study:
     scorer: Scorer
     batch_size: int
     progress: bool
-    unedited_log_probs: Callable[[], Float[Tensor, " completions"]]
+    # Shared by all studies of the same contrasts; runs the model when it is first called.
+    _unedited: Callable[[], Float[Tensor, " completions"]] = field(repr=False)
     _runs: dict[frozenset[Part], Float[Tensor, " contrasts"]] = field(default_factory=dict, repr=False)
     _others: dict[int, "Study"] = field(default_factory=dict, repr=False)
 
@@ -88,6 +88,11 @@ class Study:
         """The chosen layers."""
         return self.where.layers
 
+    @property
+    def unedited_log_probs(self) -> Float[Tensor, " completions"]:
+        """Log-probabilities of targets and foils in turn without the edit."""
+        return self._unedited()
+
     @functools.cached_property
     def edited_log_probs(self) -> Float[Tensor, " completions"]:
         """Log-probabilities of targets and foils in turn under the whole edit."""
@@ -96,18 +101,18 @@ class Study:
     @functools.cached_property
     def effect(self) -> Effect:
         """What `effect` measures."""
-        return effect_between(self.unedited_log_probs(), self.edited_log_probs)
+        return effect_between(self.unedited_log_probs, self.edited_log_probs)
 
     @functools.cached_property
     def effects(self) -> Float[Tensor, " contrasts"]:
         """Δ of each contrast."""
-        return contrast_values(self.edited_log_probs) - contrast_values(self.unedited_log_probs())
+        return contrast_values(self.edited_log_probs) - contrast_values(self.unedited_log_probs)
 
     def with_parts(self, parts: frozenset[Part]) -> Float[Tensor, " contrasts"]:
         """The contrast of each item with only these parts of the edit on; each set of parts is run once."""
         if parts not in self._runs:
             if not parts:
-                log_probs = self.unedited_log_probs()
+                log_probs = self.unedited_log_probs
             elif parts == {(layer, None) for layer in self.layers}:
                 log_probs = self.edited_log_probs
             else:
