@@ -282,3 +282,42 @@ def test_gradients_flow_through_an_applied_edit(model):
     with torch.no_grad():
         difference = (measure(0.6 + step) - measure(0.6 - step)) / (2 * step)
     torch.testing.assert_close(gradient.double(), difference, rtol=2e-2, atol=1e-4)
+
+
+def unwanted(*_: object, **__: object):
+    raise AssertionError("asked again, or waited for, at every token")
+
+
+@pytest.mark.parametrize("site", sl.SITES)
+@pytest.mark.parametrize("by_token", [False, True])
+def test_a_hook_asks_nothing_again_that_was_settled_when_it_was_installed(site, by_token, model, monkeypatch):
+    edit, ids = fitted(model, site=site), tokens(2, 7)
+    units = () if site != "z" else (edit.shape[0],)
+    strength: Any = torch.full((7, *units), 0.5) if by_token else 0.5
+    with edit.applied(model, strength=0.5):
+        wanted = logits(model, ids)
+    where = edit.check(model, strength=strength)
+    with edit.put(model, where):
+        for name in ("check", "check_model", "check_strengths", "choose_layers", "choose_combine", "per_unit"):
+            monkeypatch.setattr(sl.SpectralEdit, name, unwanted)
+        monkeypatch.setattr("sea_lens.edits.activation.as_strength", unwanted)
+        torch.testing.assert_close(logits(model, ids), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("combine", sl.COMBINES)
+@pytest.mark.parametrize("site", ["mlp_out", "z"])
+def test_no_value_of_a_strength_is_waited_for(site, combine, model, monkeypatch):
+    edit, lens = fitted(model, site=site), Lens.of(model)
+    width = edit.shape if site == "z" else edit.shape[1:]
+    x = torch.randn(2, 5, *width, generator=torch.Generator().manual_seed(0))
+    strength = torch.rand(5, 1) if site == "z" else torch.rand(5)
+    functions = edit.functions(model, edit.check(model, strength=strength, combine=combine))
+    wanted = [edit(x, layer, strength, combine) for layer in edit.layers]
+    assert [name for name, _ in functions] == [Site.of(site).point(lens, layer) for layer in edit.layers]
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "numpy", "cpu"):
+        monkeypatch.setattr(torch.Tensor, name, unwanted)
+    found = [function(x) for _, function in functions]
+    monkeypatch.undo()
+    for one, other in zip(found, wanted, strict=True):
+        assert one is not None
+        assert torch.equal(one, other)
