@@ -1,11 +1,14 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny import N_CTX, contrasts, demonstrations, sentence
+from transformers import PreTrainedTokenizerFast
 
 import sea_lens as sl
 from sea_lens.cli import main
@@ -379,3 +382,49 @@ def test_every_command_takes_an_edit_of_any_method(method, files, run, load_tiny
     status, _, err = run(*use_arguments("effect", files, "--combine", "norm"))
     assert status == 2
     assert "--combine 'norm': expected one of" in err
+
+
+def test_attribute_tokenises_each_text_once_and_its_analyses_are_those_of_the_library(fitted_files, run, monkeypatch):
+    files, texts = fitted_files, Counter[str]()
+    encode = PreTrainedTokenizerFast._encode_plus
+
+    def counted(self, text, *arguments, **options):
+        texts.update([text] if isinstance(text, str) else map(str, text))
+        return encode(self, text, *arguments, **options)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_encode_plus", counted)
+    folder = files["folder"] / "once"
+    more = ("--demonstrations", files["demonstrations"], "--control-draws", 2, "--out", folder)
+    status, _, err = run(*use_arguments("attribute", files, *more))
+    assert status == 0, err
+    monkeypatch.undo()
+    given = {
+        text for item in contrasts() for text in (item.prompt, item.prompt + item.target, item.prompt + item.foil)
+    } | {text for one in demonstrations() for text in (one.neutral, one.positive, one.negative)}
+    # Texts that several items have in common are tokenised with each of them.
+    assert set(texts) >= given
+    assert texts.total() <= 3 * (len(contrasts()) + len(demonstrations())) + len(set(texts) - given)
+
+    # What is measured together is what is measured alone.
+    written = json.loads((folder / "results.json").read_text())["contributions"]
+    model, edit = sl.load_model(str(files["model"])), sl.SpectralEdit.load(files["edit"])
+    control = sl.permuted(model, edit, demonstrations(), draws=2)
+    alone = {
+        "layers_path": sl.layer_contributions(model, edit, contrasts(), "path", control=control),
+        "layers_shapley": sl.layer_contributions(model, edit, contrasts(), "shapley", control=control),
+        "positions_path": sl.position_contributions(model, edit, contrasts()),
+        "directions_path": sl.direction_contributions(
+            model, edit, contrasts(), demonstrations=demonstrations(), control=control
+        ),
+        "heads_direct": sl.head_contributions(model, edit, contrasts(), "direct", control=control),
+        "heads_sufficiency": sl.head_contributions(model, edit, contrasts(), "sufficiency"),
+        "heads_necessity": sl.head_contributions(model, edit, contrasts(), "necessity"),
+        "heads_gradient": sl.head_contributions(model, edit, contrasts(), "gradient", control=control),
+    }
+    for name, result in alone.items():
+        assert np.allclose(written[name]["item_values"], result.item_values, atol=1e-6), name
+        assert (written[name]["control_values"] is None) == (result.control_values is None), name
+        if result.control_values is not None:
+            assert np.allclose(written[name]["control_values"], result.control_values, atol=1e-6), name
+    described = alone["directions_path"].descriptions
+    assert set(written["directions_path"]["descriptions"]) == {".".join(map(str, label)) for label in described}
