@@ -43,10 +43,10 @@ def as_number(value: Any, name: str) -> float:
 
 
 def as_strength(value: Any) -> float | Tensor:
-    """A strength: a finite number, or a tensor of them that has axes.
+    """A strength: a finite number, or a tensor of them that has axes or requires a gradient.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither, or holds values that are not finite.
     """
     if not isinstance(value, Tensor) or (value.ndim == 0 and not value.requires_grad):
         return as_number(value, "strength")

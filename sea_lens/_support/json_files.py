@@ -12,7 +12,7 @@ from .storage import write_atomically
 
 
 def plain(value: Any) -> Any:
-    """A result as JSON content: tensors as lists, dataclasses of numbers as objects, infinities as text."""
+    """A result as JSON content: tensors as lists, dataclasses as objects, keys, NaN and infinities as text."""
     if isinstance(value, torch.Tensor):
         return plain(value.tolist())
     if isinstance(value, Mapping):
@@ -27,5 +27,5 @@ def plain(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
-    """Readable JSON, whole or not at all."""
+    """Write readable JSON, whole or not at all; raises as `write_atomically` does."""
     write_atomically(path, json.dumps(plain(content), indent=1, sort_keys=sort_keys, ensure_ascii=False) + "\n")

@@ -26,12 +26,12 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, object) of each JSON line; empty lines are passed over.
+    """(row number, object) of each JSON line; empty lines are counted and passed over.
 
     Lines end at a newline only: JSON strings may hold other Unicode line separators.
 
     Raises:
-        FileError: a row that is not a JSON object, or no rows at all.
+        FileError: as `read_text`, a row that is not a JSON object (names it), or no rows at all.
     """
     found = False
     for number, line in enumerate(read_text(path).split("\n"), start=1):
@@ -51,7 +51,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
         raise FileError(f"{path} has no rows")
 
 
-# Under what the fields beyond the header go; no header has it.
+# The key of the fields beyond the header; no column is called this.
 _MORE = "\0"
 
 
@@ -59,10 +59,11 @@ def read_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]
     """(row number, record) of each CSV record under a header row; the first record is row 1.
 
     Raises:
-        FileError: no header, no records, or a record with more or fewer fields than the header.
+        FileError: as `read_text`, not CSV, two columns of one name, no header, no records, or a record with more or
+            fewer fields than the header; names the row where there is one.
     """
-    # Lines end at newlines only: a field may hold other Unicode line separators.
     csv.field_size_limit(2**31 - 1)
+    # Lines end at newlines only: a field may hold other Unicode line separators.
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True, restkey=_MORE, restval=None)
     number = 0
     try:
@@ -83,7 +84,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file.
 
     Raises:
-        FileError: it is none.
+        FileError: as `read_text`, or not JSON.
     """
     text = read_text(path)
     try:
@@ -98,7 +99,7 @@ def read_json_list(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
     """(row number, entry) of a JSON file that holds a list.
 
     Raises:
-        FileError: another file, or an empty list.
+        FileError: as `read_json`, no list, or an empty one.
     """
     content = read_json(path)
     if not isinstance(content, list) or not content:
@@ -110,7 +111,7 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any
     """(row number, record) of a file by what its name ends in: .csv, .json (a list of objects), else JSON Lines.
 
     Raises:
-        FileError: a malformed file; names the row.
+        FileError: a missing or malformed file; names the row where there is one.
     """
     if os.fspath(path).endswith(".csv"):
         yield from read_csv(path)
@@ -124,12 +125,16 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any
 
 
 def has_half_character(text: str) -> bool:
-    """Whether a text holds a lone surrogate, which JSON can and no UTF-8 text and no tokenizer can."""
+    """Whether a text holds a lone surrogate: JSON can hold one, UTF-8 text and tokenizers cannot."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def text_field(path: str | os.PathLike[str], number: int, row: dict[str, Any], name: str) -> str:
-    """A field that must be there and be a non-empty string."""
+    """A field that must be there and be a non-empty string.
+
+    Raises:
+        FileError: it is missing, empty or no string; names the row.
+    """
     if name not in row:
         raise FileError(f"{path}, row {number}: no field {name!r}; it has {', '.join(map(repr, row)) or 'none'}")
     value = row[name]

@@ -1,4 +1,4 @@
-"""Bootstrap intervals."""
+"""Bootstrap intervals (docs/method.md 6.7)."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ class Interval:
     """A mean with its bootstrap percentile interval.
 
     Attributes:
-        mean: of the items.
-        low, high: ends of the interval.
+        mean: of the items, in their unit.
+        low, high: ends of the interval, in the same unit.
         level: its coverage, 0.95 by default.
 
     Example:
@@ -43,13 +43,17 @@ def bootstrap(
 ) -> Interval:
     """Percentile bootstrap interval of the mean (Efron and Tibshirani 1993, chapter 13).
 
-    Paired when the items are differences of two measurements of the same thing, which is how sea_lens uses it.
+    The interval is paired where the items are differences of two measurements of the same thing, as those of effects
+    and contributions are (docs/method.md 6.7).
 
     Args:
-        items: one number per item.
+        items: one number per item, at least one; (n,).
         level: coverage.
         resamples: how many times the items are drawn anew.
         seed: of the draws; the same seed gives the same interval.
+
+    Returns:
+        The mean of the items and the interval, in the unit of the items.
 
     Example:
         >>> import numpy as np
@@ -65,7 +69,7 @@ def bootstrap(
 def bootstrap_bounds(
     items: Float[np.ndarray, "n parts"], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[Float[np.ndarray, " parts"], Float[np.ndarray, " parts"]]:
-    """Ends of `bootstrap`'s interval for each column; the same draws for all, so that columns stay paired."""
+    """Ends of `bootstrap`'s interval for each column; all columns share the draws, so that they stay paired."""
     values = np.asarray(items, dtype=np.float64)
     n, parts = values.shape
     ends = np.empty((2, parts))
@@ -97,7 +101,7 @@ def resampled_sums(
 
 
 def percentiles(draws: Float[np.ndarray, "resamples *parts"], level: float = 0.95) -> Float[np.ndarray, "2 *parts"]:
-    """Ends of the percentile interval of this coverage; draws that are NaN are left out."""
+    """Ends of the percentile interval of this coverage; draws that are NaN are left out, NaN if all are."""
     ends = [(1 - level) / 2, (1 + level) / 2]
     missing = np.isnan(draws)
     if not missing.any():

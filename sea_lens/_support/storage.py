@@ -49,7 +49,11 @@ def _umask() -> int:
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, kind: str, header: Mapping[str, Any]
 ) -> None:
-    """Write tensors as safetensors; `kind` says what the file is, `header` is any JSON content."""
+    """Write tensors as safetensors; `kind` says what the file is, `header` is any JSON content.
+
+    Raises:
+        FileError: as `write_atomically`.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"sea_lens.kind": kind, "sea_lens.header": json.dumps(header, sort_keys=True)}
     write_atomically(path, save(contiguous, metadata=metadata))
@@ -88,11 +92,11 @@ def read_metadata(path: str | os.PathLike[str], kinds: Sequence[str]) -> dict[st
 
 @contextlib.contextmanager
 def as_file_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """What goes wrong in reading the content of a file that says it is one of ours, as a FileError."""
+    """Turn errors in reading the content of a file that says it is ours into a FileError that names it."""
     try:
         yield
     except FileError as error:
-        # What has no path to name leaves that to its caller.
+        # Code that does not know the path raises a FileError without it.
         raise error if str(path) in str(error) else FileError(f"{path}: {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, SeaLensError):
