@@ -129,5 +129,5 @@ __all__ = [
 
 
 def __dir__() -> list[str]:
-    """The public names; the rooms that hold them are no part of it."""
+    """The public names alone, without the rooms that hold them."""
     return __all__

@@ -6,7 +6,7 @@ class SeaLensError(Exception):
 
 
 class InputError(SeaLensError, ValueError):
-    """An argument is outside what is allowed: an unknown site, layer, backend, feature or option."""
+    """An argument is outside what is allowed, such as an unknown site, layer, backend, feature or option."""
 
 
 class DemonstrationError(SeaLensError, ValueError):
@@ -18,11 +18,11 @@ class ActivationError(SeaLensError, ValueError):
 
 
 class MismatchError(SeaLensError, ValueError):
-    """Two things do not belong together: an edit and a model, or two shards of different runs."""
+    """Two things do not belong together, such as an edit and a model, or two shards of different runs."""
 
 
 class FileError(SeaLensError, ValueError):
-    """A file is missing, malformed, truncated, or of another kind."""
+    """A file is missing, malformed, truncated or of another kind, or cannot be written."""
 
 
 class MissingPackageError(SeaLensError, ImportError):
