@@ -54,7 +54,8 @@ class _Items(Sequence[One], Generic[One]):
             limit: read at most this many rows.
 
         Raises:
-            FileError: missing, malformed, empty; names the row.
+            FileError: missing, malformed, empty, or an item that cannot be used; names the row.
+            InputError: a limit below 1.
         """
         names = list(cls._item_type.__dataclass_fields__)
         rows = read_jsonl(path)
@@ -65,7 +66,7 @@ class _Items(Sequence[One], Generic[One]):
 
     @classmethod
     def _numbered(cls, path: str | os.PathLike[str], numbered: Iterable[tuple[int, Any]], limit: int | None):
-        """The first items of a file, each with its row, with errors that name file and row."""
+        """The list of the first items of a file; errors name the file and the row."""
         first = None if limit is None else as_integer(limit, "limit", least=1)
         items: list[Any] = []
         names: list[str] = []
@@ -81,7 +82,11 @@ class _Items(Sequence[One], Generic[One]):
         return cls(items, names)
 
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:
-        """Write JSON Lines that `from_jsonl` reads."""
+        """Write JSON Lines that `from_jsonl` reads.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
         write_atomically(path, write_jsonl(asdict(item) for item in self._items))
 
     @property
@@ -118,7 +123,8 @@ class Demonstrations(_Items[Demonstration]):
     """An immutable, checked list of `Demonstration`.
 
     Raises:
-        DemonstrationError: none at all, an empty text, or a positive equal to its negative; names the index.
+        DemonstrationError: none at all, an empty text, a lone surrogate, or a positive equal to its negative; names
+            the index.
 
     Example:
         >>> demonstrations = sl.Demonstrations([sl.Demonstration("2 + 2 =", "2 + 2 = 4", "2 + 2 = 5")])
@@ -129,7 +135,10 @@ class Demonstrations(_Items[Demonstration]):
     _item_type = Demonstration
 
     def shuffled(self, seed: int) -> "Demonstrations":
-        """Positive and negative of each swapped by the toss of a coin, so that nothing tells the two sets apart."""
+        """The demonstrations with positive and negative of each swapped by the toss of a coin (docs/method.md 6.8).
+
+        Nothing then tells the set of positive texts from that of negative ones.
+        """
         rng = random.Random(seed)
         swapped = (
             Demonstration(item.neutral, item.negative, item.positive) if rng.random() < 0.5 else item for item in self
@@ -144,8 +153,12 @@ class Demonstrations(_Items[Demonstration]):
 
         Args:
             path: the file.
-            limit: use only the first demonstrations.
+            limit: use at most this many demonstrations, the first ones.
             options: templates and choices of the reader.
+
+        Raises:
+            FileError: a missing or malformed file; names the row.
+            InputError: a limit below 1, or as the reader.
         """
         return cls._numbered(path, readers.halueval(path, **options), limit)
 
@@ -157,8 +170,12 @@ class Demonstrations(_Items[Demonstration]):
 
         Args:
             path: the file.
-            limit: use only the first demonstrations.
+            limit: use at most this many demonstrations, the first ones.
             options: templates and choices of the reader.
+
+        Raises:
+            FileError: a missing or malformed file; names the row.
+            InputError: a limit below 1, or as the reader.
         """
         return cls._numbered(path, readers.truthfulqa(path, **options), limit)
 
@@ -168,8 +185,12 @@ class Demonstrations(_Items[Demonstration]):
 
         Args:
             path: the file.
-            limit: use only the first demonstrations.
+            limit: use at most this many demonstrations, the first ones.
             options: templates and choices of the reader.
+
+        Raises:
+            FileError: a missing or malformed file; names the row.
+            InputError: a limit below 1, or as the reader.
         """
         return cls._numbered(path, readers.bbq(path, **options), limit)
 
@@ -178,7 +199,8 @@ class Contrasts(_Items[Contrast]):
     """An immutable, checked list of `Contrast`.
 
     Raises:
-        DemonstrationError: none at all, an empty text, or a target equal to its foil; names the index.
+        DemonstrationError: none at all, an empty text, a lone surrogate, or a target equal to its foil; names the
+            index.
 
     Example:
         >>> sl.Contrasts([sl.Contrast("2 + 2 =", " 4", " 5"), sl.Contrast("2 + 3 =", " 5", " 5")])

@@ -1,4 +1,4 @@
-"""One demonstration, what an edit is fitted from, and one contrast, what its effect is measured on."""
+"""One demonstration, from which an edit is fitted, and one contrast, on which its effect is measured."""
 
 from dataclasses import asdict, dataclass
 
@@ -21,7 +21,7 @@ class Demonstration:
     negative: str
 
     def check(self, what: str) -> None:
-        """Refuse empty texts, and a positive equal to its negative.
+        """Refuse an empty text, a lone surrogate, and a positive equal to its negative.
 
         Raises:
             DemonstrationError: naming `what` and the text.
@@ -33,7 +33,9 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A prompt with two completions, appended verbatim (begin them with a space where the language needs one).
+    """A prompt with two completions, which are appended verbatim (docs/method.md 6.2).
+
+    Begin a completion with a space where the language needs one.
 
     Attributes:
         prompt: the text before.
@@ -46,7 +48,7 @@ class Contrast:
     foil: str
 
     def check(self, what: str) -> None:
-        """Refuse empty texts, and a target equal to its foil.
+        """Refuse an empty text, a lone surrogate, and a target equal to its foil.
 
         Raises:
             DemonstrationError: naming `what` and the text.

@@ -19,10 +19,10 @@ ANSWER = "answer"
 
 
 def check_placeholders(name: str, template: str, allowed: Iterable[str]) -> None:
-    """Refuse a format string that cannot be filled in with texts of these names.
+    """Refuse a format string that uses no field, or cannot be filled in with texts of these names alone.
 
     Raises:
-        InputError: naming the template and the fields that it may use.
+        InputError: naming the template.
     """
     known = set(allowed)
     try:
@@ -40,7 +40,7 @@ class PromptTemplate:
     r"""How a question is put to a model, and how an answer follows.
 
     Attributes:
-        name: for the record.
+        name: what results call it.
         prompt: a format string over an item's fields, such as "Q: {question}\nA:".
         completion: a format string over {answer}, appended to the prompt verbatim.
         examples: worked examples in front (few-shot): the fields of the prompt and "answer".
@@ -103,10 +103,10 @@ class PromptTemplate:
         return cls(**{"name": name, **content, "examples": tuple(shots), "stop": tuple(stop)})
 
     def check(self, allowed: Iterable[str]) -> None:
-        """Refuse a template that asks for other fields than an item has, before any work is done with it.
+        """Refuse a template before any work is done with it.
 
         Raises:
-            InputError: naming what is asked for and what there is.
+            InputError: it asks for other fields than an item has, an example lacks a field, or a stop text is empty.
         """
         known = set(allowed)
         check_placeholders("prompt", self.prompt, known)
@@ -119,7 +119,7 @@ class PromptTemplate:
                 raise InputError(f"example {number} of prompt {self.name!r} lacks {sorted(missing)}")
 
     def render(self, item: Mapping[str, str]) -> str:
-        """The prompt of an item, examples in front."""
+        """The prompt of an item, with the instruction and the examples in front."""
         shots = [self.prompt.format(**example) + self.completion.format(**example) for example in self.examples]
         parts = [self.instruction, *shots, self.prompt.format(**item)]
         return self.separator.join(part for part in parts if part)
@@ -147,11 +147,15 @@ class ChatPrompt:
 
     @property
     def stop(self) -> tuple[str, ...]:
-        """None: the assistant ends its turn with EOS."""
+        """Empty: the assistant ends its turn with EOS."""
         return ()
 
     def render(self, item: Mapping[str, str]) -> str:
-        """The conversation up to where the assistant begins."""
+        """The conversation up to where the assistant begins.
+
+        Raises:
+            InputError: the chat template fails.
+        """
         turn = {"role": "user", "content": self.template.render(item)}
         try:
             return self.tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
@@ -159,7 +163,7 @@ class ChatPrompt:
             raise InputError(f"the tokenizer's chat template fails: {error}") from error
 
     def complete(self, answer: str) -> str:
-        """An answer as the assistant begins with it: without the space that separates it from a prompt."""
+        """An answer as the assistant begins with it: without the white space that separates it from a prompt."""
         return self.template.complete(answer).lstrip()
 
     def record(self) -> dict[str, Any]:
@@ -171,7 +175,7 @@ Chat = bool | str
 
 
 def for_model(template: PromptTemplate, tokenizer: Any, chat: Chat = "auto") -> PromptTemplate | ChatPrompt:
-    """The template as a model wants it: inside its chat template if it has one ("auto"), always, or never.
+    """The template, inside the model's chat template if it has one ("auto"), always (True) or never (False).
 
     Raises:
         InputError: a chat template is asked for and there is none, or an unknown `chat`.

@@ -1,4 +1,4 @@
-"""Numbered demonstrations from the files of public benchmarks: (row, demonstration) in the file's order."""
+"""Demonstrations from the files of public benchmarks (docs/method.md 1.1): (row, demonstration) in the file's order."""
 
 import os
 import random
