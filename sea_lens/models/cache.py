@@ -1,7 +1,7 @@
 """Keys and values of what a model has read, so that texts that begin alike are read only once.
 
-Rows may be padded on the left before their first token and on the right after their last one, never in between, which
-keeps every position and every sliding window exact on every backend.
+Rows may be padded on the left before their first token and on the right after their last one, never in between. Every
+position and every sliding window is then exact on every backend.
 """
 
 import copy
@@ -24,7 +24,7 @@ class Past:
     Attributes:
         lens: the model.
         rows: number of rows.
-        mask: 1 on the tokens that each row has read, 0 on padding; None before the first.
+        mask: 1 on the tokens that each row has read, 0 on padding; None before the first token.
         state: the backend's own cache, None before the first token.
     """
 
@@ -40,8 +40,8 @@ class Past:
 
         Args:
             tokens: as many rows as this past has.
-            mask: 1 on tokens, 0 on padding; all tokens by default. On the left it may only be padded before the first
-                token of all; what was padded on the right cannot be read on from.
+            mask: 1 on tokens, 0 on padding; all tokens by default. Padding on the left is allowed only before a row's
+                very first token; rows that were padded on the right cannot be read on from.
 
         Raises:
             UnsupportedModelError: the model keeps something else than keys and values.

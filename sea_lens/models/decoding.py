@@ -9,7 +9,7 @@ from .cache import Past
 from .lens import Lens
 from .tokens import Batch, batches
 
-# Enough tokens to see any stop text that ends in the newest one.
+# Tokens that are decoded to find a stop text that ends in the newest one; one of more tokens is not found.
 _TAIL = 48
 
 

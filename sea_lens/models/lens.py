@@ -1,8 +1,8 @@
-"""The one layer that knows TransformerLens: HookedTransformer (3.9) and TransformerBridge (3.9, 4.x) behind one face.
+"""HookedTransformer (TransformerLens 3.9) and TransformerBridge (3.9, 4.x) behind one face.
 
-Hooks are handles on stored hook points, never levels or `reset_hooks`, so that a user's own hooks are left alone.
-Batches are right-padded: in a causal model what stands to the right of a token cannot reach it, so every position
-before the padding is exact on every backend and needs no position offsets.
+Hooks are removed by their handles, never by level or by `reset_hooks`, so that a user's own hooks are left alone.
+Batches for `Lens.forward` and `Lens.read` are right-padded: in a causal model what stands to the right of a token
+cannot reach it, so every position before the padding is exact on every backend and needs no position offsets.
 """
 
 import contextlib
@@ -60,13 +60,13 @@ class Lens:
 
     Attributes:
         model: the TransformerLens model itself.
-        own_tokenizer: the tokenizer that the model came with, where `load_model` kept it; TransformerLens reads it
-            anew, adds tokens to it, and lends one without BOS its EOS for that.
+        own_tokenizer: the tokenizer that the model came with, where `load_model` kept it. That of TransformerLens may
+            differ: tokens are added to it, and where it has no BOS its EOS becomes one.
         prefix_length: tokens that now stand in front of every sequence without the caller's knowledge
             (`models.prefix`); they take room in the context and positions in activations.
         more_ends: tokens besides EOS that end a text, as the model's generation configuration has them.
         source: the Hugging Face name or folder that `load_model` read, None where it did not load the model.
-        changed_weights: by layer, what has been added to weights (`models.weights`).
+        changed_weights: by layer, a changed weight's original values and what is added to them (`models.weights`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -132,7 +132,7 @@ class Lens:
 
     @property
     def n_ctx(self) -> int:
-        """Longest input in tokens."""
+        """Longest input that a caller can give, in tokens; a prefix takes its length away."""
         return int(self.model.cfg.n_ctx) - self.prefix_length
 
     @property
@@ -205,7 +205,7 @@ class Lens:
         return f"{path}.hook_normalized"
 
     def attention_norm(self, layer: int) -> str | None:
-        """The norm between attention and the residual stream on post-norm models (Gemma 2), None elsewhere."""
+        """Path of the norm between attention and the residual stream on post-norm models (Gemma 2), None elsewhere."""
         path = f"blocks.{layer}.ln1_post"
         return path if self.has_point(self.norm_output(path)) else None
 
@@ -259,7 +259,7 @@ class Lens:
         return Handle(point, installed)
 
     def has_foreign_hooks(self) -> bool:
-        """Whether hooks stand in the model that sea_lens did not install, and of which it knows nothing."""
+        """Whether the model has hooks that sea_lens did not install."""
         hooks = (hook for point in self._points.values() for hook in (*point.fwd_hooks, *point.bwd_hooks))
         return any(not hasattr(hook, _KEPT_AS) for hook in hooks)
 
@@ -289,10 +289,17 @@ class Lens:
 
         Args:
             tokens, mask: a right-padded batch.
-            names: hook points, read after the hooks that already stand there and after `functions`; whose second axis
-                is the position.
+            names: hook points whose second axis is the position. Each is read after the hooks that already stand there
+                and after `functions`.
             functions: hooks for this pass alone.
             reduce: what to keep of an activation, given it and its hook point; the whole by default.
+
+        Returns:
+            What was kept at each hook point, the positions of a prefix left out.
+
+        Raises:
+            InputError: the model has no such hook point.
+            UnsupportedModelError: the pass never reaches a hook point.
         """
         seen: dict[str, Tensor] = {}
 

@@ -41,15 +41,15 @@ def load_model(
         backend: "hooked" (HookedTransformer, TransformerLens 3), "bridge" (TransformerBridge), or "auto": hooked where
             TransformerLens has it and knows the architecture, else bridge.
         device: where to put the model; a GPU where there is one, else the CPU.
-        dtype: torch dtype or its name; float32 by default.
+        dtype: float32 (the default), bfloat16, float16 or float64, as a torch dtype or by name.
 
     Returns:
         A HookedTransformer or TransformerBridge in evaluation mode, its parameters frozen.
 
     Raises:
-        InputError: unknown backend, dtype or device, or a name that cannot be loaded.
-        FileError: a local folder without a model in it.
-        UnsupportedModelError: this TransformerLens, or its HookedTransformer, cannot load the model.
+        InputError: unknown backend or dtype, a device that cannot be used, or an empty name.
+        FileError: a local folder that does not exist or has no `config.json`.
+        UnsupportedModelError: Hugging Face, this TransformerLens, or its HookedTransformer cannot load the model.
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
@@ -210,8 +210,8 @@ def _resized_gemma(cfg: Any, hf_config: dict[str, Any]) -> Any:
 def _config_source(name: str, hf_config: dict[str, Any]) -> Iterator[str]:
     """What to give TransformerLens 3.9 to read a configuration from: a hub name, or a neutrally named folder.
 
-    It guesses the architecture from words in a path, such as "llama" or "gemma", before it reads the config, and it
-    reads GPT-2's `n_ctx`, which newer configurations no longer hold.
+    TransformerLens guesses the architecture from words in a path, such as "llama" or "gemma", before it reads the
+    config. It also reads GPT-2's `n_ctx`, which newer configurations no longer hold.
     """
     if not Path(name).is_dir():
         yield name

@@ -1,7 +1,7 @@
 """Changing a model's logits, whatever calls it: a forward pass, a cached run, or generation.
 
 TransformerLens has no hook point behind the soft cap. A bridge's logits come out of the Hugging Face model inside,
-where torch's own hooks see every call. HookedTransformer makes them in `forward`.
+where torch's own hooks see every call. HookedTransformer makes them in `forward`, which is stood in for.
 """
 
 import inspect
@@ -21,7 +21,9 @@ LogitsFunction: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float
 def add_logits_hook(
     lens: Lens, function: LogitsFunction, begin: Callable[[int], None]
 ) -> "_BridgeHook | _WrappedForward":
-    """Change all logits of a model until what is returned is removed, which may be in any order and more than once.
+    """Change all logits of a model until the returned handle is removed.
+
+    Handles may be removed in any order and more than once.
 
     Args:
         lens: the model.
@@ -36,7 +38,7 @@ class _BridgeHook:
 
     def __init__(self, lens: Lens, function: LogitsFunction, begin: Callable[[int], None]) -> None:
         def before(module: Any, arguments: Any) -> None:
-            # A bridge runs the layers before the one it starts at on what is not theirs.
+            # A pass that starts at a later layer of a bridge runs those before it too, on what is not theirs.
             begin(getattr(lens.model.blocks[0], "_start_at_layer_idx", None) or 0)
 
         def after(module: Any, arguments: Any, output: Any) -> Any:
@@ -66,7 +68,7 @@ class _WrappedForward(ForwardStandIn):
         refuse_losses(asked, "unchanged logits")
         self._begin(first_layer(self._lens, asked))
         output = self.forward(asked)
-        # Without a return type there are no logits, and at an earlier layer it is the residual stream.
+        # Without a return type there are no logits, and a pass that stops early returns the residual stream.
         if asked.arguments["return_type"] is None or asked.arguments["stop_at_layer"] is not None:
             return output
         return self._function(output)

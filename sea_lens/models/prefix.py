@@ -44,7 +44,12 @@ class PrefixStandIn(ForwardStandIn):
         super().remove()
 
     def run(self, asked: inspect.BoundArguments) -> Any:
-        """Logits, or what else was asked for, at the caller's positions."""
+        """Logits, or what else was asked for, at the caller's positions.
+
+        Raises:
+            InputError: a loss is asked for, the pass starts at a later layer or from embeddings, or the tokens do not
+                fit the context together with the prefix.
+        """
         given = asked.arguments
         refuse_losses(asked, "the prefix too")
         if first_layer(self._lens, asked) > 0:
@@ -95,14 +100,14 @@ class PrefixStandIn(ForwardStandIn):
             )
 
     def _shift_positions(self, options: dict[str, Any], read_before: int) -> None:
-        """Positions that a caller counted without the prefix; at first the mask gives them."""
+        """Move the positions that a caller counted without the prefix; in the first pass the mask gives them."""
         positions = options.pop("position_ids", None)
         if positions is not None and read_before > 0:
             options["position_ids"] = positions + len(self._tokens)
 
     def _without_prefix(self, output: Any) -> Any:
-        # Behind BOS, the prefix's last token is what predicts the first of the caller's, so that the first positions
-        # are the ones to leave out.
+        # The prefix's last token predicts the caller's first one, as BOS would without a prefix: so the first positions
+        # are left out (docs/method.md 5.5).
         if isinstance(output, tuple):
             return (self._without_prefix(output[0]), *output[1:])
         return output[:, len(self._tokens) :] if isinstance(output, Tensor) else output
@@ -117,7 +122,7 @@ class PrefixStandIn(ForwardStandIn):
 
 def _read_before(given: dict[str, Any]) -> int:
     """How many tokens stand in the cache that a pass goes on from."""
-    # A parameter of one TransformerLens's bridge, an option of another's.
+    # The cache is a parameter of the bridge's `forward` in one TransformerLens and among its keywords in another.
     options = {**given, **given.get("kwargs", {})}
     if options.get("past_kv_cache") is not None:
         return options["past_kv_cache"][0].past_keys.shape[1]

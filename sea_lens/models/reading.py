@@ -36,7 +36,13 @@ class Readings(NamedTuple):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the activation of one text stands: tokens start to stop of one sequence of a batch."""
+    """Where the activation of one text stands: tokens start to stop of one sequence of a batch.
+
+    Attributes:
+        sequence: which one of the batch.
+        start, stop: the text's first token behind BOS (BOS where it is all there is), and the place behind its last.
+        seed: checksum of the seed and the tokens, which position "random" goes by (docs/method.md 1.3).
+    """
 
     sequence: int
     start: int
@@ -44,7 +50,7 @@ class Place:
     seed: int
 
     def positions(self, position: str) -> slice:
-        """The positions that are averaged over."""
+        """The positions of the text that are averaged over."""
         if position == "last":
             return slice(self.stop - 1, self.stop)
         if position == "random":
@@ -65,6 +71,10 @@ class Reading:
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         max_new_tokens: longest continuation for "generated".
         seed: for "random".
+
+    Raises:
+        InputError: an unknown site, position or neutral choice, or a number out of range.
+        MismatchError: `fit_site` has activations of another width than `site`.
     """
 
     site: str
@@ -96,7 +106,7 @@ class Reading:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a file says of it, as JSON values; of what only some readings use, only what this one does."""
+        """What a file says of it, as JSON values, without the options that this reading does not use."""
         kept = {name: value for name, value in asdict(self).items() if name != "site"} | {"fit_site": self.read_site}
         if self.neutral != "generated":
             del kept["max_new_tokens"]
@@ -125,7 +135,9 @@ class Reading:
         batch_size: int = 16,
         progress: bool = False,
     ) -> Iterator[tuple[list[int], Readings]]:
-        """Batches of demonstrations: their indices, and their readings; all texts are encoded before the first.
+        """Batches of demonstrations, those of the longest texts first: their indices, and their readings.
+
+        All texts are encoded before the first batch is read.
 
         Args:
             lens: the model.
@@ -136,6 +148,7 @@ class Reading:
 
         Raises:
             DemonstrationError: a text that does not fit the context; names it.
+            UnsupportedModelError: the model has no hook point for the site.
         """
         batch_size = as_integer(batch_size, "batch_size", least=1)
         names, convert = _points(lens, self.read_site, layers)

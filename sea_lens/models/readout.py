@@ -128,11 +128,11 @@ class LogitReadout:
 class EarlyExit:
     """Logits of a residual stream as if the model ended there: final norm, unembedding, soft cap.
 
-    The model's own modules are not run for it, so that hooks on them see the model's own pass alone.
+    A call runs none of the model's own modules, so that hooks on them see the model's own pass alone.
 
     Attributes:
         norm: the final norm.
-        epsilon: what it adds to the variance.
+        epsilon: what the norm adds to the variance.
         weight: W_U.
         bias: b_U, None where there is none.
         cap: of the soft cap, None where there is none.
@@ -155,7 +155,7 @@ class EarlyExit:
         point = lens.norm_scale(FINAL_NORM)
         if not lens.has_point(point):
             raise UnsupportedModelError(f"model {lens.name!r} has no hook point {point!r}: its norm cannot be rebuilt")
-        # Of an activation that is zero the scale is the root of epsilon.
+        # The scale of an activation that is zero is the root of epsilon.
         scales: list[Tensor] = []
         with torch.no_grad(), lens.hooks([(point, lambda x: scales.append(x.detach()))]):
             lens.model.ln_final(torch.zeros(1, 1, lens.d_model, device=lens.device, dtype=lens.dtype))

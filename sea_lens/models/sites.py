@@ -17,7 +17,7 @@ class Site:
     A *unit* is what is edited on its own: the whole activation of a layer, d_model wide, or each head's `z`.
 
     Attributes:
-        name: by which users call it, and what `Lens.point` knows it as.
+        name: what users and `Lens.point` call it.
         per_head: whether the units are heads.
     """
 

@@ -9,7 +9,7 @@ from .lens import Lens
 
 
 class ForwardStandIn(ABC):
-    """Stands in for a model's `forward`; removed, it passes calls on until those above it are gone.
+    """Stands in for a model's `forward`; once removed, it passes calls on until the stand-ins above it are gone too.
 
     TransformerLens calls `forward` past torch's own hooks where it generates or runs with hooks.
     """
@@ -25,14 +25,14 @@ class ForwardStandIn(ABC):
 
     @abstractmethod
     def run(self, asked: inspect.BoundArguments) -> Any:
-        """What the model returns instead, given all arguments but itself by name; `forward` runs the model."""
+        """What the model returns instead; `asked` holds all arguments by name, and `forward` runs the model on it."""
 
     def forward(self, asked: inspect.BoundArguments) -> Any:
-        """The model's own `forward`, or of whatever else stands in for it."""
+        """Run the model's own `forward`, or whatever stood in for it before."""
         return self._forward(*asked.args[1:], **asked.kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model as its `forward` would be."""
+        """What is called in place of the model's `forward`."""
         if not self._active:
             return self._forward(*args, **kwargs)
         asked = self._parameters.bind(self._model, *args, **kwargs)
@@ -56,7 +56,7 @@ def first_layer(lens: Lens, asked: inspect.BoundArguments) -> int:
 
 
 def refuse_losses(asked: inspect.BoundArguments, what: str) -> None:
-    """Refuse to return what the model computes from other logits than those that come out.
+    """Refuse a return type with a loss, which the model would compute from other logits than those that come out.
 
     Raises:
         InputError: naming the return type.

@@ -1,4 +1,4 @@
-"""Texts to tokens: one BOS in front, never two; right-padded batches; completions (docs/method.md 6.1)."""
+"""Texts to tokens: one BOS in front, never two; padded batches; completions (docs/method.md 6.1)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from .lens import Lens
 def bos_token(lens: Lens) -> int | None:
     """The tokenizer's own BOS token, None where it has none.
 
-    A model that `load_model` did not load has a tokenizer that TransformerLens may have lent its EOS as BOS: there a
-    configuration that says outright that there is none is believed.
+    TransformerLens gives a tokenizer without BOS its EOS as one, and a model that `load_model` did not load keeps that
+    tokenizer. A configuration that says outright that there is no BOS is therefore believed.
     """
     tokenizer = lens.tokenizer
     if tokenizer.init_kwargs.get("bos_token", "") is None:
@@ -60,12 +60,13 @@ def tokenise_completion(
     Args:
         lens: the model.
         prompt, completion: the two texts.
-        alone: tokens of the prompt, which its completions share.
+        alone: tokens of the prompt by itself, made once for all of its completions.
         prepend_bos: as in `tokenise`.
         what: what errors call the completion.
 
     Raises:
-        DemonstrationError: the completion adds no token of its own, or there is no token before it.
+        DemonstrationError: the text cannot be tokenised, the completion adds no token of its own, or there is no token
+            before it.
     """
     whole = tokenise(lens, prompt + completion, prepend_bos=prepend_bos, what=what)
     start = common_length([list(alone), whole])
@@ -79,7 +80,7 @@ def tokenise_completion(
 def encode_completions(
     lens: Lens, prompt: str, completions: Mapping[str, str], *, prepend_bos: bool = True
 ) -> tuple[list[int], list[tuple[list[int], int]]]:
-    """Tokens of a prompt, and of it with each of its completions and where that starts; texts that fit the context.
+    """Tokens of a prompt, and of the prompt with each of its completions, with where the completion starts.
 
     Args:
         lens: the model.
@@ -88,7 +89,7 @@ def encode_completions(
         prepend_bos: as in `tokenise`.
 
     Raises:
-        DemonstrationError: a text does not fit, or as `tokenise_completion`.
+        DemonstrationError: a text does not fit the model's context, or as `tokenise_completion`.
     """
     alone = encode(lens, prompt, prepend_bos=prepend_bos, what=f"prompt of {next(iter(completions))}")
     found = []
@@ -108,15 +109,15 @@ def encode_completion(
 
 
 def common_length(rows: Sequence[tuple[int, ...]] | Sequence[list[int]]) -> int:
-    """How many tokens all rows begin with alike."""
-    # The smallest and the largest row differ first wherever any two do.
+    """Length of the longest prefix that all rows share."""
+    # In lexicographic order the first and the last row differ as early as any two rows do.
     pairs = zip(min(rows), max(rows), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded batch, on the right unless it is said otherwise.
+    """A batch of token sequences, padded on the right unless asked otherwise.
 
     Attributes:
         tokens: padded with an arbitrary token, which nothing reads.
@@ -132,7 +133,7 @@ class Batch:
 def pad(
     sequences: Sequence[Sequence[int]], *, left: bool = False
 ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
-    """Tokens padded on the right, or on the left, and their mask."""
+    """Tokens padded on the right, or on the left, and their mask: 1 on tokens, 0 on padding."""
     longest = max(len(sequence) for sequence in sequences)
     tokens = torch.zeros(len(sequences), longest, dtype=torch.int64)
     mask = torch.zeros_like(tokens)

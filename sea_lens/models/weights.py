@@ -17,7 +17,7 @@ class Changed:
 
     Attributes:
         original: its values before any change.
-        changes: what is added to it now, by whom.
+        changes: what each `WeightChange` that is in the model adds to it.
     """
 
     original: Tensor
