@@ -1,4 +1,4 @@
-"""Edits that change activations: x + α (edited − x) at one site of some layers."""
+"""Edits that change activations: x + α (edited − x) at one site of some layers (docs/method.md 3.2)."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class ActivationEdit(Edit):
             combine: one of `combines`.
 
         Returns:
-            Finite for every finite x: what overflows saturates.
+            The edited activations, of the shape and dtype of x; finite for every finite x: what overflows saturates.
         """
 
     def per_unit(self, strength: float | Tensor) -> float | Tensor:
@@ -61,7 +61,7 @@ class ActivationEdit(Edit):
         Args:
             x: (…, d_model), or (…, n_heads, d_head) at site `z`, in any floating dtype; computed in float32 at least.
             layer: which layer's edit.
-            strength: α, any real number; or a tensor of them that broadcasts against x without its last axis, so one
+            strength: α, any finite number; or a tensor of them that broadcasts against x without its last axis, so one
                 for each token, at site `z` for each token and head; differentiable.
             combine: one of `combines`; the first of them by default.
 
@@ -69,8 +69,8 @@ class ActivationEdit(Edit):
             A tensor of the shape and dtype of x.
 
         Raises:
-            InputError: a layer that there is no edit for, an unknown `combine`, or a strength that is no finite number
-                or does not broadcast.
+            InputError: a layer that there is no edit for, an unknown `combine`, a strength that is not finite or does
+                not broadcast, or an x that is no floating-point tensor.
             MismatchError: x is not as wide as the edit.
         """
         combine, at, strength = self.choose_combine(combine), as_integer(layer, "layer"), as_strength(strength)
@@ -86,7 +86,7 @@ class ActivationEdit(Edit):
         return self.function(at, strength, combine)(x)
 
     def function(self, layer: int, strength: float | Tensor, combine: str) -> Callable[[Tensor], Tensor]:
-        """From an activation to the edited one, with everything settled that does not depend on the activation."""
+        """The map from an activation to the edited one; what does not depend on the activation is settled here."""
         site, alpha = self.at, self.per_unit(strength)
 
         def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -106,6 +106,7 @@ class ActivationEdit(Edit):
 
         Raises:
             MismatchError: naming what the edit and the model have.
+            UnsupportedModelError: the model has no hook point at the site.
         """
         super().check_model(model)
         lens = Lens.of(model)
@@ -117,7 +118,7 @@ class ActivationEdit(Edit):
             self.at.point(lens, layer)
 
     def functions(self, model: Any, where: Where) -> list[tuple[str, HookFunction]]:
-        """(hook point, function of the activation) for each layer of what `check` returned."""
+        """(hook point, function of the activation) for each layer of `where`, which `check` returned."""
         lens = Lens.of(model)
         placed = {
             layer: strength.to(lens.device) if isinstance(strength, Tensor) else strength
@@ -149,7 +150,11 @@ class ActivationEdit(Edit):
 
 
 def _check_broadcast(strength: Tensor, x: Float[Tensor, "..."]) -> None:
-    """Refuse strengths that are not for the tokens of this activation; looks at shapes alone."""
+    """Refuse strengths that are not for the tokens of this activation; looks at shapes alone.
+
+    Raises:
+        InputError: naming both shapes.
+    """
     places = tuple(x.shape[:-1])
     ends = zip(strength.shape[::-1], places[::-1], strict=False)
     if strength.ndim > len(places) or any(given not in (1, held) for given, held in ends):

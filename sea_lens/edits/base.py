@@ -1,4 +1,4 @@
-"""Putting an edit into a model: hooks for a context, by handle, or for the user's own pipeline.
+"""What an edit is, and how it is put into a model: for the length of a context, or until a handle is removed.
 
 Every method (spectral, mean difference, …) is an `Edit`, so that whatever measures an edit works on all of them; those
 that change activations are `ActivationEdit`s, which the analyses of activations need.
@@ -17,15 +17,21 @@ from .where import LayerChoice, Strength, Where, choose_layers, strength_of_laye
 
 @runtime_checkable
 class Removable(Protocol):
-    """One hook in a model."""
+    """One change of a model, such as a hook."""
 
     def remove(self) -> object:
-        """Take this hook out and leave all others; may be called again."""
+        """Take this change out and leave all others; may be called again."""
 
 
 @dataclass(frozen=True)
 class Installation:
-    """An edit installed in a model; `remove` takes it out again, in any order with others, and may be called twice."""
+    """An edit installed in a model; `remove` takes it out again, in any order with others, and may be called twice.
+
+    As a context manager it takes the edit out on leaving.
+
+    Attributes:
+        handles: the changes that the edit consists of.
+    """
 
     handles: tuple[Removable, ...]
 
@@ -46,7 +52,7 @@ class Edit(ABC):
 
     Attributes:
         combines: the values that `combine` may take, the default first.
-        site: where it acts: one of `SITES`, or "logits".
+        site: where it acts: one of `SITES`, "logits", "tokens" or "weights".
     """
 
     combines: ClassVar[tuple[str, ...]]
@@ -59,7 +65,7 @@ class Edit(ABC):
 
     @property
     def n_layers(self) -> int | None:
-        """Layers of the model it was fitted on, None where unknown."""
+        """Number of layers of the model that the edit is for, None where unknown."""
         return None
 
     @property
@@ -69,7 +75,7 @@ class Edit(ABC):
 
     @abstractmethod
     def put(self, model: Any, where: Where) -> Installation:
-        """Put the edit into a model as `check` found it to be possible: what `install` and `applied` do behind it.
+        """Put the edit into a model that has been checked; `install` and `applied` call `check` and then this.
 
         Args:
             model: the model that was checked.
@@ -87,6 +93,7 @@ class Edit(ABC):
 
         Raises:
             MismatchError: naming what the edit and the model have.
+            UnsupportedModelError: the model lacks what the edit acts on.
         """
         lens = Lens.of(model)
         if self.n_layers is not None and self.n_layers != lens.n_layers:
@@ -148,7 +155,8 @@ class Edit(ABC):
         Args:
             model: a TransformerLens model.
             layers: "all", "last-L", "first-L", "signature-L", one layer, or a list of layers.
-            strength: α, any real number; or one for each chosen layer, as a mapping.
+            strength: α, any finite number; or a mapping with one for each chosen layer. For an `ActivationEdit` also a
+                tensor, as where the edit is called on activations.
             combine: for a spectral edit, how its two projections are put together; one of `combines`, the first by
                 default.
 
@@ -157,7 +165,8 @@ class Edit(ABC):
 
         Raises:
             MismatchError: the edit is for another model.
-            InputError: unknown layers or `combine`.
+            UnsupportedModelError: the model lacks what the edit acts on, such as the site's hook point.
+            InputError: unknown layers or `combine`, or a strength that is not finite or that the method cannot have.
 
         Example:
             >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)

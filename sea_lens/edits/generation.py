@@ -1,4 +1,4 @@
-"""Greedy continuations in words, with and without an edit."""
+"""Greedy continuations as text, with and without an edit."""
 
 import contextlib
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def generate(
         model: a TransformerLens model.
         prompts: one text or several.
         edit: the edit to apply, none by default.
-        layers, strength, combine: as in `applied`.
+        layers, strength, combine: as in `Edit.applied`.
         max_new_tokens: longest continuation in tokens.
         prepend_bos: one BOS in front of every prompt, where the tokenizer has one.
         batch_size: prompts at a time.
@@ -39,7 +39,9 @@ def generate(
         One continuation for each prompt, without the prompt.
 
     Raises:
-        DemonstrationError: an empty prompt, or one that does not fit the model's context with its continuation.
+        DemonstrationError: a prompt without tokens, or one that does not fit the model's context with its continuation.
+        InputError: `max_new_tokens` or `batch_size` is below 1.
+        Otherwise as `Edit.applied`.
 
     Example:
         >>> prompts = ["Q: what is the river of Delkeld ? A:", "Q: what is the mountain of Delvath ? A:"]

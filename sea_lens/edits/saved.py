@@ -31,7 +31,7 @@ class SavedEdit(Edit):
 
     @property
     def n_layers(self) -> int | None:
-        """Layers of the model that the provenance speaks of, None where it speaks of none."""
+        """Number of layers of the model that the provenance speaks of, None where it speaks of none."""
         return self.provenance.get("model", {}).get("n_layers")
 
     @abstractmethod
@@ -119,7 +119,7 @@ def check_units(site: str, shapes: Mapping[Any, tuple[int, ...]]) -> None:
 
 
 def grouped_by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    """Tensors called "layers.L.name", by layer, ascending, and name."""
+    """Tensors called "layers.L.name", by layer (ascending) and by name."""
     grouped: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         _, layer, name = key.split(".")
@@ -128,7 +128,7 @@ def grouped_by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tenso
 
 
 def check_signatures(signatures: Mapping[int, float] | None, layers: tuple[int, ...]) -> None:
-    """Refuse signatures that are not one number for each layer; None is allowed.
+    """Refuse signatures that are not one number, at least 0, for each layer; None is allowed.
 
     Raises:
         ValueError: they are not.
@@ -139,5 +139,5 @@ def check_signatures(signatures: Mapping[int, float] | None, layers: tuple[int, 
 
 
 def keyed_by_layer(values: Mapping[str, float] | None) -> dict[int, float] | None:
-    """Numbers of layers whose keys JSON has made texts."""
+    """Numbers by layer, from a header in which JSON has made the layers text; None stays None."""
     return None if values is None else {int(layer): value for layer, value in values.items()}

@@ -55,7 +55,8 @@ def choose_layers(
         signature: signature of each available layer; None where there are none to choose by.
 
     Raises:
-        InputError: the choice is not understood, names a layer that is not available, or asks for more than there are.
+        InputError: the choice is not understood, names no layer, one that is not available or one twice, asks for more
+            than there are, or needs signatures where there are none.
     """
     layers = sorted(available)
     if isinstance(choice, str):
