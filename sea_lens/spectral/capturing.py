@@ -44,10 +44,10 @@ def capture(
         site: what the edit will act on: "mlp_out", "attn_out", "resid_post", or "z" (each head on its own).
         layers: which layers, as in `choose_layers`, by default all.
         position: the activation of a text is that of its "last" token, the "mean" over its tokens, or that of a
-            "random" one. BOS does not count as a token of the text, unless it is all there is: its activation is the
-            same for every text and often many times larger than the rest.
+            "random" one (docs/method.md 1.3). BOS does not count as a token of the text, unless it is all there is:
+            its activation is the same for every text and often many times larger than the rest.
         neutral: the neutral text is the "prompt" alone, or the prompt with the model's own greedy continuation
-            ("generated", as the release does).
+            ("generated", as the release does; docs/method.md 1.4).
         feature: the feature map φ, by name or your own.
         batch_size: demonstrations at a time.
         progress: show a progress bar.
@@ -61,7 +61,9 @@ def capture(
         Cross-covariances, streamed in float64 on the model's device and returned on the CPU.
 
     Raises:
-        InputError: unknown site, layer, position, neutral choice or feature.
+        InputError: unknown site, layer, position, neutral choice or feature, or a number out of range.
+        MismatchError: `fit_site` has activations of another width than `site`.
+        UnsupportedModelError: the model has no hook point for the site.
         DemonstrationError: a text longer than the model's context; names it. Checked before any forward pass.
         ActivationError: NaN or infinite activations; names the layer and the demonstration.
 
@@ -83,7 +85,7 @@ def capture(
 
 @dataclass(frozen=True)
 class Captured:
-    """Readings of demonstrations that are kept, for several fits to them; on the CPU.
+    """Readings of demonstrations, kept on the CPU for several fits.
 
     Memory: three float64 activations of every demonstration at every layer.
 
@@ -129,9 +131,9 @@ class Captured:
         return found[torch.tensor([i for indices, _ in self.batches for i in indices]).argsort()]
 
     def shuffled(self, seed: int, feature: FeatureMap) -> CrossCovariance:
-        """What `capture` gives of `Demonstrations.shuffled`: nothing is read anew, positive and negative change roles.
+        """What `capture` gives for `Demonstrations.shuffled`: positive and negative readings change roles.
 
-        A reading depends on its text alone, so that it is the same on either side.
+        Nothing is read anew, since a reading depends on its text alone and is the same on either side.
         """
         shuffled = self.demonstrations.shuffled(seed)
         batches = []

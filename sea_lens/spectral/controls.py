@@ -1,4 +1,4 @@
-"""Controls of a spectral edit: random subspaces of the same ranks, and fits to shuffled demonstrations."""
+"""Controls of a spectral edit (docs/method.md 6.8): random subspaces of its ranks, and fits to shuffled texts."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,6 +19,10 @@ def randomised(edit: SpectralEdit, seed: int) -> SpectralEdit:
 
     An edit of high rank moves a choice between two answers by blurring it; this control shows how much of an effect
     any subspaces of these ranks would have. Everything else (centre, feature, ranks of each layer) is the edit's own.
+
+    Args:
+        edit: any spectral edit.
+        seed: of the draw; the same seed gives the same subspaces.
 
     Example:
         >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
@@ -43,8 +47,9 @@ def permuted(
 ) -> list[SpectralEdit]:
     """The edit fitted anew with positives and negatives shuffled: what an analysis shows where there is nothing to see.
 
-    Read and fitted as the edit was, at its ranks, from demonstrations whose positive and negative text are swapped by
-    the toss of a coin. They are read once for all draws.
+    In each draw the positive and the negative text of every demonstration are swapped by the toss of a coin, and the
+    edit is fitted anew at its own ranks (docs/method.md 6.8). The demonstrations are read as the edit's were, once for
+    all draws.
 
     Args:
         model: the model that the edit was fitted on.

@@ -90,7 +90,7 @@ class CrossCovariance:
 
         Args:
             neutral, positive, negative: activations before φ.
-            names: what errors call the demonstrations; counted on from those already added by default.
+            names: what errors call the demonstrations; by default their numbers, counted on from those already added.
 
         Raises:
             ActivationError: a value is NaN or infinite; names the layer and the demonstration.
@@ -112,7 +112,7 @@ class CrossCovariance:
         """Merge two shards of one set of demonstrations; exact up to float64 rounding.
 
         Raises:
-            MismatchError: the shards differ in layers, site, feature, width or in how they were captured.
+            MismatchError: the shards differ in layers, site, feature, units, width or in how they were captured.
         """
         if not isinstance(other, CrossCovariance):
             return NotImplemented
@@ -182,7 +182,7 @@ class CrossCovariance:
     def omega(
         self, layer: int, *, centre: bool = False
     ) -> tuple[Float[Tensor, "units d d"], Float[Tensor, "units d d"]]:
-        """(Ω⁺, Ω⁻) of one layer, rows neutral; with `centre`, about the sample means of the three sets."""
+        """(Ω⁺, Ω⁻) of one layer (docs/method.md 2.1 and 2.3), rows neutral; with `centre`, about the sample means."""
         i = self.layers.index(layer)
         outer = self.sum_outer_positive[i] / self.n, self.sum_outer_negative[i] / self.n
         if not centre:
@@ -199,8 +199,8 @@ class CrossCovariance:
     def signature(self, layer: int) -> tuple[float, Float[Tensor, " 2"]]:
         """Signature of a layer and its explained variance (docs/method.md 2.5).
 
-        The covariance (1/N) Σ x yᵀ of the 2N stacked [positive; negative] activations x (after φ, heads side by side)
-        with their one-hot labels y has the two class means as its columns. The signature is the sum of its singular
+        The matrix (1/N) Σ x yᵀ of the 2N stacked [positive; negative] activations x (after φ, heads side by side) and
+        their one-hot labels y has the two class means as its columns. The signature is the sum of its singular
         values; the explained variance is their squares, normalised. Divisor N and no centring, as in the release.
         """
         _, positive, negative = self.means(layer)

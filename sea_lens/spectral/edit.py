@@ -30,7 +30,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         feature: the feature map φ, the identity for linear SEA.
         options: what the fit was asked for (energy or rank, centre, spectrum_power).
         n: number of demonstrations.
-        signatures: signature of each layer.
+        signatures: signature of each layer (docs/method.md 2.5).
         provenance: the model, how it was captured, and versions; JSON values.
     """
 
@@ -74,7 +74,9 @@ class SpectralEdit(SavedEdit, ActivationEdit):
     def projections(
         self, layer: SupportsIndex, head: SupportsIndex | None = None
     ) -> tuple[Float[Tensor, "*heads d d"], Float[Tensor, "*heads d d"]]:
-        """(P⁺, P⁻) of a layer as full float64 matrices, each (d, d); at site `z` (heads, d, d), or of one `head`.
+        """(P⁺, P⁻) of a layer (docs/method.md 3.1) as full float64 matrices, each (d, d).
+
+        At site `z` they are (n_heads, d_head, d_head), or (d_head, d_head) of one `head`.
 
         Raises:
             InputError: a layer that there is no edit for.

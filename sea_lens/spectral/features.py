@@ -33,6 +33,9 @@ class FeatureMap:
         closed: which finite ends of the range the inverse accepts as they are.
         eps: how far inside an open finite end a value is clamped.
         carry_sign: φ forgets the sign of x (φ is even), so the inverse takes the sign of the incoming x.
+
+    Raises:
+        InputError: the range is empty once clamped by `eps`.
     """
 
     name: str

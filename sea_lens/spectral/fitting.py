@@ -29,8 +29,8 @@ def fit(
         energy: share K of spectral energy that the kept and the dropped subspace must reach, each in (0, 1]; one
             number or a pair (K⁺, K⁻). Uncentred, the first direction is close to the mean activation and takes most
             of the energy, so compare ranks between models, not energies.
-        rank: (k⁺, k⁻) instead of an energy, or one number for both; or a pair for each layer, as `SpectralEdit.ranks`
-            gives them.
+        rank: (k⁺, k⁻) instead of an energy, or one number for both; or a pair for each layer, at site `z` for each
+            (layer, head), as `SpectralEdit.ranks` gives them.
         centre: subtract the sample mean of each of the three sets, after φ, and edit about the neutral mean.
         spectrum_power: the power of the singular values that counts as energy; 2 as the release.
 
@@ -38,8 +38,9 @@ def fit(
         The edit, for every layer captured.
 
     Raises:
-        InputError: energy outside (0, 1], a rank outside 0 to d, a power that is not positive.
-        ActivationError: no demonstrations, or a cross-covariance that is zero.
+        InputError: energy outside (0, 1], a rank outside 0 to d, ranks for other layers or heads, or a power that is
+            not positive.
+        ActivationError: no demonstrations, or a cross-covariance that is zero or overflows.
 
     Example:
         >>> sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
@@ -49,7 +50,7 @@ def fit(
 
 
 def fit_to_size(covariance: CrossCovariance, size: Size, centre: bool = False) -> SpectralEdit:
-    """`fit` with what it is asked for in one value."""
+    """`fit` with energy or ranks as one `Size`; errors as there."""
     size.check_width(covariance.d)
     keys = {layer: unit_keys(covariance.site, layer, covariance.units) for layer in covariance.layers}
     what = "(layer, head)" if Site.of(covariance.site).per_head else "layer"
@@ -103,10 +104,13 @@ def fit_activations(
         energy, rank, centre, spectrum_power: as in `fit`.
         site: where the edit will act.
 
+    Returns:
+        The edit, for layers 0 to layers − 1.
+
     Raises:
         MismatchError: the three tensors differ in shape, or have the wrong number of axes for the site.
-        ActivationError: NaN or infinite values; names the layer and the demonstration.
-        InputError: as `fit`.
+        ActivationError: NaN or infinite values (names the layer and the demonstration), or as `fit`.
+        InputError: an unknown site or feature, inputs that are no floating-point tensors, or as `fit`.
 
     Example:
         >>> import torch

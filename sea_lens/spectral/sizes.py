@@ -34,7 +34,8 @@ class Size(ABC):
         """The size that the arguments of `fit` ask for.
 
         Raises:
-            InputError: energy outside (0, 1], a rank below 0, a power that is not positive.
+            InputError: energy outside (0, 1], a rank below 0, a power that is not positive, or neither one number nor a
+                pair.
         """
         power = as_number(spectrum_power, "spectrum_power")
         if not power > 0:
@@ -62,7 +63,7 @@ class Size(ABC):
         """
 
     def check_keys(self, keys: Sequence[Hashable], what: str) -> None:  # noqa: B027
-        """Refuse ranks that are not given for each of these units, `what` they are.
+        """Refuse ranks that are not given for each of these units; `what` says in the error what units they are.
 
         Raises:
             InputError: they are not.
@@ -83,7 +84,7 @@ class Size(ABC):
 class EnergyShare(Size):
     """The least ranks whose singular values reach a share of the energy.
 
-    energy(k) = Σ_{j≤k} σⱼᵖ / Σ σⱼᵖ with p the power.
+    energy(k) = Σ_{j≤k} σⱼᵖ / Σ σⱼᵖ with p the power (docs/method.md 2.4).
 
     Attributes:
         shares: (K⁺, K⁻).

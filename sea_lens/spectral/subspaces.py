@@ -15,7 +15,7 @@ from .._support.numerics import saturate
 from ..errors import ActivationError
 from .features import FeatureMap
 
-# A y shorter than this many roundings of x has been projected away.
+# The y of `combine_projections` counts as projected away up to this many roundings of x (docs/method.md 3.2).
 ROUNDINGS = 16
 # How far the columns of a factor may be from orthonormal.
 ORTHONORMAL = 1e-6
@@ -46,7 +46,7 @@ class Subspaces:
     centre: Float[Tensor, "units d"] | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Subspaces":
-        """The same subspaces, what the edit computes with cast to a device and dtype."""
+        """The same subspaces, with the factors and the centre cast to a device and dtype."""
         # Contiguous, so that an edit and what is loaded from its file multiply in one order and give the same bits.
         return Subspaces(
             self.keep.to(device, dtype).contiguous(),
@@ -108,7 +108,7 @@ def leading_subspace(
         ranks_of: how many are taken, given the singular values (`sizes.Size.ranks`).
 
     Raises:
-        ActivationError: Ω is zero, so that no direction has any energy.
+        ActivationError: Ω has overflowed, or is zero, so that no direction has any energy.
     """
     if not torch.isfinite(omega).all():
         raise ActivationError("the cross-covariance overflows: these activations are too large to fit from")
@@ -125,10 +125,14 @@ def leading_subspace(
 
 
 def power_of_two_scale(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
-    """For each vector a power of two near its size, so that dividing by it is exact and squares stay finite.
+    """A power of two near the size of each vector, so that dividing by it is exact and squares stay finite.
 
     The size is the sum of absolute values, which a single pass over x gives; it is at most d times the largest entry.
-    Treated as a constant in a backward pass, which is right wherever the scaled computation is homogeneous.
+    The scale counts as a constant in a backward pass, which is right wherever the scaled computation is homogeneous
+    (docs/method.md 3.6).
+
+    Args:
+        x: float32 or float64.
     """
     tiny = torch.finfo(x.dtype).tiny
     # Between the ends whose inverses are normal numbers too.
@@ -158,7 +162,7 @@ def combine_projections(
 ) -> tuple[Float[Tensor, "*batch units d"], Float[Tensor, "*batch units d"]]:
     """Half of y as in `edit_activation` (or one of its two terms alone), and φ⁻¹(φ(x)), which is x within φ's range.
 
-    Halved because only the direction matters to `norm`, and y / 2 is what `average` asks for.
+    y is halved because only its direction matters to `norm`, and y / 2 is what `average` asks for.
     """
     mapped = feature.forward(x)
     centre = 0.0 if subspaces.centre is None else subspaces.centre
@@ -192,15 +196,17 @@ def edit_activation(
 
     Args:
         x: activations in float32 or float64; half precision is for the caller to cast, since a norm overflows in it.
-        subspaces: factors on the device and in the dtype of x.
+        subspaces: with factors on the device and in the dtype of x. With a centre c, each projection is about it:
+            φ⁻¹(c + P (φ(x) − c)), docs/method.md 3.4.
         feature: the map φ that the subspaces were fitted with.
         strength: a number, or a tensor that broadcasts against (*batch, units), differentiable.
         combine: `norm` as above; `average` is y / 2 without rescaling; `positive_only` and `negative_only` take one
             of the two terms, rescaled; `reverse` swaps the two subspaces (the paper's ablations).
 
     Returns:
-        The edited activations. Norms are kept (not with `average`), zero stays zero, a vector whose y vanishes has no
-        direction to go to and stays as it is; finite input never gives NaN, and what would overflow saturates.
+        The edited activations. Finite input never gives NaN, and what would overflow saturates. Except with `average`,
+        norms are kept at strength 1, zero stays zero, and a vector whose y vanishes has no direction to go to and stays
+        as it is.
     """
     if combine == "reverse":
         subspaces = subspaces.reversed()
@@ -234,8 +240,8 @@ def _edit_linearly(
     """`edit_activation` where φ is the identity, nothing is centred and no gradient is wanted.
 
     This is what runs at every token of every edited layer. A power of two changes no rounding, so that every step is
-    the one of the general way, whether it is taken at the scale of x or at scale one (docs/method.md 3.6). It works in
-    few buffers of the size of x, since fresh memory costs more than the arithmetic.
+    the one of the general way, whether it is taken at the scale of x or at scale one (docs/method.md 3.6). The code
+    works in few buffers of the size of x, since fresh memory costs more than the arithmetic.
     """
     unit, scale, squares = x, None, x.square()
     x_norm = squares.sum(dim=-1, keepdim=True).sqrt_()

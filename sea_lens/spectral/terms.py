@@ -1,4 +1,4 @@
-"""What each singular direction adds to an edited activation (docs/method.md 8.1). Tensors only.
+"""What each singular direction adds to an edited activation (docs/method.md 8.1, 8.2 and 8.3). Tensors only.
 
 With Y⁺ = φ⁻¹(c + U⁺U⁺ᵀ(φ(x) − c)) and Y⁻ = φ⁻¹(φ(x) − U⁻U⁻ᵀ(φ(x) − c)), c the centre or else 0, an edit is
 
