@@ -16,11 +16,14 @@ from ..texts.demonstrations import Demonstrations
 _PROJECTIONS = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2")
 
 Example = tuple[list[int], int]
-"""Tokens, and where those begin that are trained on."""
+"""The tokens of a text, and the place of the first one that is trained on."""
 
 
 def training_examples(lens: Lens, demonstrations: Demonstrations, prepend_bos: bool) -> list[Example]:
-    """The positive texts, trained on after the neutral ones that they begin with.
+    """The tokens of each positive text, and where training on them begins.
+
+    It begins behind the neutral text, or at the second token where the positive text does not begin with the neutral
+    one.
 
     Raises:
         DemonstrationError: one does not fit the model's context; names it.
@@ -59,7 +62,7 @@ def train_adapters(
     device: torch.device,
     progress: bool,
 ) -> list[float]:
-    """Train the adapters; the mean loss of each epoch."""
+    """Train the adapters, and return the mean loss of each epoch in nats per token."""
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     totals = torch.zeros(epochs, 2, dtype=torch.float64)

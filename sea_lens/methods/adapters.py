@@ -1,4 +1,4 @@
-"""Fine-tuning with low-rank adapters (LoRA; Hu et al. 2021, arXiv 2106.09685) behind the interface of an edit.
+"""Fine-tuning with low-rank adapters (LoRA; Hu et al. 2021, arXiv 2106.09685; docs/method.md 5.6) as an edit.
 
 The output projections of the MLPs, which write what a spectral edit changes by default, become W + α B A. The adapters
 are trained by peft on the positive completions of the demonstrations; the negative ones are not seen.
@@ -139,7 +139,7 @@ def lora(
 ) -> LoRA:
     """Train adapters on the positive completions, by peft and AdamW.
 
-    Trained is a second copy of the model, in float32 on the same device; `model` itself is left alone.
+    A second copy of the model is trained, in float32 on the same device; `model` itself is left alone.
 
     Args:
         model: a TransformerLens model that `load_model` loaded.
@@ -153,6 +153,9 @@ def lora(
         seed: of the adapters' initial weights and of the order.
         progress: show a progress bar.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
+
+    Returns:
+        The edit: float32 adapters of each layer, on the CPU, and the mean loss of each epoch.
 
     Raises:
         MissingPackageError: the package peft is not installed.

@@ -1,7 +1,7 @@
 """Erasing what tells positive from negative texts, by LEACE (Belrose et al. 2023, arXiv 2306.03819).
 
-LEACE is the affine map, closest to the identity in mean square, after which no linear probe can tell the concept: the
-two classes have the same mean. For a concept of two classes it changes an activation along one direction:
+After an affine map that gives two classes the same mean, no linear probe can tell them apart. Of these maps LEACE is
+the closest to the identity in mean square (docs/method.md 5.3). It changes an activation along one direction:
 
     erased(x) = x − l ⟨r, x − c⟩        r = W w,  l = W⁻¹ w,  w ∝ W (mean positive − mean negative),  W = Σ^(−1/2)
 
@@ -42,7 +42,7 @@ class Eraser:
 
     Attributes:
         left: the direction that is taken out.
-        right: what measures it, in whitened coordinates the same direction.
+        right: what measures how much of it there is; in whitened coordinates the two are one direction.
         centre: mean activation, where nothing changes.
     """
 
@@ -62,7 +62,7 @@ class LEACE(SavedEdit, ActivationEdit):
 
     Attributes:
         site: where it acts.
-        erasers: of each layer.
+        erasers: the eraser of each layer.
     """
 
     combines: ClassVar[tuple[str, ...]] = ("erase",)
@@ -135,16 +135,16 @@ def leace(
         site: where to erase; at "z" in each head on its own.
         layers: which layers, as in `choose_layers`, by default all.
         position: the activation of a text, as in `capture`.
-        shrinkage: estimate the covariance by optimal linear shrinkage, the library's default, which is better the fewer
-            texts there are for each dimension. With very few it may fail; without it the covariance of the sample is
-            inverted where it is not zero, and what is erased may be an accident of the sample.
+        shrinkage: estimate the covariance by optimal linear shrinkage, the library's default. It helps more the fewer
+            texts there are for each dimension, but with very few it may fail. Without shrinkage the covariance of the
+            sample is inverted where it is not zero, and what is erased may be an accident of the sample.
         batch_size: demonstrations at a time.
         progress: show a progress bar.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         seed: for position "random".
 
     Returns:
-        The edit. Memory while fitting: layers · d² numbers of float64, whatever the number of demonstrations.
+        The edit. Memory while fitting: layers · units · d² numbers of float64, whatever the number of demonstrations.
 
     Raises:
         MissingPackageError: the package concept-erasure is not installed.
@@ -163,9 +163,10 @@ def leace(
     device = lens.double_device
 
     def fitter() -> Any:
-        # The trace of the covariance cannot grow here, so a limit on it is idle, but could cost the two thin factors to
-        # rounding. The threshold on singular values is meant for concepts of many classes; at its default of 0.01 a
-        # weak concept would stay in place without a word.
+        # This erasure cannot make the trace of the covariance grow, so a limit on it has nothing to do, but
+        # rounding could trigger it, and it would put full matrices in place of the two thin factors. The threshold on
+        # singular values is meant for concepts of many classes; at its default of 0.01 a weak concept would stay in
+        # place without a word.
         options = {"shrinkage": shrinkage, "constrain_cov_trace": False, "svd_tol": 1e-12}
         return new_fitter(width, 1, device=device, dtype=torch.float64, **options)
 
@@ -206,7 +207,11 @@ def _library() -> Any:
 
 
 def _eraser(fitters: list[Any], layer: int) -> Eraser:
-    """The fitted eraser of a layer, after checking that it erases."""
+    """The fitted eraser of a layer, after checking that it erases.
+
+    Raises:
+        ActivationError: it leaves more than `TOLERANCE` of the difference between the two means.
+    """
     found = [fitter.eraser for fitter in fitters]
     eraser = Eraser(
         torch.stack([rearrange(one.proj_left, "d 1 -> d") for one in found]).cpu(),

@@ -1,4 +1,4 @@
-"""Few-shot prompting (in-context learning; Brown et al. 2020, arXiv 2005.14165) behind the interface of an edit."""
+"""Few-shot prompting (in-context learning; Brown et al. 2020, arXiv 2005.14165; docs/method.md 5.5) as an edit."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -79,7 +79,7 @@ def in_context(
     Args:
         model: a TransformerLens model.
         demonstrations: the first `shots` of them are the examples.
-        shots: how many.
+        shots: number of examples.
         separator: behind each example.
 
     Raises:

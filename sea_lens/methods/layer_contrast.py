@@ -1,16 +1,16 @@
-"""DoLa: decoding by contrasting layers (Chuang et al. 2023, arXiv 2309.03883).
+"""DoLa: decoding by contrasting layers (Chuang et al. 2023, arXiv 2309.03883; docs/method.md 5.4).
 
 Let p be the model's next-token distribution and q_l what the residual stream behind layer l already says, read off
-through the final norm and the unembedding. At each position, of the candidate layers, the one whose q_l differs most
-from p in Jensen-Shannon divergence is the premature layer M, and
+through the final norm, the unembedding and the soft cap. At each position the premature layer M is the candidate whose
+q_l differs most from p in Jensen-Shannon divergence, and
 
     new logits = log p − α_M log q_M        for tokens with p ≥ relative_top · max p, −∞ for all others
 
-which is what the last layers added. Nothing is fitted and no activation changes.
+The difference is what the layers behind M added. Nothing is fitted and no activation changes.
 
-Two differences from the authors' code, both towards the paper: it averages the divergence over the batch, so that rows
-depend on each other, and takes the divergences of the mixture from p and q_l instead of those of p and q_l from the
-mixture. The authors also offer the embedding as a candidate ("layer 0"); their layer j is layer j − 1 here.
+Two things differ from the authors' code, both towards the paper. Their code averages the divergence over the batch, so
+that rows depend on each other, and takes the divergences of the mixture from p and q_l instead of those of p and q_l
+from the mixture. The authors also offer the embedding as a candidate ("layer 0"); their layer j is layer j − 1 here.
 """
 
 import math
@@ -91,7 +91,7 @@ class DoLa(Edit):
             return save
 
         def begin(start: int) -> None:
-            # A pass from before them runs all of them, so that no stream can be another pass's.
+            # A pass that starts before the candidates runs all of them, so that no stream is left from another pass.
             if start > min(strengths):
                 raise InputError(f"DoLa contrasts layers {list(strengths)}: expected a pass that starts before them")
 
@@ -114,6 +114,9 @@ def dola(model: Any, layers: LayerChoice = "all", relative_top: SupportsFloat = 
             other layer of one half of the model: the lower one for long answers, the upper one for short ones.
         relative_top: β, the share of the largest probability below which a token is ruled out. The paper's 0.1 is for
             generation; to score given completions, as in multiple choice, switch it off with 0.
+
+    Returns:
+        The edit; nothing is fitted.
 
     Raises:
         InputError: unknown layers, or a relative_top outside 0 to 1.
@@ -158,8 +161,8 @@ def contrasted(
 
     Args:
         logits: the model's own.
-        streams: the residual stream behind each candidate layer; where logits are only of the last positions, theirs
-            are taken.
+        streams: the residual stream behind each candidate layer, ascending; where there are logits of the last
+            positions only, those positions are taken.
         strengths: α of each candidate.
         readout: gives a residual stream's logits.
         relative_top: see `dola`.
@@ -171,7 +174,7 @@ def contrasted(
     for layer, stream in streams.items():
         premature = readout(stream[:, -logits.shape[1] :]).to(final).log_softmax(-1)
         divergence = jensen_shannon(final, premature)
-        # The divergence is positive, so that the first candidate is taken everywhere.
+        # The first candidate is taken everywhere, a later one only where it differs more: the lowest of equal ones.
         further = torch.ones_like(divergence, dtype=torch.bool) if furthest is None else divergence > furthest
         furthest = divergence if furthest is None else torch.where(further, divergence, furthest)
         penalty = torch.where(rearrange(further, "... -> ... 1"), strengths[layer] * premature, penalty)

@@ -1,4 +1,4 @@
-"""Steering by the difference of means (CAA; Rimsky et al. 2024, arXiv 2312.06681)."""
+"""Steering by the difference of means (CAA; Rimsky et al. 2024, arXiv 2312.06681; docs/method.md 5.1)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -18,6 +18,9 @@ class MeanDifference(Steering):
 
 def mean_difference(covariance: CrossCovariance) -> MeanDifference:
     """Mean-difference steering from the same captured statistics as a spectral fit.
+
+    Args:
+        covariance: from `capture`, with the identity as its feature map.
 
     Raises:
         InputError: the activations went through a feature map; a mean of φ(x) is no activation.

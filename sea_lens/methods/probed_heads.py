@@ -1,4 +1,4 @@
-"""Inference-time intervention (ITI; Li et al. 2023, arXiv 2306.03341): steering of the heads that tell best.
+"""Inference-time intervention (ITI; Li et al. 2023, arXiv 2306.03341; docs/method.md 5.2): steering of a few heads.
 
 One linear probe for each head learns to tell the positive from the negative texts by the head's last-token z. The K
 heads whose probes do best on held-out demonstrations are steered: at every position z becomes z + α σ θ, where θ is the
@@ -192,17 +192,17 @@ def _read(
 def probe(x: Float[np.ndarray, "n d"], labels: Float[np.ndarray, " n"]) -> Any:
     """A fitted `LogisticRegression` of scikit-learn's, with its default penalty, for labels 0 and 1.
 
-    By Newton's method, whose steps do not depend on the scale of the activations: it differs a hundredfold between
-    heads, and first-order methods would stop at different distances from the optimum.
+    It is fitted by Newton's method, whose steps do not depend on the scale of the activations. That scale differs a
+    hundredfold between heads, and first-order methods would stop at different distances from the optimum.
     """
-    # Imported here, since it takes as long as much of sea_lens.
+    # Imported here, since importing it takes about as long as importing much of sea_lens.
     from sklearn.linear_model import LogisticRegression
 
     return LogisticRegression(solver="newton-cholesky", tol=1e-10, max_iter=1000).fit(x, labels)
 
 
 def _labelled(x: Float[Tensor, "two n d"]) -> tuple[Float[np.ndarray, "both d"], Float[np.ndarray, " both"]]:
-    """Positive and negative activations of a head in one row, with label 1 for the positive ones."""
+    """The positive activations of a head and then the negative ones, with labels 1 and 0."""
     labels = np.repeat([1.0, 0.0], x.shape[1])
     return rearrange(x, "two n d -> (two n) d").numpy(), labels
 

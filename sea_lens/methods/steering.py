@@ -1,4 +1,4 @@
-"""What methods have in common that add a fixed vector to activations: x + α v."""
+"""What the methods that add a fixed vector to activations have in common: x + α v (docs/method.md 5.1 and 5.2)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
