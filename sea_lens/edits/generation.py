@@ -24,7 +24,7 @@ def generate(
     prepend_bos: bool = True,
     batch_size: int = 16,
 ) -> list[str]:
-    """Greedy continuations of prompts, decoded with a KV cache under the edit, up to EOS.
+    """Greedy continuations of prompts, decoded with a KV cache under the edit, up to EOS or another end token.
 
     Args:
         model: a TransformerLens model.

@@ -69,7 +69,7 @@ def _continued(lens: Lens, batch: Batch, max_new_tokens: int, stop: Sequence[str
 
 
 def decode_continuation(lens: Lens, prompt: Sequence[int], continuation: Sequence[int]) -> str:
-    """A continuation in words: decoded with its prompt and cut, since many tokenizers drop a leading space."""
+    """A continuation as text: decoded with its prompt and cut off it, since many tokenizers drop a leading space."""
     decode = lens.tokenizer.decode
     whole = decode([*prompt, *continuation], skip_special_tokens=True)
     return whole[len(decode(list(prompt), skip_special_tokens=True)) :]

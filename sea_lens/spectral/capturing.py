@@ -47,12 +47,12 @@ def capture(
             "random" one (docs/method.md 1.3). BOS does not count as a token of the text, unless it is all there is:
             its activation is the same for every text and often many times larger than the rest.
         neutral: the neutral text is the "prompt" alone, or the prompt with the model's own greedy continuation
-            ("generated", as the release does; docs/method.md 1.4).
+            ("generated", as the authors' code does; docs/method.md 1.4).
         feature: the feature map φ, by name or your own.
         batch_size: demonstrations at a time.
         progress: show a progress bar.
         fit_site: read from another site than the edit will act on: one of the sites of the same width, or
-            "hidden_states", the residual stream with the last layer after the final norm, as the release does.
+            "hidden_states", the residual stream, at the last layer after the final norm, as the authors' code does.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         max_new_tokens: longest continuation for "generated".
         seed: for "random"; which token is read depends on the seed and the text alone, not on the batches.

@@ -201,7 +201,7 @@ class CrossCovariance:
 
         The matrix (1/N) Σ x yᵀ of the 2N stacked [positive; negative] activations x (after φ, heads side by side) and
         their one-hot labels y has the two class means as its columns. The signature is the sum of its singular
-        values; the explained variance is their squares, normalised. Divisor N and no centring, as in the release.
+        values; the explained variance is their squares, normalised. Divisor N, no centring, as in the authors' code.
         """
         _, positive, negative = self.means(layer)
         columns = rearrange([positive, negative], "label units d -> (units d) label")

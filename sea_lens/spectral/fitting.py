@@ -32,7 +32,7 @@ def fit(
         rank: (k⁺, k⁻) instead of an energy, or one number for both; or a pair for each layer, at site `z` for each
             (layer, head), as `SpectralEdit.ranks` gives them.
         centre: subtract the sample mean of each of the three sets, after φ, and edit about the neutral mean.
-        spectrum_power: the power of the singular values that counts as energy; 2 as the release.
+        spectrum_power: the power of the singular values that counts as energy; 2 as in the authors' code.
 
     Returns:
         The edit, for every layer captured.
