@@ -1,6 +1,6 @@
-"""Figures; every function takes the numbers that it draws, draws on given axes or on new ones, and returns them.
+"""Figures. Every function takes the numbers that it draws, and returns the axes: those given to it, or new ones.
 
 In reading order: `axes` (what all share), `edits` (an edit and its effect), `contributions` (what carries the effect),
-`scores` (the scores of a benchmark). They are imported where they are drawn, since pyplot takes half as long to
-import as torch.
+`scores` (the scores of a benchmark). These modules are imported where a figure is drawn, since pyplot takes half as
+long to import as torch.
 """

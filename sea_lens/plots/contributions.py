@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from .axes import BEFORE, DROP, KEEP, NEUTRAL, new_axes
 
-# A map with more rows and columns than this is read by its colours alone.
+# A map of more cells than this is read by its colours alone.
 MOST_NUMBERS = 96
 SIDES = {"+": "^", "-": "v"}
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -22,8 +22,8 @@ def layer_bars(frame: pd.DataFrame, effect: float, title: str, *, controls: int 
     """A bar for each edited layer, with its bootstrap interval over contrasts and the range of its control.
 
     Args:
-        frame: columns layer, value, low, high, and with controls control_low and control_high.
-        effect: of the whole edit, drawn as a line.
+        frame: columns layer, value, low, high, and with controls control_low and control_high; in nats.
+        effect: of the whole edit in nats, drawn as a line.
         title: of the figure.
         controls: how many control edits the range is of.
         ax: where to draw.
@@ -72,7 +72,7 @@ def position_map(
 
 
 def head_map(values: Float[np.ndarray, "n_layers n_heads"], unit: str, title: str, ax: Axes | None = None) -> Axes:
-    """Head × layer map of contributions in a unit."""
+    """Layer × head map of contributions in the given unit."""
     n_layers, n_heads = values.shape
     ax = new_axes(ax, (1.9 + 0.55 * min(n_heads, 24), 1.8 + 0.5 * min(n_layers, 24)))
     _map(ax, values, unit, range(n_heads), range(n_layers))
@@ -104,12 +104,15 @@ def _map(
 def direction_spectrum(
     frame: pd.DataFrame, names: Sequence[str], effect: float, *, controls: int = 0, ax: Axes | None = None
 ) -> Axes:
-    """Share of each singular direction against its place in the spectrum; intervals and names of the largest.
+    """Share of each singular direction against its place in the spectrum (docs/method.md 8.1).
+
+    The 20 largest shares are drawn with their intervals, the 4 largest with their names.
 
     Args:
-        frame: columns layer, head, side, index, value, low, high, and with controls control_low and control_high.
-        names: what each row of it stands for, empty where that is not known.
-        effect: of the whole edit.
+        frame: columns layer, head, side, index, value, low, high, and with controls control_low and control_high; in
+            nats.
+        names: what each row of the frame stands for, empty where that is not known.
+        effect: of the whole edit, in nats.
         controls: how many control edits the range is of.
         ax: where to draw.
     """

@@ -38,11 +38,12 @@ def spectra(
     ranks: Mapping[int, Sequence[float]],
     ax: Axes | None = None,
 ) -> Axes:
-    """Spectral energy left after k directions, for each layer, with the chosen ranks marked.
+    """Spectral energy left after k directions, for each layer, with the chosen ranks marked (docs/method.md 2.4).
 
     Args:
-        energies: of each layer, those of the positive and of the negative cross-covariance, descending.
-        ranks: of each layer, likewise.
+        energies: for each layer, the energy of every direction of the positive and of the negative cross-covariance,
+            descending.
+        ranks: for each layer, the positive and the negative rank; a mean over heads need not be whole.
         ax: where to draw.
     """
     ax = new_axes(ax)
@@ -66,7 +67,7 @@ def spectra(
 
 
 def layer_signatures(signatures: Mapping[int, float], ax: Axes | None = None) -> Axes:
-    """Signature of each layer."""
+    """Signature of each layer (docs/method.md 2.5)."""
     ax = new_axes(ax)
     ax.bar(list(signatures), list(signatures.values()), color=KEEP)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -10,7 +10,9 @@ _SHOWN = 30
 
 
 def score_differences(frame: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Difference of each score with its interval, and the range of the controls; at most the first 30 scores.
+    """Difference of each score with its interval, and the range of the controls.
+
+    Scores that are NaN are left out; of the others the first 30 are drawn.
 
     Args:
         frame: a row for each score, with the columns before, after, difference, low, high, and with controls
