@@ -96,7 +96,7 @@ def effect(
     prepend_bos: bool = True,
     seed: int = 0,
 ) -> Effect:
-    """Mean of log p(target | prompt) − log p(foil | prompt) over contrasts, edited minus unedited.
+    """Mean of log p(target | prompt) − log p(foil | prompt) over contrasts, edited minus unedited (docs/method.md 6.2).
 
     Args:
         model: a TransformerLens model. Its own hooks, if any, stay in both runs.
@@ -107,10 +107,14 @@ def effect(
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         seed: of the bootstrap interval.
 
+    Returns:
+        Each contrast before and after in nats, the mass on its two answers, and the paired interval of the mean effect.
+
     Raises:
         MismatchError: the edit is for another model.
         InputError: unknown layers or `combine`, or an edit that leaves some tokens without a probability.
-        DemonstrationError: a text that is too long, or a completion that adds no token.
+        DemonstrationError: no contrasts, a text that is too long, or a completion that adds no token.
+        ActivationError: a log-probability that is NaN or infinite.
 
     Example:
         >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)

@@ -1,7 +1,7 @@
-"""Log-probabilities of completions that can be differentiated, each item in rows of its own.
+"""Differentiable log-probabilities of completions, each item in rows of its own (docs/method.md 6.1 and 6.2).
 
-For contrasts and contributions, where a row must belong to one item; benchmarks, which ask for many answers to long
-prompts and for no gradient, are scored by `shared`.
+This is for contrasts and contributions, where a row must belong to one item. Benchmarks ask for many answers to long
+prompts and for no gradient; `shared` scores them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -121,8 +121,8 @@ class EncodedContrasts:
     Attributes:
         names: what errors call each contrast.
         prompts: tokens of each prompt.
-        completions: tokens of prompt and completion, and where the completion starts: that of contrast i's target at
-            2 i, that of its foil at 2 i + 1.
+        completions: (tokens of prompt and completion, place where the completion starts), for the target of contrast i
+            at 2 i and for its foil at 2 i + 1.
     """
 
     names: tuple[str, ...]
@@ -150,7 +150,7 @@ class EncodedContrasts:
         return cls(contrasts.names, prompts, tuple(one for _, completions in encoded for one in completions))
 
     def scorer(self, lens: Lens, batch_size: int) -> Scorer:
-        """A scorer of the targets and foils, whose completions are ours."""
+        """A scorer of the targets and foils, in the order of `completions`."""
         return Scorer.of(lens, self.completions, [i // 2 for i in range(len(self.completions))], batch_size)
 
 

@@ -1,8 +1,9 @@
-"""Log-probabilities of many completions, what they share computed once.
+"""Log-probabilities of many completions; what these share is computed once (docs/method.md 6.9).
 
-Benchmarks ask for several answers to each prompt, and put the same examples in front of all prompts. Tokens that all
-rows begin with are read once, then every prompt once, then the answers (`models.cache`). Prompts of equal length are
-read together, so that nothing that is kept holds padding and every number is that of a forward pass of its own.
+Benchmarks ask for several answers to each prompt, and put the same examples in front of all prompts. The tokens that
+several items begin with are read once, then every prompt once, then the answers (`models.cache`). Prompts of equal
+length are read together, so that no cached position is padding, and every log-probability is that of a forward pass
+over its row alone.
 """
 
 from collections import defaultdict
@@ -31,14 +32,14 @@ def log_probs(
         lens: the model, with whatever edit is in it. Where it has hooks that sea_lens did not install, which may depend
             on positions, every row is read whole.
         spans: what to score.
-        items: which spans have a prompt in common: those of one item.
+        items: the item of each span; spans of one item have a prompt in common.
         batch_size: rows at a time.
 
     Returns:
         Nats, float64 on the CPU, without gradient.
 
     Raises:
-        ActivationError: one is NaN or infinite.
+        ActivationError: a log-probability is NaN or infinite.
     """
     batch_size = as_integer(batch_size, "batch_size", least=1)
     if not spans:
@@ -64,7 +65,7 @@ def log_probs(
 
 
 def _families(plan: Plan, items: Sequence[int]) -> list[tuple[list[int], int]]:
-    """Inputs that begin alike with those of other items, with what they share, and last all the others.
+    """Inputs of several items that begin alike, with how many tokens they share; last all other inputs, with 0.
 
     A prompt that was cut to fit the context begins unlike all others, and must not keep them from sharing.
     """

@@ -1,7 +1,7 @@
-"""What is scored: spans of tokens, and the plan by which the different inputs among them are read once each.
+"""What is scored: spans of tokens, and the plan that reads each different input among them once.
 
-Both ways of scoring begin here (docs/method.md 6.1): `scorer`, whose rows belong to one item each and which can be
-differentiated, and `shared`, which reads what prompts have in common once.
+Both ways of scoring begin here (docs/method.md 6.1): `scorer`, differentiable and with rows of one item each, and
+`shared`, which reads what prompts have in common once.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,11 +39,12 @@ class Fitted:
 
 
 def fit_context(lens: Lens, tokens: Sequence[int], start: int) -> Fitted:
-    """Tokens from `start` on, scored given as much of what stands before as the context holds, BOS kept.
+    """The spans that score the tokens from `start` on, cut to fit the context (docs/method.md 6.6).
 
-    The last token is only predicted, so that a sequence may be one longer than the context. One that fits is scored
-    whole. Of a longer one at most half a context is scored at a time, so that every token is given at least about half
-    a context; the left end of the prompt goes first, as in EleutherAI's harness.
+    The last token is only predicted, so that a sequence may be one longer than the context. A sequence that fits is
+    one span. Of a longer one, each span scores at most half a context and has as many tokens before that as fit, BOS
+    kept, so that every token is given about half a context or more. The left end of the prompt goes first, as in
+    EleutherAI's harness.
     """
     room = lens.n_ctx + 1
     if len(tokens) <= room:
@@ -64,9 +65,9 @@ def fit_context(lens: Lens, tokens: Sequence[int], start: int) -> Fitted:
 def completion_spans(
     lens: Lens, prompt: str, completions: Iterable[str], *, prepend_bos: bool = True, what: str = "item"
 ) -> list[Fitted]:
-    """Each completion after the prompt, in tokens that fit the context.
+    """Each completion after the prompt, in tokens that fit the context (docs/method.md 6.1).
 
-    Its tokens are those of prompt + completion after the longest token prefix shared with the prompt alone.
+    A completion's tokens are those of prompt + completion after the longest token prefix shared with the prompt alone.
 
     Raises:
         DemonstrationError: a completion adds no token, or there is no token before it; names the item.
@@ -82,7 +83,9 @@ def completion_spans(
 
 
 def text_spans(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "text") -> Fitted:
-    """A whole text, given BOS; given EOS where the tokenizer has no BOS; else all but its first token.
+    """A whole text, scored given BOS, given EOS where the tokenizer has no BOS, else without its first token.
+
+    The rule is that of docs/method.md 6.5.
 
     Raises:
         DemonstrationError: nothing is left to score; names the text.
@@ -102,7 +105,7 @@ class Plan:
 
     Attributes:
         inputs: tokens to read; the last token of a span is only predicted and never read.
-        wanted: for each input the spans that end one token behind it, with their places in what was given.
+        wanted: for each input, the spans of which it is all but the last token, as (place among those given, span).
         n: number of spans.
     """
 
@@ -141,7 +144,7 @@ class Plan:
 
 
 def check_log_probs(sums: Float[Tensor, " n"]) -> None:
-    """Refuse log-probabilities that are no numbers.
+    """Refuse log-probabilities that are not finite.
 
     Raises:
         ActivationError: one is NaN or infinite; names the first.
