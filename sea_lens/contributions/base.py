@@ -74,11 +74,13 @@ class Contributions(ABC):
 
     @property
     def closure_error(self) -> float:
-        """|total − Δ|."""
+        """|total − Δ| (docs/method.md 7.1)."""
         return abs(self.total - self.effect)
 
     def interval(self, label: Hashable) -> Interval:
         """Bootstrap interval of one part's contribution over contrasts; paired, as each item is a difference.
+
+        The source is docs/method.md 6.7.
 
         Raises:
             ValueError: there is no such part.

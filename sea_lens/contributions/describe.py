@@ -27,13 +27,13 @@ def describe_directions(
 ) -> list[DirectionDescription]:
     """Describe directions of U⁺ and U⁻ of a study's spectral edit.
 
-    The sign of a singular vector is arbitrary; a direction is told by what the edit does along it: by the mean
-    displacement along it over the tokens of the contrasts' prompts, in the edited run.
+    The sign of a singular vector is arbitrary, so a direction is described by what the edit does along it: the mean
+    displacement over the tokens of the contrasts' prompts, in the edited run.
 
     Args:
         study: the edit, and the contrasts whose prompts it is watched on.
         labels: as in `DirectionContributions`, of sides "+" and "-".
-        captured: demonstrations, to find those that a direction fires on.
+        captured: readings of demonstrations, to find those that a direction fires on.
     """
     edit = study.edit
     assert isinstance(edit, SpectralEdit)
@@ -70,7 +70,7 @@ def _mean_displacements(
             subspaces = edit.subspaces[layer].to(activations.device, activations.dtype)
             terms = direction_terms(activations, subspaces, edit.feature, where.combine)
             alpha = edit.per_unit(where.strengths[layer])
-            # A direction is told by one number for each unit: strengths of different tokens are averaged.
+            # A description has one strength for each unit, so strengths of different tokens are averaged.
             alphas = reduce(torch.atleast_1d(torch.as_tensor(alpha)).to(activations), "... units -> units", "mean")
             alphas = alphas.expand(len(subspaces.keep))
             for place, direction in enumerate(directions):
@@ -141,7 +141,7 @@ def _tokens(
 
 
 def _examples(edit: SpectralEdit, direction: Direction, neutral: Float[Tensor, "n units d"]) -> list[tuple[int, float]]:
-    """Demonstrations of largest |aⱼ|."""
+    """Demonstrations of largest |aⱼ|, or |bⱼ| for a column of U⁻, as (index, aⱼ)."""
     unit, subspaces = direction.unit, edit.subspaces[direction.layer]
     mapped = edit.feature.forward(neutral[:, unit])
     centred = mapped if subspaces.centre is None else mapped - subspaces.centre[unit]

@@ -1,11 +1,12 @@
 """Direct contributions of heads to the change of the logit difference (docs/method.md 9.1).
 
 The direct contribution of a head is what it writes at the last prompt position, read off as logit difference through
-the final norm and the unembedding, in the edited run minus the unedited run, each run with its own norm scale. The
-final norm given its scale is linear, so the contributions of all heads, MLPs, biases, the embedding and the edit's own
-displacements add up to the change of the logit difference. That closure is checked in every call, together with the two
-identities that it rests on: the heads and the bias of a layer sum to its attention output, and the parts read off sum
-to the logits. Where one does not hold numerically, the function refuses.
+the final norm and the unembedding, in the edited run minus the unedited run, each run with its own norm scale. Given
+its scale, the final norm is linear up to a constant that both runs have, so the contributions of all heads, MLPs,
+biases, the embedding and the edit's own displacements add up to the change of the logit difference. This closure rests
+on three identities, which are checked in every call and in both runs: the heads and the bias of a layer sum to its
+attention output, the parts sum to the residual stream behind the last layer, and this stream read off gives the model's
+logits. Where one of them does not hold numerically, the function refuses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -129,7 +130,7 @@ def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) ->
 
 @dataclass(frozen=True)
 class _Parts:
-    """A logit difference and the parts that it is the sum of."""
+    """A logit difference and the parts that sum to it."""
 
     heads: Float[Tensor, "batch n_layers n_heads"]
     others: dict[str, Float[Tensor, "batch n_layers"]]

@@ -50,7 +50,9 @@ def direction_contributions(
     tolerance: float | None = None,
     control: Sequence[Edit] = (),
 ) -> DirectionContributions:
-    """Share of each singular direction of U⁺ and U⁻, and of the norm rescale, in the effect on contrasts.
+    """Share of each singular direction of U⁺ and U⁻, of the rescaling and of the centre, in the effect on contrasts.
+
+    The source is docs/method.md 8.
 
     Args:
         model: a TransformerLens model.
@@ -67,10 +69,13 @@ def direction_contributions(
             ones.
 
     Returns:
-        Values in nats, by (layer, side, index). Memory: contrasts × directions numbers.
+        Values in nats, by (layer, side, index), at site `z` by (layer, head, side, index). Memory: contrasts ×
+        directions numbers.
 
     Raises:
-        InputError: the edit is not a spectral one.
+        InputError: the edit is not a spectral one; a control edit has another site, other ranks, or lacks a layer; the
+            edit's provenance does not say how to read demonstrations; or examples stand in front of what the model
+            reads.
         Otherwise as `effect`.
 
     Warns:
@@ -119,7 +124,7 @@ def check_control_ranks(study: Study, control: Sequence[Edit]) -> None:
 def by_direction(study: Study) -> Split:
     """The path integral by direction."""
     edit = spectral_edit(study.edit)
-    # Only a centred edit, or a feature map whose inverse does not send 0 to 0, adds a constant.
+    # Uncentred, the identity adds no constant; φ⁻¹(0) of another feature map need not be 0.
     has_centre = edit.options.get("centre", False) or not edit.feature.is_identity
     labels = tuple(label for layer in study.layers for label in _labels(edit, layer, has_centre))
 

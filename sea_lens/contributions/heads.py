@@ -1,8 +1,8 @@
 """Which heads carry an edit's effect (docs/method.md 9).
 
-An edit of an MLP or of the residual stream touches no head; heads read what it changed and carry that on: `direct`,
-and `patching` between the edited and the unedited run. An edit at site `z` is made of one edit for each head, and there
-the methods that tell layers apart tell heads apart.
+An edit of an MLP or of the residual stream touches no head. Heads read what it changed and carry that on; `direct` and
+`patching` measure this between the unedited and the edited run. An edit at site `z` is made of one edit for each head,
+and the methods that tell layers apart tell these apart as well.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ def head_contributions(
     control: Sequence[Edit] = (),
     progress: bool = False,
 ) -> HeadContributions:
-    """Contribution of each head of the model to the effect on contrasts.
+    """Contribution of each head of the model to the effect on contrasts (docs/method.md 9).
 
     Args:
         model: a TransformerLens model.
@@ -76,18 +76,24 @@ def head_contributions(
         permutations: for "shapley", as in `layer_contributions`.
         seed: of the sample and the permutations.
         control: edits to measure in the same way beside this one, such as `sl.permuted` or `sl.randomised` ones.
-        progress: show a progress bar.
+        progress: show a progress bar; "direct" and "path" have none.
 
     Returns:
-        Values by layer and head, with each contrast's share; with "direct" also everything that is no head.
+        Values by layer and head, with those of every contrast (`item_values`); with "direct" also everything that is no
+        head (`others`).
 
     Raises:
-        InputError: an unknown method, one for edits at site `z` with an edit elsewhere, or an edit that is not of
-            activations.
-        DemonstrationError: target and foil of a contrast begin with the same token ("direct").
+        InputError: an unknown method, one for edits at site `z` with an edit elsewhere, an edit that is not of
+            activations, examples in front of what the model reads, or a control edit of another site or without one of
+            the layers.
+        DemonstrationError: with "direct", target and foil of a contrast begin with the same token, or a completion
+            changes the tokens of its prompt.
         UnsupportedModelError: an identity that the method rests on does not hold on this model; names the layer and
             by how much.
         Otherwise as `effect`.
+
+    Warns:
+        UserWarning: "path" did not close to the tolerance; names the error.
     """
     edit = activation_edit(model, edit, "head_contributions")
     known = METHODS + (LAYER_METHODS if edit.at.per_head else ())

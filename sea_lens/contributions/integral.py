@@ -180,13 +180,13 @@ def _slopes(study: Study, t: float, batch: ScoringBatch) -> list[Slope]:
 
 
 def displaced(study: Study, slope: Slope) -> Float[Tensor, "batch pos units d"]:
-    """⟨gradient, edited − x⟩ before it is summed."""
+    """The products of gradient and edited − x, whose sum is the inner product."""
     edited = study.activation_edit(WHAT).edit_units(slope.x, slope.layer, 1.0, study.where.combine)
     return slope.gradient * (edited - slope.x)
 
 
 def outside_inference_mode(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
-    """A function that takes gradients, callable also where the user's script has switched them off for good."""
+    """The function, which takes gradients, made callable inside `torch.inference_mode` too."""
 
     @functools.wraps(function)
     def wrapped(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:

@@ -44,7 +44,7 @@ def layer_contributions(
     control: Sequence[Edit] = (),
     progress: bool = False,
 ) -> LayerContributions:
-    """Contribution of each edited layer to the effect on contrasts.
+    """Contribution of each edited layer to the effect on contrasts (docs/method.md 7).
 
     Args:
         model: a TransformerLens model.
@@ -60,13 +60,15 @@ def layer_contributions(
         permutations: for `shapley` with more than 10 layers: orders drawn, each together with its reverse.
         seed: of those orders.
         control: edits to measure in the same way beside this one, such as `sl.permuted` or `sl.randomised` ones.
-        progress: show a progress bar.
+        progress: show a progress bar; "path" has none.
 
     Returns:
-        Values in nats, with each contrast's share.
+        Values in nats, one for each edited layer, with those of every contrast (`item_values`).
 
     Raises:
-        InputError: an unknown method, or "path" with an edit that is not of activations.
+        InputError: an unknown method; "path" with an edit that is not of activations, or with examples in front of what
+            the model reads; another method, over several layers, with an edit that acts on all of them or not at all;
+            or a control edit of another site or without one of the layers.
         Otherwise as `effect`.
 
     Warns:
@@ -127,7 +129,7 @@ def position_contributions(
     prepend_bos: bool = True,
     tolerance: float | None = None,
 ) -> PositionContributions:
-    """Path contribution of each edited layer at each position: where in the text the edit does its work.
+    """Path contribution of each edited layer at each position: where the edit does its work (docs/method.md 7.5).
 
     Arguments, errors and warnings as in `layer_contributions`; summed over positions, the values are those of its
     "path".

@@ -6,9 +6,10 @@
   first-order estimate of sufficiency (attribution patching, Nanda 2023), reported with its correlation to the exact
   values on a sample of heads.
 
-The clean runs of a batch of contrasts are made once for all heads, methods and control edits. Patched runs are batched
-over contrasts and heads alike, up to `batch_size` sequences. Memory: the `z` of both clean runs of a batch, 2 · layers
-· batch · positions · heads · d_head numbers; "gradient" adds what autograd keeps of a forward pass.
+The clean runs of a batch of contrasts are made once for all heads and methods, the unedited one for all control edits
+too. Patched runs are batched over contrasts and heads alike, up to `batch_size` sequences. Memory: the `z` of both
+clean runs of a batch, 2 · layers · batch · positions · heads · d_head numbers; "gradient" adds the gradient of every
+`z`, and what autograd keeps of a forward pass.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,7 +51,10 @@ class Patched:
 
 @dataclass(frozen=True)
 class _Clean:
-    """A run that nothing is patched in: each row's contrast, `z` of every layer, and the contrast's slope in it."""
+    """A run that nothing is patched in: each row's contrast, `z` of every layer, and the gradient to each `z`.
+
+    The slopes are empty where no gradient is wanted.
+    """
 
     values: Float[Tensor, " batch"]
     z: list[Float[Tensor, "batch pos heads d_head"]]
@@ -71,7 +75,10 @@ def patched(study: Study, methods: Mapping[str, Sequence[Edit]], heads: Sequence
         heads: which; "gradient" gives those of all heads in any case.
 
     Returns:
-        For each method what it found under the edit, then under each of its controls.
+        For each method what it found under the edit, then under each of its controls; in nats.
+
+    Raises:
+        UnsupportedModelError: the attention output of a layer does not come from the `z` that hooks see; names it.
     """
     _check_z(study)
     contrasts = study.scorer.n // 2
@@ -172,7 +179,7 @@ def _clean(study: Study, batch: ScoringBatch, hooks: Hooks) -> _Clean:
 
 
 def _with_slopes(study: Study, batch: ScoringBatch) -> _Clean:
-    """The unedited run with the contrast's gradient in every head's z."""
+    """The unedited run, with the gradient of the contrast with respect to every head's z."""
     z: dict[str, Tensor] = {}
 
     def record(name: str) -> HookFunction:

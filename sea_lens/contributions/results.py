@@ -33,10 +33,10 @@ class DirectionDescription:
         displacement: mean of the signed length of what the edit adds along the direction, over all tokens of the
             contrasts' prompts but BOS.
         raises, lowers: tokens whose logits the mean displacement raises and lowers most when it is read off by the
-            final norm's gain and the unembedding alone, as (token, change of logit for a unit step); the latter is
-            relative to the mean over the vocabulary, which moves no probability.
-        fires_on: the demonstrations whose neutral activation is largest along the direction, as (index, aⱼ), aⱼ as
-            in `spectral.terms`; empty where no demonstrations were given.
+            final norm's gain and the unembedding alone, as (token, change of logit for a unit step). Changes are
+            relative to their mean over the vocabulary, which moves no probability.
+        fires_on: the demonstrations whose neutral activation is largest along the direction in absolute value, as
+            (index, aⱼ), or bⱼ for a column of U⁻, as in `spectral.terms`; empty where no demonstrations were given.
     """
 
     displacement: float
@@ -47,7 +47,7 @@ class DirectionDescription:
 
 @dataclass(frozen=True, eq=False)
 class LayerContributions(Contributions):
-    """Contribution of each edited layer to the effect, in nats.
+    """Contribution of each edited layer to the effect, in nats (docs/method.md 7).
 
     Attributes:
         layers: the edited layers; entry i of `values` belongs to layers[i].
@@ -80,7 +80,7 @@ class LayerContributions(Contributions):
 
 @dataclass(frozen=True, eq=False)
 class PositionContributions(Contributions):
-    """Path contribution of each edited layer at each position, in nats.
+    """Path contribution of each edited layer at each position, in nats (docs/method.md 7.5).
 
     Attributes:
         layers: the edited layers, axis 1 of `item_values`.
@@ -115,14 +115,14 @@ class PositionContributions(Contributions):
 
 @dataclass(frozen=True, eq=False)
 class HeadContributions(Contributions):
-    """Contribution of each head, `values[layer, head]`.
+    """Contribution of each head, `values[layer, head]` (docs/method.md 9).
 
     Attributes:
         item_others: with "direct", contributions of everything that is no head, by name: "embedding",
             "attention_bias", "mlp", "edit" (the edit's own displacements); empty otherwise.
         Others as in `Contributions`. With "direct" values and effect are in logits: the change of the difference
         between the logits of the first tokens of target and foil, at the last prompt position, before any soft cap.
-        With all other methods they are in nats, those of `effect`.
+        With all other methods they are in nats, and the effect is that of `sl.effect`.
     """
 
     item_values: Float[Tensor, "contrasts n_layers n_heads"]
@@ -178,7 +178,7 @@ class HeadContributions(Contributions):
         return frame.astype({"head": "Int64"})
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Head × layer map."""
+        """Layer × head map."""
         from ..plots.contributions import head_map
 
         whole = f"whole edit {self.effect:+.3f} {self.unit}"
@@ -193,12 +193,15 @@ class HeadContributions(Contributions):
 
 @dataclass(frozen=True, eq=False)
 class DirectionContributions(Contributions):
-    """Share of each singular direction in the effect, in nats; the shares of a layer add up to its path contribution.
+    """Share of each singular direction in the effect, in nats (docs/method.md 8).
+
+    The shares of a layer add up to its path contribution.
 
     Attributes:
         directions: one label for each entry of `values`: (layer, side, index), at site `z` (layer, head, side, index).
             Side "+" is a column of U⁺ and "-" one of U⁻, by descending singular value; "norm" is the rescaling of the
-            activation itself, and "centre" the constant that a centred edit, or a feature map with φ⁻¹(0) ≠ 0, adds.
+            activation itself, and "centre" the constant that is added, for a centred edit and for every feature map but
+            the identity.
         descriptions: of the directions that contribute most, by label.
         Others as in `Contributions`.
     """
@@ -223,7 +226,7 @@ class DirectionContributions(Contributions):
     def to_frame(self) -> "pd.DataFrame":
         """One row per direction: layer, head (missing but at site `z`), side, index and its numbers.
 
-        Those that are described have the tokens that they raise and lower beside them.
+        Directions that are described have the tokens that they raise and lower beside them.
         """
         import pandas as pd
 

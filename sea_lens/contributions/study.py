@@ -100,7 +100,7 @@ class Study:
 
     @functools.cached_property
     def effect(self) -> Effect:
-        """What `effect` measures."""
+        """What `sl.effect` measures."""
         return effect_between(self.unedited_log_probs, self.edited_log_probs)
 
     @functools.cached_property
@@ -137,13 +137,13 @@ class Study:
         return strengths
 
     def activation_edit(self, what: str) -> ActivationEdit:
-        """The edit, for `what` needs its activations; raises as `activation_edit`."""
+        """The edit, which must be one of activations; raises as the function `activation_edit`, naming `what`."""
         return activation_edit(self.model, self.edit, what)
 
     def under(self, other: Edit) -> "Study":
         """The same contrasts and places under another edit, checked once however often it is asked for.
 
-        Where it cannot combine its parts as this one does, it does so in its own first way.
+        An edit that does not have this study's `combine` takes its own default.
         """
         if id(other) not in self._others:
             combine = self.where.combine if self.where.combine in other.combines else None
@@ -166,11 +166,11 @@ class Study:
 
 
 def activation_edit(model: Any, edit: Edit, what: str) -> ActivationEdit:
-    """The edit, for `what` needs its activations.
+    """The edit, which must be one of activations, since `what` reads them by position.
 
     Raises:
-        InputError: it is a method that changes none, or examples stand in front of what the model reads, whose
-            positions would be counted wrong.
+        InputError: the edit changes no activations, or examples stand in front of what the model reads, so that
+            positions would be counted wrong; names `what`.
     """
     if Lens.of(model).prefix_length > 0:
         raise InputError(f"{what} counts positions: expected a model without examples in front (in_context)")

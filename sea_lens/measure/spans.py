@@ -105,7 +105,7 @@ class Plan:
 
     Attributes:
         inputs: tokens to read; the last token of a span is only predicted and never read.
-        wanted: for each input, the spans of which it is all but the last token, as (place among those given, span).
+        wanted: for each input, the spans of which it is all but the last token, as (place in what was given, span).
         n: number of spans.
     """
 
