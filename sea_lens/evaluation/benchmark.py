@@ -78,7 +78,7 @@ class Asker:
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         edited: the context in which the model is to be measured.
         has_edit: whether there is an edit at all.
-        max_new_tokens: longest generated answer; at most half of the context is used for it.
+        max_new_tokens: longest generated answer, in tokens; at most half of the context is used for it.
     """
 
     lens: Lens
@@ -90,7 +90,12 @@ class Asker:
     max_new_tokens: int
 
     def score(self, items: Sequence[Item]) -> list[Scored]:
-        """Log-probabilities of every answer of every item, prompts shared."""
+        """Log-probabilities of every answer of every item, prompts shared (docs/method.md 6.1 and 6.9).
+
+        Raises:
+            DemonstrationError: an answer adds no token to its prompt; names the row.
+            ActivationError: a log-probability is NaN or infinite.
+        """
         assert self.prompt is not None
         prompt = self.prompt
         return self._score(
@@ -107,7 +112,12 @@ class Asker:
         )
 
     def score_sentences(self, texts: Iterable[tuple[str, str]]) -> list[Scored]:
-        """Log-likelihood of whole texts, given as (what it is, text)."""
+        """Log-likelihood of whole texts, given as (what errors call it, text); docs/method.md 6.5.
+
+        Raises:
+            DemonstrationError: a text has nothing to score; names it.
+            ActivationError: a log-probability is NaN or infinite.
+        """
         return self._score(
             lambda: [[text_spans(self.lens, text, prepend_bos=self.prepend_bos, what=what)] for what, text in texts]
         )
@@ -116,6 +126,9 @@ class Asker:
         """Greedy continuation of each item's prompt up to the prompt's stop texts, and the tokens cut from the prompt.
 
         A prompt that leaves no room for an answer loses tokens at its left end, BOS kept.
+
+        Raises:
+            DemonstrationError: the context is too short for any prompt with an answer; names the row.
         """
         assert self.prompt is not None
         prompts, cuts = [], []
@@ -166,7 +179,8 @@ class Asker:
 class Benchmark(ABC):
     """A benchmark: reads rows, asks, and sums up.
 
-    Every score is a function of sums over items, so that a bootstrap over items is exact for all of them, ratios too.
+    Every score is a function of sums over items, so that one bootstrap over items serves all of them, ratios too
+    (docs/method.md 6.7).
 
     Attributes:
         name: by which it is called.

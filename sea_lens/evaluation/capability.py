@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Capability(Benchmark):
-    """Accuracy of the choice with the highest log-probability, summed and per character of the choice.
+    """Accuracy of the choice with the highest log-probability, summed and per character (docs/method.md 6.3).
 
     The second, `accuracy_normalised`, takes away most of the advantage of short choices (as `acc_norm` in EleutherAI's
     harness). Ties go to the first choice in both.
@@ -25,7 +25,7 @@ class Capability(Benchmark):
     prompts: ClassVar[tuple[str, ...]] = ("query",)
 
     def for_rows(self, rows: Sequence[tuple[int, Any]]) -> Benchmark:
-        """GSM8K for its rows: its file lies among those of capability, and has no choices to choose from."""
+        """GSM8K where the rows are its own: its file lies among those of capability, and its rows have no choices."""
         # A subclass of another name is another benchmark, which no row turns into GSM8K.
         if self.name != Capability.name or not rows:
             return self
@@ -51,7 +51,7 @@ class Capability(Benchmark):
         return items
 
     def default_prompt(self, items: Sequence[Item]) -> str:
-        """With "Answer:" after queries that are questions; choices go on directly from others."""
+        """The one with "Answer:" where every query begins with "Question:"; else choices follow the query directly."""
         questions = all(item.fields["query"].startswith("Question:") for item in items)
         return "query_answer" if questions else "query"
 

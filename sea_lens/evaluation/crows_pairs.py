@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 
 class CrowSPairs(Benchmark):
-    """Share of pairs whose more stereotypical sentence has the higher log-likelihood, in all and per bias type.
+    """Share of pairs whose more stereotypical sentence has the higher log-likelihood (docs/method.md 6.5).
 
     0.5 is no preference. Log-likelihoods are of whole sentences; sentences of equal likelihood prefer neither and count
-    half. The paper masks words for bidirectional models, which a left-to-right model cannot do.
+    half. `difference` is the mean absolute difference of the two log-likelihoods, in nats. Both scores are given over
+    all pairs, by direction of the pair and by bias type. The paper masks words for bidirectional models, which a
+    left-to-right model cannot do.
     """
 
     name: ClassVar[str] = "crows_pairs"

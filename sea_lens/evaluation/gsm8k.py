@@ -27,7 +27,7 @@ def final_number(text: str) -> Decimal | None:
 
 
 class GSM8K(Benchmark):
-    """Share of problems whose generated solution ends in the right number."""
+    """Share of problems whose generated solution ends in the right number (`exact_match`), or in any (`answered`)."""
 
     name: ClassVar[str] = "gsm8k"
     prompts: ClassVar[tuple[str, ...]] = ("question",)

@@ -37,6 +37,7 @@ def harness_model(
     Raises:
         MissingPackageError: the harness is not installed.
         MismatchError: the edit is for another model.
+        InputError: unknown layers or `combine`.
     """
     batch_size = as_integer(batch_size, "batch_size", least=1)
     where = None if edit is None else edit.check(model, layers, strength, combine)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 class Perplexity(Benchmark):
     """Perplexity per token, bits per byte (comparable between tokenizers) and the KL divergence to the unedited model.
 
-    `kl` is the mean over predicted tokens of KL(unedited ‖ edited) in nats, 0 without an edit. Texts longer than the
-    context are scored in parts of half a context, each token given at least half a context where there is so much.
+    `loss` is in nats per token. `kl` is the mean over predicted tokens of KL(unedited ‖ edited) in nats, 0 without an
+    edit. Texts longer than the context are scored in parts of at most half a context, each token given at least half a
+    context where there is so much (docs/method.md 6.6).
     """
 
     name: ClassVar[str] = "perplexity"

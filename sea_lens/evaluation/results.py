@@ -55,7 +55,7 @@ class Evaluation:
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """Bootstrap interval of every score, over items."""
+        """Bootstrap interval of every score, over items (docs/method.md 6.7)."""
         ends = {name: percentiles(draws) for name, draws in self.draws().items()}
         return {name: Interval(mean, *map(float, ends[name])) for name, mean in self.scores.items()}
 
@@ -164,14 +164,14 @@ class Comparison:
 
 
 def compare(before: Evaluation, after: Evaluation, *, controls: Sequence[Evaluation] = ()) -> Comparison:
-    """Every score's difference, after − before, with a paired bootstrap interval over items.
+    """Every score's difference, after − before, with a paired bootstrap interval over items (docs/method.md 6.7).
 
     Args:
         before, after: evaluations of the same items, such as of the unedited and the edited model, or of two prompts.
-        controls: further evaluations of the same items, whose differences from `before` are shown beside.
+        controls: further evaluations of the same items; their differences from `before` are shown beside.
 
     Raises:
-        MismatchError: they are of other benchmarks or items.
+        MismatchError: they are of different benchmarks, items or data.
     """
     for other in (after, *controls):
         if other.benchmark.name != before.benchmark.name:

@@ -110,8 +110,9 @@ def evaluate(
         model: a TransformerLens model. Its own hooks, if any, stay.
         benchmark: the name of one in `sea_lens.evaluation.registry`, a `Benchmark` of one's own, or a `Task` that was
             read before (without path, prompt and limit).
-        path: the benchmark's file; by default its data set on the Hugging Face hub, where there is a network.
-        edit: a spectral edit or any other method (`applied`).
+        path: the benchmark's file, or "hf:owner/name", "hf:owner/name:split" or "hf:owner/name:config:split" for a data
+            set on the Hugging Face hub; by default the benchmark's own data set there. The hub needs a network.
+        edit: an edit of any method; none by default.
         layers, strength, combine: as in `applied`.
         prompt: a named prompt, a JSON file with one, or a `PromptTemplate`; the benchmark's own by default.
         chat: put the prompt into the tokenizer's chat template: "auto" where it has one, True, or False.
@@ -128,11 +129,13 @@ def evaluate(
         Scores with bootstrap intervals, and one row for each item.
 
     Raises:
-        InputError: unknown benchmark or prompt, a prompt that asks for fields the benchmark has not, or a model that
-            drops out units at random.
+        InputError: unknown benchmark, prompt, layers or `combine`; a benchmark without a data set of its own and
+            without a path; a prompt that asks for fields the benchmark does not have; an edit that leaves some tokens
+            without a probability where completions are scored; or a model that drops out units at random.
         FileError: a missing or malformed file; names the row.
         MismatchError: the edit is for another model, or the journal belongs to another evaluation.
         DemonstrationError: an answer that adds no token to its prompt; names the row.
+        ActivationError: a log-probability that is NaN or infinite.
 
     Example:
         >>> import json, pathlib, tempfile

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class TruthfulQA(Benchmark):
-    """MC1, MC2 and MC3 over summed log-probabilities of the answers.
+    """MC1, MC2 and MC3 over summed log-probabilities of the answers (docs/method.md 6.3).
 
-    MC1 is 1 where the best correct answer scores above every false one; MC2 the share of probability on correct
-    answers; MC3 the share of correct answers that score above every false one.
+    MC1 is 1 where the best answer scores above every false one of its own list, else 0. MC2 is the share of probability
+    on correct answers, and MC3 the share of correct answers that score above every false one.
     """
 
     name: ClassVar[str] = "truthfulqa"

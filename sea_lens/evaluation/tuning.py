@@ -30,11 +30,12 @@ class Tuning:
     """What was tried and what the rule chose.
 
     Attributes:
-        table: one row for each setting: its options, every score asked for, and whether the budget allows it.
+        table: one row for each setting: its options, every score of the tasks, whether the budget allows it
+            (`allowed`), and whether it was chosen (`chosen`).
         rule: in words.
         edit: the chosen edit.
         options: layers and strength that were chosen with it, for `applied`.
-        unedited: scores without an edit, by name.
+        unedited: without an edit, the score to maximise and those with a budget, by name.
     """
 
     table: "pd.DataFrame"
