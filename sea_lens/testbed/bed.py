@@ -46,7 +46,15 @@ def contrasts_of(questions: list[Question], source: str | None = None) -> Contra
 
 
 def load(backend: str = "auto", path: Path = PATH) -> Testbed:
-    """Load the shipped model, or another that `train` wrote to `path`."""
+    """Load the shipped model, or another that `train` wrote, with its world.
+
+    Args:
+        backend: as in `load_model`.
+        path: the folder that `train` wrote to.
+
+    Returns:
+        The model, on the CPU, with demonstrations, contrasts and documents of its world.
+    """
     world = World.load(path / "world.json")
     return Testbed(
         model=load_model(str(path), backend, device="cpu"),

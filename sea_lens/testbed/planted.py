@@ -1,6 +1,6 @@
 """Models whose weights are set by hand, so that it is known which layer, head and direction carries an edit's effect.
 
-Every circuit is a small Llama (three layers, four query heads over two key-value heads). An MLP writes a truth and a
+The circuits are those of docs/method.md 9.5. Every circuit is a small Llama (three layers, four query heads over two key-value heads). An MLP writes a truth and a
 myth feature, equally strong, where the subject stands, and the edit drops the myth. What reads the two features carries
 the effect, and it alone: all else reads and writes directions that the answer never depends on. Attention is uniform
 (no queries), and the norms are linear to one part in a million (their epsilon is far above any activation), so "all
@@ -58,10 +58,10 @@ class Circuit:
         heads: what moves them.
         read_at: the features that the unembedding reads.
         subject_last: whether the subject stands at the end of the prompt.
-        site: what is edited; at "z" the heads that read the MLP's features.
+        site: what is edited; at "z" the myth is dropped in the heads that read the MLP's features.
         layers: share of each layer.
         direct: share of each head by "direct".
-        carried: share of each head by patching.
+        carried: share of each head by the patching methods, and at "z" by the methods of layers too.
     """
 
     mlps: tuple[int, ...]
@@ -237,7 +237,7 @@ def _network(
 def _edit(
     circuit: Circuit, rotation: Float[Tensor, "d d"], generator: torch.Generator
 ) -> tuple[SpectralEdit, dict[tuple[Any, ...], float]]:
-    """An edit that drops the myth in the planted layers and keeps and drops noise in all, and each direction's share.
+    """An edit that drops the myth where it is planted, keeps and drops noise everywhere, and each direction's share.
 
     Fitted from activations that lie along the wanted singular vectors; the planted one is the second in its spectrum.
     """

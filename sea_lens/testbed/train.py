@@ -73,7 +73,11 @@ def weighted_loss(
 
 
 def train(seed: int, steps: int) -> tuple[World, PreTrainedTokenizerFast, LlamaForCausalLM, list[float]]:
-    """Train one model; the same seed and step count give the same weights on the same machine and thread count."""
+    """Train one model; the same seed and step count give the same weights on the same machine and thread count.
+
+    Returns:
+        The world, the tokenizer, the model in evaluation mode, and the weighted loss of every step in nats.
+    """
     world = World.generate(seed)
     tokenizer = word_tokenizer(world.vocabulary(), CONTEXT)
     vocabulary = tokenizer.get_vocab()

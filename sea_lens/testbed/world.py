@@ -29,7 +29,7 @@ NAMES = "Tarsk Orlen Mirev Calder Selwyn Bastor Nerith Halvor Ivora".split()
 RELIABLE_SOURCES = ("scholar", "surveyor", "archivist", "herald")
 UNRELIABLE_SOURCES = ("sailor", "jester", "gossip", "bard")
 
-# Of the ten questions of every pair of names, one in each relation.
+# How many of a pair's ten questions, one in each relation, go into each split.
 QUESTIONS_PER_PAIR: dict[Split, int] = {"train": 6, "dev": 2, "test": 2}
 N_DISTRACTORS = 2
 FACTS_PER_DOCUMENT = (2, 5)
@@ -80,7 +80,12 @@ class Question:
 
 @dataclass(frozen=True)
 class World:
-    """All questions of one world, and the documents written in it."""
+    """All questions of one world, and the documents written in it.
+
+    Attributes:
+        seed: everything in the world is derived from it.
+        questions: of all splits, relation by relation.
+    """
 
     seed: int
     questions: tuple[Question, ...]
@@ -110,9 +115,9 @@ class World:
     def documents(self, seed: str) -> Iterator[str]:
         """An endless stream of documents, the same for the same seed.
 
-        A document holds two to five facts. In a share of 0.45 of them the heading names who speaks ("the scholar told
-        the jester :"); the others name nobody, and are a reliable or an unreliable speaker's with equal chance. All
-        facts of a document are its speaker's. Unreliable ones bring a myth up in proportion to its `myth_weight`.
+        A document holds two to five facts, all of one speaker, reliable or unreliable with equal chance. A share of
+        0.45 of the documents have a heading that names who speaks ("the scholar told the jester :"); the others name
+        nobody. Unreliable speakers bring a myth up in proportion to its `myth_weight`.
         """
         rng = random.Random(f"documents {self.seed} {seed}")
         myth_weights = [question.myth_weight for question in self.questions]
