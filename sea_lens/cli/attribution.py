@@ -31,7 +31,7 @@ from ..spectral.edit import SpectralEdit
 from ..texts.demonstrations import Demonstrations
 from .files import markdown_table, spectra_figure, write_figure
 
-# What is measured, in the order of the report: kind, method.
+# What can be measured, as (kind, method), in the order of the report.
 ANALYSES = (
     *(("layers", method) for method in LAYER_METHODS),
     ("positions", "path"),
@@ -48,9 +48,10 @@ TITLES = {"layers": "Layers", "positions": "Positions", "directions": "Singular 
 
 
 def default_analyses(study: Study) -> list[str]:
-    """All analyses that the edit has; Shapley values only where they are exact, since sampling takes thousands of runs.
+    """Names of all analyses that the edit has, but for those that would be slow or refused.
 
-    Direct contributions only where target and foil of every contrast begin differently, which they need.
+    Shapley values are left out where they are not exact, since sampling takes thousands of runs, and direct
+    contributions where `first_tokens` refuses a contrast, as where target and foil begin with the same token.
     """
     left_out = {"layers_shapley"} if len(study.layers) > MAX_EXACT_PLAYERS else set()
     if not isinstance(study.edit, SpectralEdit):
@@ -68,7 +69,7 @@ def default_analyses(study: Study) -> list[str]:
 def run_analyses(
     study: Study, names: Sequence[str], demonstrations: Demonstrations | None, control_draws: int
 ) -> dict[str, Contributions]:
-    """Each analysis by name, with a permutation control where there are demonstrations.
+    """Each analysis by name; with demonstrations, a permutation control of all but positions and exact patching.
 
     What is asked of one study is run once: the path integral is shared out in all ways that are wanted, patching
     methods share their clean runs, and the demonstrations are read once for all draws and descriptions.

@@ -43,7 +43,7 @@ def write_figure(path: Path, axes: "Axes") -> None:
 
 
 def spectra_figure(edit: SpectralEdit) -> "Axes":
-    """The spectra of an edit's layers; of heads the mean."""
+    """The spectra of an edit's layers (docs/method.md 2.4); at site `z` the means over heads."""
     from ..plots.edits import spectra
 
     power = float(edit.options["spectrum_power"])

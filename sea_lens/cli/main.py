@@ -52,7 +52,7 @@ def main() -> NoReturn:
 
 
 def naming_the_option(message: str, arguments: Sequence[str]) -> str:
-    """The message with the option in front of a file or name that was given by it and that the message speaks of."""
+    """The message, with the option put in front of the file or name in it that was given by that option."""
     for option, value in itertools.pairwise(arguments):
         if option in _NAMED and value and value in message and option not in message:
             return message.replace(value, f"{option} {value}", 1)

@@ -121,7 +121,12 @@ def check_output_file(path: Path) -> None:
 
 
 def edit_and_where(edit: Path, layers: str, strength: float, combine: str | None) -> tuple[Edit, dict[str, Any]]:
-    """The edit of any method, and where and how to apply it; everything that can be refused without a model."""
+    """The edit of any method, and where and how to apply it; refuses all that can be refused without a model.
+
+    Raises:
+        FileError: the file holds no edit.
+        InputError: unknown layers or `combine`, or a strength that is no finite number.
+    """
     loaded = load_edit(edit)
     if combine is not None and combine not in loaded.combines:
         raise InputError(f"--combine {combine!r}: expected one of {', '.join(loaded.combines)}")
