@@ -51,7 +51,7 @@ class Capability(Benchmark):
         return items
 
     def default_prompt(self, items: Sequence[Item]) -> str:
-        """The one with "Answer:" where every query begins with "Question:"; else choices follow the query directly."""
+        """The one with "Answer:" where every query begins with "Question:", else the one of the query alone."""
         questions = all(item.fields["query"].startswith("Question:") for item in items)
         return "query_answer" if questions else "query"
 

@@ -1,11 +1,11 @@
 """Models whose weights are set by hand, so that it is known which layer, head and direction carries an edit's effect.
 
-The circuits are those of docs/method.md 9.5. Every circuit is a small Llama (three layers, four query heads over two key-value heads). An MLP writes a truth and a
-myth feature, equally strong, where the subject stands, and the edit drops the myth. What reads the two features carries
-the effect, and it alone: all else reads and writes directions that the answer never depends on. Attention is uniform
-(no queries), and the norms are linear to one part in a million (their epsilon is far above any activation), so "all
-else carries nothing" holds by construction. The residual stream is rotated at random, so that no feature lies along an
-axis.
+Every circuit (docs/method.md 9.5) is a small Llama of three layers, with four query heads over two key-value heads. An
+MLP writes a truth and a myth feature, equally strong, where the subject stands, and the edit drops the myth. What reads
+the two features carries the effect, and it alone: all else reads and writes directions that the answer never depends
+on. Attention is uniform (no queries), and the norms are linear to one part in a million (their epsilon is far above any
+activation), so "all else carries nothing" holds by construction. The residual stream is rotated at random, so that no
+feature lies along an axis.
 """
 
 import tempfile
