@@ -4,10 +4,10 @@
 
 Where and how strongly a method acts is chosen on the dev questions by the rule of `sea-lens demo`: the largest lower
 end of the effect's 95 % interval, for a spectral edit less the mean effect of random subspaces of its ranks, among
-settings that leave 90 % of the probability on the two answers. What is chosen is measured on the test questions once.
-For the second table each method's strength is changed, layers as before, until the KL divergence from the unedited
-model on held-out documents is that of the spectral edit at its own best; a method that strengths up to 64 do not bring
-there has an empty row.
+settings that leave at least 90 % of the unedited model's probability on the two answers. What is chosen is measured on
+the test questions once. For the second table each method's strength is changed, layers as before, until the KL
+divergence from the unedited model on held-out documents is that of the spectral edit at its own best. The row of a
+method is empty where no strength up to 64 reaches that divergence.
 
 Few-shot prompting has no strength, so it is in the first table alone. Naming a reliable source changes the question and
 not the model; it is shown beside, without a divergence.

@@ -1,4 +1,4 @@
-"""Do the contribution methods find what is planted? A table of all methods on circuits that are known by construction.
+"""Do the methods find what is planted? A table of those of layers, directions and heads on circuits set by hand.
 
     python analyses/planted.py [--backend hooked]
 

@@ -1,11 +1,11 @@
-"""How far apart a testbed model keeps truth and myth, and what an edit could do that knew both.
+"""How far apart a testbed model keeps truth and myth, and what an edit that knows both does.
 
     python analyses/separability.py [--testbed DIR]
 
 At every layer, the MLP outputs at the end of all questions are regressed on one-hot truths and myths together. The two
 sets of coefficients span a truth and a myth subspace; their overlap (mean squared cosine of the principal angles) is 1
-where the model encodes both in the same directions. An edit with these subspaces for U+ and U- is an upper bound for
-what a fit from demonstrations can find, since it has seen the answers to the test questions.
+where the model encodes both in the same directions. An edit with these subspaces for U+ and U- has seen the answers to
+the test questions too, and so shows how much of an effect the model's directions leave to a fit from demonstrations.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from sea_lens.testbed.world import NAMES
 
 
 def main() -> None:
-    """Regress, print overlaps and the upper bound beside the fitted edit."""
+    """Regress, print overlaps and the effects of the fitted edit and of the one that knows every answer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--testbed", type=Path, default=PATH, help="folder that sea_lens.testbed.train wrote")
     arguments = parser.parse_args()

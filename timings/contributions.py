@@ -3,9 +3,10 @@
     python timings/contributions.py [--layers 4] [--width 256] [--contrasts 24]
 
 On a random Llama:
-- `path` for all layers and directions, against as many edited forward passes as it has nodes (to stay below 4);
-- exact patching of every head, against a plain loop of one head and one contrast at a time, which makes its two clean
-  runs anew each time (to be at least 3 times faster, with equal numbers).
+- `path` for all layers and directions, against as many edited forward passes as it has nodes (it should take less than
+  4 times as long);
+- exact patching of every head, against a plain loop of one head and one contrast at a time that makes both clean runs
+  anew each time (it should be at least 3 times faster, with equal numbers).
 
 Memory, in numbers of the model's precision: `path` 3 · layers · batch · positions · width beside what autograd keeps;
 patching 2 · layers · batch · positions · heads · d_head.

@@ -2,11 +2,11 @@
 
     python timings/edit.py [--ranks 8 64] [--site mlp_out] [--combine norm] [--strength 1] [--dtype float32]
 
-On a random Llama with every layer edited, three forward passes take turns: the plain one, one with a bare hook at each
-site (two thin projections in float32 and a rescale, which every edit needs), and the edited one. The bare one runs
-twice, which says what the measurement is worth. The hooks are put in and taken out between the timed passes. Each ratio
-is the median, with its quartiles, over rounds of the processor time of two passes of one round. First the bare hooks
-and the edit must give the same logits, so that equal work is compared.
+On a random Llama with every layer edited, three forward passes take turns: the plain one, one with a bare hook in every
+layer (two thin projections in float32 and a rescale, which every edit needs), and the edited one. The bare one runs
+twice, which says what the measurement is worth. The hooks are put in and taken out between the timed passes. A ratio is
+that of the processor times of two passes in one round; its median and quartiles over the rounds are printed. First the
+bare hooks and the edit must give the same logits, so that equal work is compared.
 
 At site `z`, where each head has its own subspaces, the ranks are 8 and 32 by default: 64 would be all of a head.
 """
@@ -175,7 +175,7 @@ def compare(
 
 
 def main() -> None:
-    """Measure each rank and print its three ratios."""
+    """Measure each rank and print its ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", default="auto", help="auto (hooked where there is one), hooked or bridge")
     parser.add_argument("--site", choices=sl.SITES, default="mlp_out")

@@ -3,8 +3,8 @@
     python timings/scoring.py [--model M --data mc_task.json --limit 20]
 
 Every answer is scored twice in one run: by `sea_lens.measure.shared`, which reads the examples once and every question
-once, and by one forward pass for each (prompt, answer). Prints the ratio of the times and the largest difference
-between the log-probabilities. Without --data, made-up questions of the shipped model's world.
+once, and by one forward pass for each (prompt, answer). Printed are the ratio of the times and the largest difference
+between the log-probabilities. Without --model and --data, the shipped model answers questions of its world.
 """
 
 import argparse
