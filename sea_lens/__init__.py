@@ -47,13 +47,13 @@ from .methods.mean_steering import MeanDifference, mean_difference
 from .methods.probed_heads import ITI, iti
 from .models.load import load_model
 from .models.sites import SITES
+from .spectral.arithmetic import COMBINES
 from .spectral.capturing import capture
 from .spectral.controls import permuted, randomised
 from .spectral.covariance import CrossCovariance
 from .spectral.edit import SpectralEdit
 from .spectral.features import FEATURE_MAPS, FeatureMap
 from .spectral.fitting import fit, fit_activations
-from .spectral.subspaces import COMBINES
 from .texts.demonstrations import Contrasts, Demonstrations
 from .texts.items import Contrast, Demonstration
 from .texts.prompts import PromptTemplate

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tiny import N_CTX, VOCABULARY, fitted, sentence
 
 import sea_lens as sl
-from sea_lens.measure.shared import log_probs
+from sea_lens.measure.shared_prompts import log_probs
 from sea_lens.measure.spans import Fitted, Span, completion_spans, fit_context, text_spans
 from sea_lens.models.cache import Past
 from sea_lens.models.decoding import generate_greedily

@@ -7,9 +7,9 @@ from test_subspaces import subspaces
 from tiny import N_LAYERS, contrasts, demonstrations, fitted
 
 import sea_lens as sl
+from sea_lens.spectral.arithmetic import COMBINES, edit_activation
+from sea_lens.spectral.direction_terms import direction_terms
 from sea_lens.spectral.features import FEATURE_MAPS
-from sea_lens.spectral.subspaces import COMBINES, edit_activation
-from sea_lens.spectral.terms import direction_terms
 
 
 @st.composite

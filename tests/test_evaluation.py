@@ -17,9 +17,9 @@ from sea_lens.evaluation import run as running
 from sea_lens.evaluation.bbq import BBQ, target_of
 from sea_lens.evaluation.benchmark import Item, Scored
 from sea_lens.evaluation.capability import Capability
+from sea_lens.evaluation.fingerprints import edit_identity
 from sea_lens.evaluation.gsm8k import GSM8K, final_number
 from sea_lens.evaluation.hub import HubData
-from sea_lens.evaluation.identity import edit_identity
 from sea_lens.evaluation.journal import Journal
 from sea_lens.evaluation.registry import BENCHMARKS
 from sea_lens.evaluation.run import Task

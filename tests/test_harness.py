@@ -7,7 +7,7 @@ import pytest
 from tiny import demonstrations, fitted, sentence
 
 import sea_lens as sl
-from sea_lens.measure.shared import log_probs
+from sea_lens.measure.shared_prompts import log_probs
 from sea_lens.measure.spans import completion_spans, text_spans
 from sea_lens.models.lens import Lens
 

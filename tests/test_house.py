@@ -1,6 +1,7 @@
 """The rooms of the package: what may import what, and what a user sees of them."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -47,6 +48,13 @@ def test_every_room_is_in_the_order():
 def test_the_top_of_the_package_has_at_most_twenty_entries():
     entries = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
     assert len(entries) <= 20
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room != "errors"])
+def test_the_docstring_of_a_room_lists_its_files(room):
+    told = set(re.findall(r"`(\w+)`", ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""))
+    files = {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__"}
+    assert files - told == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: ".".join(dotted(path)) or "sea_lens")

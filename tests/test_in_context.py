@@ -6,7 +6,7 @@ import torch
 from tiny import N_LAYERS, contrasts, demonstrations, fitted, sentence, tokens
 
 import sea_lens as sl
-from sea_lens.measure.shared import log_probs
+from sea_lens.measure.shared_prompts import log_probs
 from sea_lens.measure.spans import completion_spans
 from sea_lens.models.cache import Past
 from sea_lens.models.lens import Lens

@@ -10,7 +10,7 @@ import sea_lens as sl
 from sea_lens.measure.scorer import contrast_scorer
 from sea_lens.methods.adapters import Adapter
 from sea_lens.models.lens import Lens
-from sea_lens.models.weights import mlp_out_weight
+from sea_lens.models.weight_changes import mlp_out_weight
 
 pytestmark = pytest.mark.model
 

@@ -4,9 +4,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from sea_lens.spectral.arithmetic import COMBINES, edit_activation
 from sea_lens.spectral.features import FEATURE_MAPS
-from sea_lens.spectral.sizes import KEEP, Size
-from sea_lens.spectral.subspaces import COMBINES, Subspaces, edit_activation, leading_subspace, random_subspaces
+from sea_lens.spectral.ranks import KEEP, Size
+from sea_lens.spectral.subspaces import Subspaces, leading_subspace, random_subspaces
 
 KEEPING_NORM = [combine for combine in COMBINES if combine != "average"]
 IDENTITY = FEATURE_MAPS["identity"]
@@ -286,3 +287,28 @@ def test_an_edit_is_the_same_to_the_last_bit_with_and_without_gradients(dtype, u
     subnormal = torch.finfo(dtype).tiny * torch.finfo(dtype).eps
     torch.testing.assert_close(*found, rtol=0, atol=16 * subnormal)
     assert torch.isfinite(found[0]).all()
+
+
+@pytest.mark.parametrize("strength", [1e39, -1e300])
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
+def test_a_strength_beyond_the_dtype_saturates(strength, combine, size):
+    fitted = subspaces(6, 2, 2, dtype=torch.float32)
+    x = size * torch.randn(4, 1, 6, generator=torch.Generator().manual_seed(0))
+    for alpha in (strength, torch.full((4, 1), strength, dtype=torch.float64)):
+        assert torch.isfinite(edit_activation(x, fitted, IDENTITY, strength=alpha, combine=combine)).all()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("name", ["identity", "tanh"])
+def test_an_edit_can_be_mapped_and_pushed_forward(name):
+    fitted, feature = subspaces(6, 2, 2), FEATURE_MAPS[name]
+    x = torch.randn(4, 1, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    whole = edit_activation(x, fitted, feature)
+    mapped = torch.func.vmap(lambda row: edit_activation(row, fitted, feature))(x)
+    torch.testing.assert_close(mapped, whole)
+    tangent = torch.randn(4, 1, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    _, pushed = torch.func.jvp(lambda one: edit_activation(one, fitted, feature), (x,), (tangent,))
+    step = 1e-6
+    ends = (edit_activation(x + sign * step * tangent, fitted, feature) for sign in (1, -1))
+    torch.testing.assert_close(pushed, (next(ends) - next(ends)) / (2 * step), rtol=1e-4, atol=1e-6)

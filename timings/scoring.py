@@ -2,9 +2,9 @@
 
     python timings/scoring.py [--model M --data mc_task.json --limit 20]
 
-Every answer is scored twice in one run: by `sea_lens.measure.shared`, which reads the examples once and every question
-once, and by one forward pass for each (prompt, answer). Printed are the ratio of the times and the largest difference
-between the log-probabilities. Without --model and --data, the shipped model answers questions of its world.
+Every answer is scored twice in one run: by `sea_lens.measure.shared_prompts`, which reads the examples once and every
+question once, and by one forward pass for each (prompt, answer). Printed are the ratio of the times and the largest
+difference between the log-probabilities. Without --model and --data, the shipped model answers questions of its world.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import sea_lens as sl
-from sea_lens.measure.shared import log_probs
+from sea_lens.measure.shared_prompts import log_probs
 from sea_lens.measure.spans import Span, completion_spans
 from sea_lens.models.lens import Lens
 from sea_lens.texts.prompts import PromptTemplate

@@ -20,7 +20,7 @@ from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
 from ..spectral.features import feature_map
 from ..spectral.fitting import fit_to_size
-from ..spectral.sizes import Size
+from ..spectral.ranks import Size
 from ..testbed.bed import load as load_testbed
 from . import evaluation
 from . import options as opt

@@ -14,8 +14,8 @@ from ..errors import FileError, InputError
 from ..methods.loading import load_edit
 from ..models.load import load_model
 from ..models.sites import SITES
+from ..spectral.arithmetic import COMBINES
 from ..spectral.features import FEATURE_MAPS
-from ..spectral.subspaces import COMBINES
 from ..testbed.bed import PATH as TESTBED
 from ..texts.demonstrations import Contrasts, Demonstrations
 

@@ -12,8 +12,8 @@ from ..models.lens import HookFunction, Lens
 from ..models.readout import FINAL_NORM, head_outputs, probe_norm
 from ..models.tokens import Batch, batches
 from ..spectral.capturing import Captured
+from ..spectral.direction_terms import Direction, DirectionTerms, direction_terms
 from ..spectral.edit import SpectralEdit
-from ..spectral.terms import Direction, DirectionTerms, direction_terms
 from .results import DirectionDescription
 from .study import Study
 

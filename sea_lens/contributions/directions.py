@@ -1,7 +1,7 @@
 """Which singular directions carry an edit's effect (docs/method.md 8).
 
 In the path integral, ∂f/∂αₗ = ⟨∂f/∂oₗ, editedₗ − xₗ⟩ splits over the columns of U⁺ and U⁻, the rescaling to the old
-norm and the centre (`spectral.terms`), so that the shares of a layer add up to its path contribution.
+norm and the centre (`spectral.direction_terms`), so that the shares of a layer add up to its path contribution.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +18,9 @@ from ..edits.base import Edit
 from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
 from ..spectral.capturing import Captured
+from ..spectral.direction_terms import Direction, direction_terms
 from ..spectral.edit import SpectralEdit
 from ..spectral.subspaces import Subspaces
-from ..spectral.terms import Direction, direction_terms
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Contrast, Demonstration
 from .describe import describe_directions

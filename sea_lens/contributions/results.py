@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..spectral.terms import Direction
+from ..spectral.direction_terms import Direction
 from .base import Contributions
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class DirectionDescription:
             final norm's gain and the unembedding alone, as (token, change of logit for a unit step). Changes are
             relative to their mean over the vocabulary, which moves no probability.
         fires_on: the demonstrations whose neutral activation is largest along the direction in absolute value, as
-            (index, aⱼ), or bⱼ for a column of U⁻, as in `spectral.terms`; empty where no demonstrations were given.
+            (index, aⱼ), or bⱼ for a column of U⁻ (docs/method.md 8.1); empty where no demonstrations were given.
     """
 
     displacement: float

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from .._support.rows import read_json_list, read_rows
+from .._support.text_rows import read_json_list, read_rows
 from ..errors import DemonstrationError, FileError
-from ..measure.shared import log_probs
+from ..measure.shared_prompts import log_probs
 from ..measure.spans import Fitted, completion_spans, text_spans
 from ..models.decoding import decode_continuation, generate_greedily
 from ..models.lens import Lens

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from .._support.rows import text_field
+from .._support.text_rows import text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, groups_of, in_groups, ratio, score_name
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.rows import read_text
+from .._support.text_rows import read_text
 from ..errors import ActivationError, FileError
 from ..measure.spans import Span, text_spans
 from ..models.tokens import batches

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float
 
 from .._support.json_files import write_json
-from .._support.rows import read_json
 from .._support.statistics import Interval, percentiles, resampled_sums
 from .._support.storage import as_file_errors
+from .._support.text_rows import read_json
 from ..errors import FileError, MismatchError
 from .benchmark import Benchmark
 from .registry import BENCHMARKS

@@ -12,7 +12,7 @@ import torch
 from .._support.arguments import as_integer
 from .._support.json_files import plain
 from .._support.progress import tracked
-from .._support.rows import has_half_character
+from .._support.text_rows import has_half_character
 from .._support.versions import versions
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Strength
@@ -20,8 +20,8 @@ from ..errors import DemonstrationError, FileError, InputError
 from ..models.lens import Lens
 from ..texts.prompts import Chat, PromptTemplate, for_model
 from .benchmark import Asker, Benchmark, Item
+from .fingerprints import edit_identity, model_identity
 from .hub import PREFIX, HubData, hub_rows
-from .identity import edit_identity, model_identity
 from .journal import Journal
 from .registry import BENCHMARKS
 from .results import Evaluation

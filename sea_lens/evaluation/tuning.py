@@ -15,7 +15,7 @@ from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
 from ..spectral.features import FeatureMap, feature_map
 from ..spectral.fitting import fit
-from ..spectral.sizes import Size
+from ..spectral.ranks import Size
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 from .results import Evaluation

@@ -1,7 +1,7 @@
 """Differentiable log-probabilities of completions, each item in rows of its own (docs/method.md 6.1 and 6.2).
 
 This is for contrasts and contributions, where a row must belong to one item. Benchmarks ask for many answers to long
-prompts and for no gradient; `shared` scores them.
+prompts and for no gradient; `shared_prompts` scores them.
 """
 
 from collections.abc import Iterable, Sequence

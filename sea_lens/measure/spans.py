@@ -1,7 +1,7 @@
 """What is scored: spans of tokens, and the plan that reads each different input among them once.
 
 Both ways of scoring begin here (docs/method.md 6.1): `scorer`, differentiable and with rows of one item each, and
-`shared`, which reads what prompts have in common once.
+`shared_prompts`, which reads what prompts have in common once.
 """
 
 from collections.abc import Iterable, Sequence

@@ -22,7 +22,7 @@ from ..edits.where import LayerChoice, Where, choose_layers
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
 from ..models.lens import Lens
 from ..models.load import load_huggingface, quiet
-from ..models.weights import WeightChange, mlp_out_weight
+from ..models.weight_changes import WeightChange, mlp_out_weight
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 from .adapter_training import output_projections, train_adapters, training_examples

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from .._support.numerics import saturate
+from .._support.saturation import saturate
 from .._support.versions import versions
 from ..edits.activation import ActivationEdit
 from ..edits.saved import SavedEdit, check_units, grouped_by_layer

@@ -28,7 +28,7 @@ from ..edits.base import Edit, Installation
 from ..edits.where import LayerChoice, Where, choose_layers
 from ..errors import InputError, UnsupportedModelError
 from ..models.lens import HookFunction, Lens
-from ..models.logits import add_logits_hook
+from ..models.logit_hooks import add_logits_hook
 from ..models.readout import EarlyExit
 
 Residuals = Float[Tensor, "batch read d_model"]

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.numerics import saturate
+from .._support.saturation import saturate
 from ..edits.activation import ActivationEdit
 from ..edits.saved import SavedEdit, check_signatures, check_units, keyed_by_layer
 

@@ -66,7 +66,8 @@ class Lens:
             (`models.prefix`); they take room in the context and positions in activations.
         more_ends: tokens besides EOS that end a text, as the model's generation configuration has them.
         source: the Hugging Face name or folder that `load_model` read, None where it did not load the model.
-        changed_weights: by layer, a changed weight's original values and what is added to them (`models.weights`).
+        changed_weights: by layer, a changed weight's original values and what is added to them
+            (`models.weight_changes`).
     """
 
     def __init__(self, model: Any) -> None:

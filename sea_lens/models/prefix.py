@@ -14,8 +14,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import InputError
+from .forward_stand_in import ForwardStandIn, first_layer, refuse_losses
 from .lens import Lens
-from .stand_in import ForwardStandIn, first_layer, refuse_losses
 from .tokens import bos_token
 
 

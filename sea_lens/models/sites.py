@@ -14,7 +14,8 @@ from .lens import Lens
 class Site:
     """One site of every block.
 
-    A *unit* is what is edited on its own: the whole activation of a layer, d_model wide, or each head's `z`.
+    A *unit* is what is edited on its own: the whole activation of a layer, d_model wide, or each query head's `z`,
+    d_head wide. A site of another width needs `shape` to know of it.
 
     Attributes:
         name: what users and `Lens.point` call it.

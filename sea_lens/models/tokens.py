@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .._support.rows import has_half_character
+from .._support.text_rows import has_half_character
 from ..errors import DemonstrationError
 from .lens import Lens
 

@@ -14,8 +14,9 @@ from .._support.storage import read_header
 from ..edits.activation import ActivationEdit
 from ..edits.saved import SavedEdit, check_signatures, check_units, grouped_by_layer, keyed_by_layer, read_edit, require
 from ..errors import InputError
+from .arithmetic import COMBINES, edit_activation
 from .features import FeatureMap, recorded_feature_map
-from .subspaces import COMBINES, Subspaces, edit_activation
+from .subspaces import Subspaces
 
 _TENSORS = ("keep", "drop", "keep_rank", "drop_rank", "keep_values", "drop_values", "centre")
 

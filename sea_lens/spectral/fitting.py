@@ -11,7 +11,7 @@ from ..models.sites import Site, unit_keys
 from .covariance import CrossCovariance
 from .edit import SpectralEdit
 from .features import FeatureMap, feature_map
-from .sizes import DROP, KEEP, Energy, Rank, Size
+from .ranks import DROP, KEEP, Energy, Rank, Size
 from .subspaces import Subspaces, leading_subspace
 
 

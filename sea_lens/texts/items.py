@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
-from .._support.rows import has_half_character
+from .._support.text_rows import has_half_character
 from ..errors import DemonstrationError
 
 

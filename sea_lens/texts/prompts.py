@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from .._support.rows import read_json
+from .._support.text_rows import read_json
 from ..errors import FileError, InputError
 
 ANSWER = "answer"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from .._support.rows import read_jsonl, read_rows, text_field
+from .._support.text_rows import read_jsonl, read_rows, text_field
 from ..errors import FileError, InputError
 from .items import Demonstration
 from .prompts import check_placeholders

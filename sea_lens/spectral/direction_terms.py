@@ -19,8 +19,9 @@ from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from .arithmetic import ROUNDINGS, combine_projections
 from .features import FeatureMap
-from .subspaces import ROUNDINGS, Subspaces, combine_projections
+from .subspaces import Subspaces
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError, UnsupportedModelError
+from .forward_stand_in import ForwardStandIn, first_layer, refuse_losses
 from .lens import Lens
-from .stand_in import ForwardStandIn, first_layer, refuse_losses
 
 LogitsFunction: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, "batch pos d_vocab"]]
 
