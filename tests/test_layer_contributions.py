@@ -1,4 +1,8 @@
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +145,48 @@ def test_a_path_that_does_not_close_says_so(model, monkeypatch):
     monkeypatch.setattr(path, "MAX_NODES", 4)
     with pytest.warns(UserWarning, match=r"close to .* nats with 4 nodes"):
         sl.layer_contributions(model, fitted(model), contrasts(), "path", tolerance=1e-12)
+
+
+SCRIPT = """
+import sys
+import warnings
+import sea_lens as sl
+from sea_lens.contributions import integral
+from sea_lens.testbed.planted import planted
+
+integral.MAX_NODES = 4
+one, heads = planted("head"), planted("edited_head")
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    for analyse in (sl.layer_contributions, sl.position_contributions, sl.direction_contributions):
+        analyse(one.model, one.edit, one.contrasts, strength=1.3, tolerance=0.0)
+    sl.head_contributions(heads.model, heads.edit, heads.contrasts, "path", strength=1.3, tolerance=0.0)
+print([warning.filename == __file__ for warning in caught if "close to" in str(warning.message)])
+"""
+
+
+def test_the_warning_of_a_path_that_does_not_close_names_the_line_that_asked(tmp_path):
+    # In a process of its own, since the tests' checks of types are frames too.
+    (tmp_path / "script.py").write_text(SCRIPT)
+    root = str(Path(sl.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "script.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert done.stdout.splitlines()[-1:] == ["[True, True, True, True]"], done.stderr
+
+
+def test_a_control_combines_as_the_user_asked_or_refuses(model):
+    edit, items = fitted(model), contrasts()
+    steering = sl.mean_difference(sl.capture(model, demonstrations(), progress=False))
+    found = sl.layer_contributions(model, edit, items, "only_one", control=[steering])
+    assert found.control_values is not None
+    alone = sl.layer_contributions(model, steering, items, "only_one")
+    torch.testing.assert_close(found.control_values[0], alone.values)
+    with pytest.raises(sl.InputError, match="unknown combine 'norm': expected one of add"):
+        sl.layer_contributions(model, edit, items, "only_one", combine="norm", control=[steering])
 
 
 def test_nodes_double_until_the_path_closes(model):

@@ -69,6 +69,13 @@ def test_what_is_saved_comes_back(edit, tmp_path):
         torch.testing.assert_close(again.tensors()[name], tensor, rtol=0, atol=0)
 
 
+def test_an_edit_of_some_of_its_layers_comes_back(tmp_path):
+    whole = spectral()
+    part = replace(whole, subspaces={1: whole.subspaces[1]})
+    part.save(tmp_path / "part")
+    assert sl.SpectralEdit.load(tmp_path / "part").layers == (1,)
+
+
 def first(tensors):
     return next(iter(tensors.values()))
 

@@ -112,7 +112,7 @@ def integrate(study: Study, splits: Sequence[Split], tolerance: float | None) ->
         warnings.warn(
             f"path contributions close to {error:.2e} nats with {nodes} nodes, not to the "
             f"{tolerance * abs(delta):.2e} asked for ({tolerance:g} of the effect {delta:+.2e})",
-            stacklevel=8,
+            stacklevel=7,
         )
     details = {"nodes": nodes, "tolerance": tolerance}
     return [split.result(of_split, dict(details)) for split, of_split in zip(splits, sums, strict=True)]

@@ -37,6 +37,7 @@ class Study:
         model: a TransformerLens model.
         edit: the edit.
         where: the layers that it acts on, and how; without gradients.
+        combine: as the user asked for it.
         contrasts: as tokens.
         scorer: of their targets and foils.
         batch_size: sequences at a time.
@@ -46,6 +47,7 @@ class Study:
     model: Any
     edit: Edit
     where: Where
+    combine: str | None
     contrasts: EncodedContrasts
     scorer: Scorer
     batch_size: int
@@ -76,7 +78,8 @@ class Study:
         encoded = EncodedContrasts.of(lens, contrasts, prepend_bos)
         scorer = encoded.scorer(lens, batch_size)
         unedited = functools.cache(scorer.log_probs)
-        return cls(model, edit, where.with_strengths(detached), encoded, scorer, batch_size, progress, unedited)
+        where = where.with_strengths(detached)
+        return cls(model, edit, where, combine, encoded, scorer, batch_size, progress, unedited)
 
     @property
     def lens(self) -> Lens:
@@ -143,11 +146,10 @@ class Study:
     def under(self, other: Edit) -> "Study":
         """The same contrasts and places under another edit, checked once however often it is asked for.
 
-        An edit that does not have this study's `combine` takes its own default.
+        Where the user asked for no way to combine, each edit takes its own first one.
         """
         if id(other) not in self._others:
-            combine = self.where.combine if self.where.combine in other.combines else None
-            where = other.check(self.model, self.layers, self.where.strengths, combine, scoring=True)
+            where = other.check(self.model, self.layers, self.where.strengths, self.combine, scoring=True)
             self._others[id(other)] = replace(self, edit=other, where=where, progress=False, _runs={}, _others={})
         return self._others[id(other)]
 

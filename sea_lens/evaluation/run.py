@@ -174,7 +174,7 @@ def evaluate(
         "model": model_identity(lens),
         "edit": None
         if edit is None or where is None
-        else edit_identity(edit) | {"strength": where.strengths, "combine": where.combine},
+        else edit_identity(edit) | {"strength": where.strengths, "combine": combine},
         "prompt": asked.record() if asked is not None else None,
         "options": {"batch_size": batch_size, "prepend_bos": prepend_bos, "max_new_tokens": longest},
         "versions": versions(),
