@@ -173,3 +173,31 @@ def test_calls_that_cannot_be_are_refused():
         edit(torch.zeros(6), 0, combine="sum")
     with pytest.raises(sl.InputError, match="no edit for layer 5"):
         edit.projections(5)
+
+
+class Times(sl.ActivationEdit):
+    """A user's own method, of one layer: x times the strength, or at strength 1 x itself."""
+
+    combines = ("times",)
+    site = "mlp_out"
+
+    @property
+    def layers(self):
+        return (0,)
+
+    @property
+    def shape(self):
+        return (1, 4)
+
+    def edit_units(self, x, layer, strength, combine):
+        return x if strength == 1 else x * strength
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_method_of_ones_own_saturates_too_and_never_gives_back_the_tensor_itself(dtype):
+    x = torch.full((2, 4), torch.finfo(dtype).max / 2, dtype=dtype)
+    assert (Times()(x, 0, 100.0) == torch.finfo(dtype).max).all()
+    same = Times()(x, 0, 1.0)
+    assert torch.equal(same, x)
+    same.zero_()
+    assert (x > 0).all()

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import Scalar, as_integer, as_strength
+from .._support.saturation import saturate
 from ..errors import InputError, MismatchError
 from ..models.lens import HookFunction, Lens
 from ..models.sites import Site, unit_keys
@@ -46,7 +47,7 @@ class ActivationEdit(Edit):
             combine: one of `combines`.
 
         Returns:
-            The edited activations, of the shape and dtype of x; finite for every finite x: what overflows saturates.
+            The edited activations, of the shape and dtype of x; infinities in it become the largest finite numbers.
         """
 
     def per_unit(self, strength: float | Tensor) -> float | Tensor:
@@ -94,10 +95,8 @@ class ActivationEdit(Edit):
                 _check_broadcast(strength, x)
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
             computed = site.from_units(self.edit_units(site.to_units(wide), layer, alpha, combine))
-            if computed.dtype == x.dtype:
-                return computed
-            largest = torch.finfo(x.dtype).max
-            return computed.clamp(-largest, largest).to(x.dtype)
+            # A new tensor also where a method gives back x itself.
+            return saturate(computed, x.dtype).to(x.dtype)
 
         return edited
 

@@ -19,7 +19,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from .._support.saturation import saturate
 from .._support.versions import versions
 from ..edits.activation import ActivationEdit
 from ..edits.saved import SavedEdit, check_units, grouped_by_layer
@@ -87,7 +86,7 @@ class LEACE(SavedEdit, ActivationEdit):
         if isinstance(strength, Tensor):
             strength = strength.to(x)[..., None]
         eraser = self.erasers[layer]
-        return saturate(x - strength * eraser.erased_from(x - eraser.centre.to(x)))
+        return x - strength * eraser.erased_from(x - eraser.centre.to(x))
 
     def tensors(self) -> dict[str, Tensor]:
         return {

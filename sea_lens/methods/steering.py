@@ -7,7 +7,6 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.saturation import saturate
 from ..edits.activation import ActivationEdit
 from ..edits.saved import SavedEdit, check_signatures, check_units, keyed_by_layer
 
@@ -49,7 +48,7 @@ class Steering(SavedEdit, ActivationEdit):
     ) -> Float[Tensor, "*batch units d"]:
         if isinstance(strength, Tensor):
             strength = strength.to(x)[..., None]
-        return saturate(x + strength * self.vectors[layer].to(x))
+        return x + strength * self.vectors[layer].to(x)
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"layers.{layer}": vector for layer, vector in self.vectors.items()}

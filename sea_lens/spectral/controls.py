@@ -7,6 +7,7 @@ import torch
 
 from .._support.arguments import as_integer
 from .._support.progress import tracked
+from ..models.reading import Reading
 from ..texts.items import Demonstration
 from .capturing import Captured
 from .edit import SpectralEdit, with_subspaces
@@ -67,7 +68,12 @@ def permuted(
         InputError: the edit was not fitted from captured activations.
         Otherwise as `capture`.
     """
-    captured = Captured.of(model, edit, demonstrations, batch_size=as_integer(batch_size, "batch_size", least=1))
+    draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed")
+    batch_size = as_integer(batch_size, "batch_size", least=1)
+    Reading.recorded(edit.site, edit.provenance)
+    if draws == 0:
+        return []
+    captured = Captured.of(model, edit, demonstrations, batch_size=batch_size, progress=progress)
     return permuted_fits(edit, captured, draws, seed, progress=progress)
 
 
@@ -75,7 +81,6 @@ def permuted_fits(
     edit: SpectralEdit, captured: Captured, draws: int = 8, seed: int = 0, *, progress: bool = False
 ) -> list[SpectralEdit]:
     """`permuted` for demonstrations that have been read already."""
-    draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed")
     centre, power = edit.options["centre"], edit.options["spectrum_power"]
     edits = []
     for draw in tracked(range(draws), "permutation control", draws, show=progress):
