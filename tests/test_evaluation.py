@@ -366,6 +366,7 @@ def test_where_an_edit_acts_may_be_said_with_any_numbers(model, choices, tmp_pat
         found.save(tmp_path / "found.json")
         assert sl.Evaluation.load(tmp_path / "found.json").items == wanted.items
     assert found.provenance["edit"]["strength"] == {0: 0.5, 1: 0.5}
+    assert found.provenance["edit"]["combine"] is None
 
 
 class Dying(Capability):

@@ -90,14 +90,17 @@ def read_metadata(path: str | os.PathLike[str], kinds: Sequence[str]) -> dict[st
     return metadata
 
 
+class ContentError(Exception):
+    """What a sound file holds cannot be used; the message goes on behind the file's name."""
+
+
 @contextlib.contextmanager
 def as_file_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn errors in reading the content of a file that says it is ours into a FileError that names it."""
     try:
         yield
-    except FileError as error:
-        # Code that does not know the path raises a FileError without it.
-        raise error if str(path) in str(error) else FileError(f"{path}: {error}") from error
+    except ContentError as error:
+        raise FileError(f"{path} {error}") from error
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         if isinstance(error, SeaLensError):
             raise

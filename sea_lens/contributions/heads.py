@@ -104,7 +104,6 @@ def head_contributions(
     permutations = as_integer(permutations, "permutations", least=1)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
-    study.check_control(control)
     if method == "direct":
         return direct_contributions(study, tolerance, control)
     if method in PATCHING_METHODS:
@@ -143,6 +142,8 @@ def patching_contributions(
     study: Study, methods: Mapping[str, Sequence[Edit]], sample: int = SAMPLE, seed: int = 0
 ) -> dict[str, HeadContributions]:
     """`head_contributions` by several patching methods, each with its control edits; the clean runs are shared."""
+    for control in methods.values():
+        study.check_control(control)
     heads = all_heads(study.lens)
     found = patched(study, methods, heads)
     results = {}

@@ -187,7 +187,10 @@ def measured_with(study: Study, control: Sequence[Edit], measure: Callable[[Stud
     """Results of a measurement, each with the values that the same measurement gives of its controls."""
     study.check_control(control)
     results = measure(study)
-    beside = [measure(study.under(other)) for other in control]
+    beside: list[Sequence[Result]] = []
+    for other in control:
+        # No comprehension, so that warnings of all runs stand equally deep below the user's line.
+        beside.append(measure(study.under(other)))
     return [with_control(result, [of[place] for of in beside]) for place, result in enumerate(results)]
 
 

@@ -135,7 +135,7 @@ def check_signatures(signatures: Mapping[int, float] | None, layers: tuple[int, 
     """
     if signatures is not None:
         require(set(layers) <= set(signatures), f"it has signatures of layers {sorted(signatures)} alone")
-        require(all(isinstance(s, float) and s >= 0 for s in signatures.values()), "a signature is no size")
+        require(all(type(s) in (int, float) and s >= 0 for s in signatures.values()), "a signature is no size")
 
 
 def keyed_by_layer(values: Mapping[str, float] | None) -> dict[int, float] | None:

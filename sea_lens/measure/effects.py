@@ -122,10 +122,12 @@ def effect(
         >>> round(found.effect, 1), found.interval.excludes(0.0)
         (0.2, True)
     """
-    edit.check(model, layers, strength, combine, scoring=True)
+    where = edit.check(model, layers, strength, combine, scoring=True)
     scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
     unedited = scorer.log_probs()
-    return effect_from(scorer, unedited, model, edit, layers, strength, combine, seed=seed)
+    with edit.put(model, where):
+        edited = scorer.log_probs()
+    return effect_between(unedited, edited, seed=seed)
 
 
 def effect_from(

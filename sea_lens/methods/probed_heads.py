@@ -64,8 +64,10 @@ class ITI(Steering):
         units, _ = self.shape
         unknown = [place for place in self.heads if place[0] not in self.vectors or not 0 <= place[1] < units]
         require(not unknown, f"it has heads {unknown} of layers {list(self.layers)} with {units} heads")
-        shape = None if self.accuracies is None else tuple(self.accuracies.shape)
-        require(shape in (None, (self.n_layers, units)), f"its accuracies have shape {shape}")
+        if self.accuracies is not None:
+            shape = tuple(self.accuracies.shape)
+            layers = self.n_layers if self.n_layers is not None else shape[0]
+            require(shape == (layers, units), f"its accuracies have shape {shape}")
 
     def __repr__(self) -> str:
         return f"ITI(heads={list(self.heads[:8])}{', …' if len(self.heads) > 8 else ''})"

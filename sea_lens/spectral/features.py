@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import FileError, InputError
+from .._support.storage import ContentError
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
@@ -139,16 +140,16 @@ def recorded_feature_map(record: Mapping[str, Any], given: FeatureMap | None) ->
     """The feature map that a file was made with: a known one, or the user's own, which has to be given again.
 
     Raises:
-        FileError: the map is not known and none was given, or the one given is another.
+        ContentError: the map is not known and none was given, or the one given is another.
     """
     name = record["name"]
     if given is None and name not in FEATURE_MAPS:
-        raise FileError(f"it was made with a feature map of the user's own, {name!r}: pass it as feature=")
+        raise ContentError(f"was made with a feature map of the user's own, {name!r}: pass it as feature=")
     found = FEATURE_MAPS[name] if given is None else feature_map(given)
     if given is None:
         found = replace(found, eps=record["eps"])
     different = [key for key, value in found.record.items() if value != record[key]]
     if different:
         key = different[0]
-        raise FileError(f"it was made with a feature map of {key} {record[key]!r}, got {found.record[key]!r}")
+        raise ContentError(f"was made with a feature map of {key} {record[key]!r}, got {found.record[key]!r}")
     return found

@@ -40,9 +40,9 @@ class Size(ABC):
         power = as_number(spectrum_power, "spectrum_power")
         if not power > 0:
             raise InputError(f"spectrum_power {spectrum_power} is not positive")
+        positive, negative = _pair(energy)
+        shares = as_number(positive, "energy"), as_number(negative, "energy")
         if rank is None:
-            positive, negative = _pair(energy)
-            shares = as_number(positive, "energy"), as_number(negative, "energy")
             if not all(0 < share <= 1 for share in shares):
                 raise InputError(f"energy {energy} is outside (0, 1]")
             return EnergyShare(power, shares)
