@@ -1,6 +1,8 @@
+from typing import Any
+
 import pytest
 import torch
-from tiny import fitted
+from tiny import demonstrations, fitted
 
 import sea_lens as sl
 
@@ -18,3 +20,22 @@ def test_a_random_control_has_the_edits_ranks_and_other_directions(model):
     assert not torch.allclose(control.projections(1)[0], edit.projections(1)[0])
     assert torch.equal(control.projections(1)[0], sl.randomised(edit, 0).projections(1)[0])
     assert control.provenance["control"] == "random subspaces, seed 0"
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [({"draws": 0}, None), ({"draws": -1}, "draws"), ({"batch_size": 0}, "batch_size")],
+)
+def test_nothing_is_read_for_no_draws_or_for_what_is_refused(options, refused, model, monkeypatch):
+    edit = fitted(model)
+
+    def unwanted(*_: object, **__: object):
+        raise AssertionError("demonstrations were read")
+
+    monkeypatch.setattr("sea_lens.models.reading.Reading.read", unwanted)
+    asked: dict[str, Any] = options
+    if refused is None:
+        assert sl.permuted(model, edit, demonstrations(), **asked) == []
+    else:
+        with pytest.raises(sl.InputError, match=refused):
+            sl.permuted(model, edit, demonstrations(), **asked)
