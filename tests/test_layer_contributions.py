@@ -263,3 +263,14 @@ def test_a_users_ablation_behind_the_edit_leaves_nothing_to_contribute(model):
         assert sl.head_contributions(model, edit, items, "gradient", sample=0).values.abs().max() == 0
     finally:
         point.remove_hooks(including_permanent=True)
+
+
+def test_controls_stand_in_the_order_in_which_they_were_given(model):
+    edit, items = fitted(model), contrasts()
+    first, second = sl.randomised(edit, 1), sl.randomised(edit, 2)
+    for method in ("path", "only_one"):
+        found = sl.layer_contributions(model, edit, items, method, control=[second, first, second, edit])
+        alone = {id(one): sl.layer_contributions(model, one, items, method).values for one in (first, second, edit)}
+        assert found.control_values is not None
+        wanted = torch.stack([alone[id(one)] for one in (second, first, second, edit)])
+        torch.testing.assert_close(found.control_values, wanted, rtol=0, atol=0)

@@ -19,7 +19,7 @@ from ..contributions.layers import METHODS as LAYER_METHODS
 from ..contributions.layers import by_layer, by_position, layer_games
 from ..contributions.patching import METHODS as PATCHING_METHODS
 from ..contributions.results import DirectionContributions
-from ..contributions.study import Study, with_control
+from ..contributions.study import Study
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..errors import DemonstrationError
@@ -103,14 +103,8 @@ def _paths(study: Study, names: Sequence[str], control: Sequence[Edit]) -> dict[
     if "directions_path" in wanted:
         check_control_ranks(study, control)
     # Positions have no control: its range at every position of every layer would say little.
-    beside = [name for name in wanted if name != "positions_path"]
-    found = path_contributions(study, list(wanted.values()), None)
-    results = dict(zip(wanted, found, strict=True))
-    if control and beside:
-        of_controls = [path_contributions(study.under(one), [wanted[name] for name in beside], None) for one in control]
-        for place, name in enumerate(beside):
-            results[name] = with_control(results[name], [of[place] for of in of_controls])
-    return results
+    controls = {split: () if name == "positions_path" else control for name, split in wanted.items()}
+    return dict(zip(wanted, path_contributions(study, controls, None), strict=True))
 
 
 def _patches(study: Study, names: Sequence[str], control: Sequence[Edit]) -> dict[str, Any]:

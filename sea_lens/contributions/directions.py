@@ -87,7 +87,7 @@ def direction_contributions(
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
     check_control_ranks(study, control)
-    (result,) = path_contributions(study, [by_direction], tolerance, control)
+    (result,) = path_contributions(study, {by_direction: control}, tolerance)
     layers_of_top = sorted({Direction.of(label).layer for label in strongest(result, describe)})
     captured = None
     if demonstrations is not None and layers_of_top:

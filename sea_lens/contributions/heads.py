@@ -109,7 +109,7 @@ def head_contributions(
     if method in PATCHING_METHODS:
         return patching_contributions(study, {method: control}, sample, seed)[method]
     if method == "path":
-        return path_contributions(study, [by_head], tolerance, control)[0]
+        return path_contributions(study, {by_head: control}, tolerance)[0]
 
     def measure(one: Study) -> list[HeadContributions]:
         values, details = Game.of(one, range(one.lens.n_heads)).values(method, permutations=permutations, seed=seed)

@@ -15,7 +15,7 @@ numbers, beside what autograd keeps of the forward pass behind the first edited 
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -30,7 +30,7 @@ from ..edits.base import Edit
 from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction
 from .base import Contributions
-from .study import Study, measured_with
+from .study import Study, with_control
 
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
@@ -78,11 +78,26 @@ Splitter: TypeAlias = Callable[[Study], Split]
 
 
 def path_contributions(
-    study: Study, splitters: Sequence[Splitter], tolerance: float | None, control: Sequence[Edit] = ()
+    study: Study, splitters: Mapping[Splitter, Sequence[Edit]], tolerance: float | None
 ) -> list[Any]:
-    """One integral shared out in several ways, and the same under each control edit: a result for each way."""
+    """One integral shared out in several ways, each with its control edits: a result for each way.
+
+    A control edit has one integral as well, for all ways that it stands beside.
+    """
     study.activation_edit(WHAT)
-    return measured_with(study, control, lambda one: integrate(one, [split(one) for split in splitters], tolerance))
+    for control in splitters.values():
+        study.check_control(control)
+    results = integrate(study, [split(study) for split in splitters], tolerance)
+    found: dict[tuple[int, Splitter], Contributions] = {}
+    for other in {id(one): one for control in splitters.values() for one in control}.values():
+        under = study.under(other)
+        wanted = [split for split, control in splitters.items() if any(one is other for one in control)]
+        of_ways = integrate(under, [split(under) for split in wanted], tolerance)
+        found |= {(id(other), split): result for split, result in zip(wanted, of_ways, strict=True)}
+    return [
+        with_control(result, [found[id(other), split] for other in splitters[split]])
+        for split, result in zip(splitters, results, strict=True)
+    ]
 
 
 def integrate(study: Study, splits: Sequence[Split], tolerance: float | None) -> list[Contributions]:
@@ -112,7 +127,7 @@ def integrate(study: Study, splits: Sequence[Split], tolerance: float | None) ->
         warnings.warn(
             f"path contributions close to {error:.2e} nats with {nodes} nodes, not to the "
             f"{tolerance * abs(delta):.2e} asked for ({tolerance:g} of the effect {delta:+.2e})",
-            stacklevel=7,
+            stacklevel=5,
         )
     details = {"nodes": nodes, "tolerance": tolerance}
     return [split.result(of_split, dict(details)) for split, of_split in zip(splits, sums, strict=True)]

@@ -90,7 +90,7 @@ def layer_contributions(
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
     if method == "path":
-        return path_contributions(study, [by_layer], tolerance, control)[0]
+        return path_contributions(study, {by_layer: control}, tolerance)[0]
     return layer_games(study, method, permutations=permutations, seed=seed, control=control)
 
 
@@ -140,7 +140,7 @@ def position_contributions(
     activation_edit(model, edit, "position_contributions")
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
-    return path_contributions(study, [by_position], tolerance)[0]
+    return path_contributions(study, {by_position: ()}, tolerance)[0]
 
 
 def by_position(study: Study) -> Split:

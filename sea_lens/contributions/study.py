@@ -116,12 +116,16 @@ class Study:
         if parts not in self._runs:
             if not parts:
                 log_probs = self.unedited_log_probs
-            elif parts == {(layer, None) for layer in self.layers}:
+            elif parts in ({(layer, None) for layer in self.layers}, self._all_heads):
                 log_probs = self.edited_log_probs
             else:
                 log_probs = self._log_probs(self.where.with_strengths(self._strengths(parts)))
             self._runs[parts] = contrast_values(log_probs)
         return self._runs[parts]
+
+    @property
+    def _all_heads(self) -> set[Part]:
+        return {(layer, head) for layer in self.layers for head in range(self.lens.n_heads)}
 
     def _log_probs(self, where: Where) -> Float[Tensor, " completions"]:
         with self.edit.put(self.model, where):
@@ -187,10 +191,7 @@ def measured_with(study: Study, control: Sequence[Edit], measure: Callable[[Stud
     """Results of a measurement, each with the values that the same measurement gives of its controls."""
     study.check_control(control)
     results = measure(study)
-    beside: list[Sequence[Result]] = []
-    for other in control:
-        # No comprehension, so that warnings of all runs stand equally deep below the user's line.
-        beside.append(measure(study.under(other)))
+    beside = [measure(study.under(other)) for other in control]
     return [with_control(result, [of[place] for of in beside]) for place, result in enumerate(results)]
 
 

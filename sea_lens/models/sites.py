@@ -50,6 +50,7 @@ class Site:
 
     def to_units(self, x: Float[Tensor, "..."]) -> Float[Tensor, "*batch units d"]:
         """An activation with its units as an axis: heads are one already."""
+        # No einops in these two: it takes longer than the shape does, at every token of every edited layer.
         return x if self.per_head else x.unsqueeze(-2)
 
     def from_units(self, x: Float[Tensor, "*batch units d"]) -> Float[Tensor, "..."]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -139,7 +140,7 @@ class Captured:
         batches = []
         for indices, (neutral, positive, negative) in self.batches:
             swapped = torch.tensor([shuffled[i].positive != self.demonstrations[i].positive for i in indices])
-            place = swapped[:, None, None, None]
+            place = rearrange(swapped, "n -> n 1 1 1")
             sides = torch.where(place, negative, positive), torch.where(place, positive, negative)
             batches.append((indices, Readings(neutral, *sides)))
         empty = _empty(self.lens, self.reading, shuffled, self.layers, feature).to("cpu")
