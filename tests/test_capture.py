@@ -159,11 +159,11 @@ def test_capture_leaves_no_hook_behind_and_calls_the_users_own(model):
     point = model.hook_dict["blocks.1.hook_mlp_out"]
     calls = []
     point.add_hook(lambda x, hook: calls.append(x.shape))
-    before = {name: list(p.fwd_hooks) for name, p in lens._points.items()}
+    before = {name: list(p.fwd_hooks) for name, p in lens.points.items()}
     try:
         sl.capture(model, demonstrations(3), progress=False)
         assert calls
-        assert {name: list(p.fwd_hooks) for name, p in lens._points.items()} == before
+        assert {name: list(p.fwd_hooks) for name, p in lens.points.items()} == before
     finally:
         point.remove_hooks(including_permanent=True)
 

@@ -232,7 +232,7 @@ def test_one_strength_for_each_layer(model):
 
 
 def test_an_edit_for_another_model_is_refused_and_leaves_nothing(model, load_tiny, backend):
-    hooks = {name: len(point.fwd_hooks) for name, point in Lens.of(model)._points.items()}
+    hooks = {name: len(point.fwd_hooks) for name, point in Lens.of(model).points.items()}
     for shape, message in (((8, 3, 16), "width"), ((8, 5, 32), r"layers \[3, 4\]")):
         x = torch.randn(*shape)
         with pytest.raises(sl.MismatchError, match=message):
@@ -256,7 +256,7 @@ def test_an_edit_for_another_model_is_refused_and_leaves_nothing(model, load_tin
     for options in wrong:
         with pytest.raises(sl.InputError):
             edit.install(model, **options)
-    assert {name: len(point.fwd_hooks) for name, point in Lens.of(model)._points.items()} == hooks
+    assert {name: len(point.fwd_hooks) for name, point in Lens.of(model).points.items()} == hooks
 
 
 @pytest.mark.parametrize("family", FAMILIES)

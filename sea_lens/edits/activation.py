@@ -1,7 +1,7 @@
 """Edits that change activations: x + α (edited − x) at one site of some layers (docs/method.md 3.2)."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, SupportsIndex
 
 import torch
@@ -11,9 +11,11 @@ from torch import Tensor
 from .._support.arguments import Scalar, as_integer, as_strength
 from .._support.saturation import saturate
 from ..errors import InputError, MismatchError
-from ..models.lens import HookFunction, Lens
+from ..models.hooks import HookFunction
+from ..models.lens import Lens
 from ..models.sites import Site, unit_keys
-from .base import Edit, Installation
+from ..models.standing import Change
+from .base import Edit
 from .where import LayerChoice, Strength, Where
 
 
@@ -142,10 +144,10 @@ class ActivationEdit(Edit):
         functions = self.functions(model, self.check(model, layers, strength, combine))
         return [(name, accepting_hook(function)) for name, function in functions]
 
-    def put(self, model: Any, where: Where) -> Installation:
+    def changes(self, model: Any, where: Where) -> Sequence[Change]:
         """Hooks that do arithmetic only: what `check` settled is not asked again at every token."""
         lens = Lens.of(model)
-        return Installation(tuple(lens.add_hook(name, function) for name, function in self.functions(model, where)))
+        return [lens.hook(name, function) for name, function in self.functions(model, where)]
 
 
 def _check_broadcast(strength: Tensor, x: Float[Tensor, "..."]) -> None:

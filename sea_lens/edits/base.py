@@ -6,45 +6,29 @@ that change activations are `ActivationEdit`s, which the analyses of activations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 from ..errors import InputError, MismatchError
 from ..models.lens import Lens
+from ..models.standing import Change, Held, Standing
 from .where import LayerChoice, Strength, Where, choose_layers, strength_of_layers
 
 
-@runtime_checkable
-class Removable(Protocol):
-    """One change of a model, such as a hook."""
+class Installation(Held):
+    """An edit in a model; `remove` takes it out again, in any order with others, and may be called twice.
 
-    def remove(self) -> object:
-        """Take this change out and leave all others; may be called again."""
-
-
-@dataclass(frozen=True)
-class Installation:
-    """An edit installed in a model; `remove` takes it out again, in any order with others, and may be called twice.
-
-    As a context manager it takes the edit out on leaving.
+    As a context manager it takes the edit out on leaving. It also does when nothing holds it any more, unless it was
+    kept: `install` keeps it.
 
     Attributes:
-        handles: the changes that the edit consists of.
+        edit: the edit.
+        where: its layers, strengths and way to combine.
     """
 
-    handles: tuple[Removable, ...]
-
-    def remove(self) -> None:
-        """Take the edit out of the model; hooks of the user's and other installations stay."""
-        for handle in self.handles:
-            handle.remove()
-
-    def __enter__(self) -> "Installation":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
+    def __init__(self, lens: Lens, edit: "Edit", where: Where) -> None:
+        self.edit, self.where = edit, where
+        super().__init__(Standing(lens.observer, about=(edit, where)))
 
 
 class Edit(ABC):
@@ -74,19 +58,28 @@ class Edit(ABC):
         return None
 
     @abstractmethod
+    def changes(self, model: Any, where: Where) -> Sequence[Change]:
+        """The changes of a model that the edit consists of, not made yet; arguments as in `put`."""
+
     def put(self, model: Any, where: Where) -> Installation:
         """Put the edit into a model that has been checked; `install` and `applied` call `check` and then this.
 
         Args:
             model: the model that was checked.
             where: from `check`, or one with other strengths.
+
+        Returns:
+            A context manager; without a context the edit stays for as long as something holds it.
         """
+        installation = Installation(Lens.of(model), self, where)
+        installation.standing.put(self.changes(model, where))
+        return installation
 
     def install(
         self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
     ) -> Installation:
         """Install the edit until the returned handle is removed; arguments and errors as in `applied`."""
-        return self.put(model, self.check(model, layers, strength, combine))
+        return self.put(model, self.check(model, layers, strength, combine)).keep()
 
     def check_model(self, model: Any) -> None:
         """Refuse a model that the edit does not fit.
@@ -176,5 +169,5 @@ class Edit(ABC):
             >>> sl.generate(bed.model, "Q: what is the river of Delkeld ? A:", max_new_tokens=1)
             [' Selwyn']
         """
-        with self.install(model, layers, strength, combine):
+        with self.put(model, self.check(model, layers, strength, combine)):
             yield model

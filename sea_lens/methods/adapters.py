@@ -5,7 +5,7 @@ are trained by peft on the positive completions of the demonstrations; the negat
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from .._support.arguments import as_integer, as_number
 from .._support.versions import versions
-from ..edits.base import Installation
 from ..edits.saved import SavedEdit, require
 from ..edits.where import LayerChoice, Where, choose_layers
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
 from ..models.lens import Lens
 from ..models.load import load_huggingface, quiet
+from ..models.standing import Change
 from ..models.weight_changes import WeightChange, mlp_out_weight
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
@@ -93,11 +93,14 @@ class LoRA(SavedEdit):
         if any(isinstance(alpha, Tensor) and alpha.ndim > 0 for alpha in where.strengths.values()):
             raise InputError("LoRA changes weights and not tokens: expected one strength for each layer")
 
-    def put(self, model: Any, where: Where) -> Installation:
+    def changes(self, model: Any, where: Where) -> Sequence[Change]:
         additions = {
             layer: float(alpha) * self.adapters[layer].product for layer, alpha in where.strengths.items() if alpha != 0
         }
-        return Installation((WeightChange(Lens.of(model), additions),))
+        lens = Lens.of(model)
+        # These change nothing: that each is called in every pass proves that the changed weights are those in use.
+        called = [lens.hook(lens.point("mlp_out", layer), lambda x: None) for layer in additions]
+        return [*called, WeightChange(lens, additions)]
 
     def tensors(self) -> dict[str, Tensor]:
         return {

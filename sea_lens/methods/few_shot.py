@@ -1,17 +1,18 @@
 """Few-shot prompting (in-context learning; Brown et al. 2020, arXiv 2005.14165; docs/method.md 5.5) as an edit."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsIndex
 
 import torch
 
 from .._support.arguments import as_integer
-from ..edits.base import Edit, Installation
+from ..edits.base import Edit
 from ..edits.where import Where
 from ..errors import InputError
 from ..models.lens import Lens
 from ..models.prefix import PrefixStandIn
+from ..models.standing import Change
 from ..models.tokens import tokenise
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
@@ -54,11 +55,11 @@ class InContext(Edit):
                 f"the examples have {len(self._tokens(lens))} tokens, the context of {lens.name!r} holds {lens.n_ctx}"
             )
 
-    def put(self, model: Any, where: Where) -> Installation:
+    def changes(self, model: Any, where: Where) -> Sequence[Change]:
         if _all_are(where, 0):
-            return Installation(())
+            return []
         lens = Lens.of(model)
-        return Installation((PrefixStandIn(lens, self._tokens(lens)),))
+        return [PrefixStandIn(lens, self._tokens(lens))]
 
     def _tokens(self, lens: Lens) -> list[int]:
         return tokenise(lens, self.prefix, prepend_bos=False, what="examples")

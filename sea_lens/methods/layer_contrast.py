@@ -14,7 +14,7 @@ from the mixture. The authors also offer the embedding as a candidate ("layer 0"
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsFloat
 
@@ -24,12 +24,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_number
-from ..edits.base import Edit, Installation
+from ..edits.base import Edit
 from ..edits.where import LayerChoice, Where, choose_layers
 from ..errors import InputError, UnsupportedModelError
-from ..models.lens import HookFunction, Lens
-from ..models.logit_hooks import add_logits_hook
+from ..models.hooks import HookFunction
+from ..models.lens import Lens
+from ..models.logit_hooks import logits_hook
 from ..models.readout import EarlyExit
+from ..models.standing import Change
 
 Residuals = Float[Tensor, "batch read d_model"]
 Logits = Float[Tensor, "batch pos d_vocab"]
@@ -76,10 +78,10 @@ class DoLa(Edit):
                 f"scored: expected DoLa with relative_top=0"
             )
 
-    def put(self, model: Any, where: Where) -> Installation:
+    def changes(self, model: Any, where: Where) -> Sequence[Change]:
         strengths = {layer: alpha for layer, alpha in where.strengths.items() if alpha != 0}
         if not strengths:
-            return Installation(())
+            return []
         lens = Lens.of(model)
         readout = EarlyExit.of(lens)
         streams: dict[int, Tensor] = {}
@@ -101,8 +103,8 @@ class DoLa(Edit):
             return changed
 
         points = {layer: lens.point("resid_post", layer) for layer in strengths}
-        saving = [lens.add_hook(point, saver(layer)) for layer, point in points.items()]
-        return Installation((*saving, add_logits_hook(lens, change, begin)))
+        saving = [lens.hook(point, saver(layer)) for layer, point in points.items()]
+        return [*saving, logits_hook(lens, change, begin)]
 
 
 def dola(model: Any, layers: LayerChoice = "all", relative_top: SupportsFloat = 0.1) -> DoLa:

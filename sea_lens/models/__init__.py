@@ -1,6 +1,6 @@
 """The edge to models: the only room that knows TransformerLens and the names of its hook points.
 
-In reading order: `lens` (a model as the rest sees it), `load`, `sites` (where activations are read and edited),
+In reading order: `lens` (a model as the rest sees it), what stands in it (`standing`, `passes`, `hooks`), `load`, `sites` (where activations are read and edited),
 `tokens` (texts to tokens), `readout` (norms, heads and the unembedding), `cache` and `decoding` (what has been read is
 not read again), `reading` (the activations of demonstrations); then changes that no hook point can make:
 `forward_stand_in`, `logit_hooks`, `prefix` (tokens in front of everything) and `weight_changes`.

@@ -5,27 +5,43 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 from ..errors import InputError
-from .lens import Lens
 
 
 class ForwardStandIn(ABC):
-    """Stands in for a model's `forward`; once removed, it passes calls on until the stand-ins above it are gone too.
+    """Stands in for a module's `forward` from `attach` on; once removed, it passes calls on while others stand on it.
 
     TransformerLens calls `forward` past torch's own hooks where it generates or runs with hooks.
+
+    Args:
+        module: whose `forward` it is.
     """
 
-    def __init__(self, lens: Lens) -> None:
-        self._model, self._active = lens.model, True
-        # Present only where something else stands in for the method already.
-        self._replaced = vars(lens.model).get("forward")
-        self._forward = lens.model.forward
-        self._parameters = inspect.signature(type(lens.model).forward)
-        # Past the model's __setattr__, which a bridge passes on to the model inside.
-        vars(lens.model)["forward"] = self
+    def __init__(self, module: Any) -> None:
+        self._module, self._active = module, False
+        self._replaced: Any = None
+        self._forward: Any = None
+        self._parameters = inspect.signature(type(module).forward)
+        # Hugging Face's generation looks at the parameters of `forward`.
+        self.__signature__ = self._parameters.replace(parameters=list(self._parameters.parameters.values())[1:])
+
+    def attach(self) -> None:
+        """Stand in, on top of whatever stands in already."""
+        # Present only where something else stands in for the method.
+        self._replaced = vars(self._module).get("forward")
+        self._forward = self._module.forward
+        self._active = True
+        # Past the module's __setattr__, which a bridge passes on to the model inside.
+        vars(self._module)["forward"] = self
 
     @abstractmethod
     def run(self, asked: inspect.BoundArguments) -> Any:
         """What the model returns instead; `asked` holds all arguments by name, and `forward` runs the model on it."""
+
+    def bound(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+        """Arguments of a call by name, the module among them, defaults too."""
+        asked = self._parameters.bind(self._module, *args, **kwargs)
+        asked.apply_defaults()
+        return asked
 
     def forward(self, asked: inspect.BoundArguments) -> Any:
         """Run the model's own `forward`, or whatever stood in for it before."""
@@ -33,26 +49,22 @@ class ForwardStandIn(ABC):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What is called in place of the model's `forward`."""
-        if not self._active:
-            return self._forward(*args, **kwargs)
-        asked = self._parameters.bind(self._model, *args, **kwargs)
-        asked.apply_defaults()
-        return self.run(asked)
+        return self.run(self.bound(*args, **kwargs)) if self._active else self._forward(*args, **kwargs)
 
     def remove(self) -> None:
         """Let the model's own `forward` be called again; may be called twice and in any order with others."""
         self._active = False
-        while isinstance(top := vars(self._model).get("forward"), ForwardStandIn) and not top._active:
+        while isinstance(top := vars(self._module).get("forward"), ForwardStandIn) and not top._active:
             if top._replaced is None:
-                del vars(self._model)["forward"]
+                vars(self._module).pop("forward", None)
             else:
-                vars(self._model)["forward"] = top._replaced
+                vars(self._module)["forward"] = top._replaced
 
 
-def first_layer(lens: Lens, asked: inspect.BoundArguments) -> int:
+def first_layer(n_layers: int, asked: inspect.BoundArguments) -> int:
     """The layer that a pass begins with."""
     start = asked.arguments.get("start_at_layer") or 0
-    return start if start >= 0 else start + lens.n_layers
+    return start if start >= 0 else start + n_layers
 
 
 def refuse_losses(asked: inspect.BoundArguments, what: str) -> None:

@@ -1,13 +1,11 @@
 """HookedTransformer (TransformerLens 3.9) and TransformerBridge (3.9, 4.x) behind one face.
 
-Hooks are removed by their handles, never by level or by `reset_hooks`, so that a user's own hooks are left alone.
 Batches for `Lens.forward` and `Lens.read` are right-padded: in a causal model what stands to the right of a token
 cannot reach it, so every position before the padding is exact on every backend and needs no position offsets.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError, UnsupportedModelError
+from .hooks import Hook, HookFunction, hook_behind
+from .passes import Observer, Pass
+from .standing import Held, Standing
 
 Backend = Literal["hooked", "bridge"]
-HookFunction = Callable[[Tensor], Tensor | None]
 
 _KEPT_AS = "_sea_lens"
 # Hook points that every backend has, by what sea_lens calls them.
@@ -36,19 +36,6 @@ class _ForwardStopped(Exception):  # noqa: N818
     """Raised from a hook to end a forward pass once everything asked for has been seen."""
 
 
-@dataclass(frozen=True)
-class Handle:
-    """One installed hook; `remove` takes away just this one and may be called again."""
-
-    point: Any
-    installed: Any
-
-    def remove(self) -> None:
-        """Remove the hook, wherever it now stands among others on the same hook point."""
-        self.installed.hook.remove()
-        self.point.fwd_hooks[:] = [hook for hook in self.point.fwd_hooks if hook is not self.installed]
-
-
 def end_tokens(hf_model: Any) -> frozenset[int]:
     """The tokens at which a Hugging Face model's generation configuration ends a text."""
     given = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
@@ -62,12 +49,12 @@ class Lens:
         model: the TransformerLens model itself.
         own_tokenizer: the tokenizer that the model came with, where `load_model` kept it. That of TransformerLens may
             differ: tokens are added to it, and where it has no BOS its EOS becomes one.
-        prefix_length: tokens that now stand in front of every sequence without the caller's knowledge
-            (`models.prefix`); they take room in the context and positions in activations.
+        prefixes: what now stands in front of every sequence without the caller's knowledge (`models.prefix`).
         more_ends: tokens besides EOS that end a text, as the model's generation configuration has them.
         source: the Hugging Face name or folder that `load_model` read, None where it did not load the model.
         changed_weights: by layer, a changed weight's original values and what is added to them
             (`models.weight_changes`).
+        observer: of the passes that the model runs while something of sea_lens's stands in it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -79,10 +66,11 @@ class Lens:
                 )
         self.model = model
         self.own_tokenizer: Any = None
-        self.prefix_length = 0
+        self.prefixes: list[Any] = []
         self.source: str | None = None
         self.more_ends = end_tokens(getattr(model, "original_model", None))
         self.changed_weights: dict[int, Any] = {}
+        self.observer = Observer(model, self.name)
         self._points: dict[str, Any] = dict(model.hook_dict)
 
     @classmethod
@@ -97,7 +85,8 @@ class Lens:
     @property
     def backend(self) -> Backend:
         """Which of TransformerLens's two kinds of model this is."""
-        return "hooked" if type(self.model).__name__.startswith("Hooked") else "bridge"
+        # By name, since TransformerLens 4 has no HookedTransformer; a subclass is what its parent is.
+        return "hooked" if any(one.__name__.startswith("Hooked") for one in type(self.model).__mro__) else "bridge"
 
     @property
     def name(self) -> str:
@@ -135,6 +124,21 @@ class Lens:
     def n_ctx(self) -> int:
         """Longest input that a caller can give, in tokens; a prefix takes its length away."""
         return int(self.model.cfg.n_ctx) - self.prefix_length
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens of `prefixes`; they take room in the context and positions in activations."""
+        return sum(len(prefix) for prefix in self.prefixes)
+
+    @property
+    def current_pass(self) -> Pass | None:
+        """The forward pass that the model runs now, None between passes and while nothing of sea_lens's is in it."""
+        return self.observer.current_pass
+
+    @property
+    def points(self) -> dict[str, Any]:
+        """The hook points by name."""
+        return self._points
 
     @property
     def device(self) -> torch.device:
@@ -242,35 +246,42 @@ class Lens:
 
     def has_point(self, name: str) -> bool:
         """Whether this model has a hook point of this name."""
-        return name in self._points
+        return name in self.points
 
-    def add_hook(self, name: str, function: HookFunction, *, prepend: bool = False) -> Handle:
-        """Install a forward hook that maps the activation, or returns None to leave it.
+    def hook(self, name: str, function: HookFunction, *, prepend: bool = False, proven: bool = True) -> Hook:
+        """A forward hook that maps the activation, or returns None to leave it; not yet in the model.
+
+        Args:
+            name: the hook point.
+            function: what it does.
+            prepend: whether it is called before the hooks that stand there already.
+            proven: whether a pass that does not call it once is refused.
 
         Raises:
             InputError: the model has no such hook point (TransformerLens itself would ignore it in silence).
         """
-        if name not in self._points:
+        if (point := self.points.get(name)) is None:
             raise InputError(f"model {self.name!r} has no hook point {name!r}")
-        point = self._points[name]
-        # TransformerLens calls hooks with the keyword `hook`.
-        point.add_hook(lambda x, hook: function(x), is_permanent=True, prepend=prepend)
-        installed = point.fwd_hooks[0 if prepend else -1]
-        setattr(installed, _KEPT_AS, True)
-        return Handle(point, installed)
+        return Hook(self.observer, name, point, function, prepend=prepend, proven=proven)
+
+    def add_hook(self, name: str, function: HookFunction, *, prepend: bool = False) -> Standing:
+        """Install a hook until the returned standing is removed; arguments and errors as in `hook`."""
+        standing = Standing(self.observer)
+        standing.put([self.hook(name, function, prepend=prepend)])
+        return standing
 
     def has_foreign_hooks(self) -> bool:
         """Whether the model has hooks that sea_lens did not install."""
-        hooks = (hook for point in self._points.values() for hook in (*point.fwd_hooks, *point.bwd_hooks))
-        return any(not hasattr(hook, _KEPT_AS) for hook in hooks)
+        for point in self.points.values():
+            if point.bwd_hooks or any(hook_behind(function) is None for function in point._forward_hooks.values()):
+                return True
+        return False
 
-    @contextlib.contextmanager
-    def hooks(self, functions: Iterable[tuple[str, HookFunction]]) -> Iterator[None]:
+    def hooks(self, functions: Iterable[tuple[str, HookFunction]], *, proven: bool = True) -> Held:
         """Hooks for the length of a context; removed also when it ends in an exception."""
-        with contextlib.ExitStack() as stack:
-            for name, function in functions:
-                stack.callback(self.add_hook(name, function).remove)
-            yield
+        held = Held(Standing(self.observer))
+        held.standing.put([self.hook(name, function, proven=proven) for name, function in functions])
+        return held
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
@@ -313,7 +324,8 @@ class Lens:
 
             return save
 
-        with self.hooks([*functions, *((name, saver(name)) for name in names)]), contextlib.suppress(_ForwardStopped):
+        reading = ((name, saver(name)) for name in names)
+        with self.hooks(functions), self.hooks(reading, proven=False), contextlib.suppress(_ForwardStopped):
             self.forward(tokens, mask)
         missing = [name for name in names if name not in seen]
         if missing:

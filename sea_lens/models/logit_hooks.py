@@ -13,17 +13,14 @@ from torch import Tensor
 
 from ..errors import InputError, UnsupportedModelError
 from .forward_stand_in import ForwardStandIn, first_layer, refuse_losses
+from .hooks import ModuleHook
 from .lens import Lens
 
 LogitsFunction: TypeAlias = Callable[[Float[Tensor, "batch pos d_vocab"]], Float[Tensor, "batch pos d_vocab"]]
 
 
-def add_logits_hook(
-    lens: Lens, function: LogitsFunction, begin: Callable[[int], None]
-) -> "_BridgeHook | _WrappedForward":
-    """Change all logits of a model until the returned handle is removed.
-
-    Handles may be removed in any order and more than once.
+def logits_hook(lens: Lens, function: LogitsFunction, begin: Callable[[int], None]) -> "_BridgeHook | _WrappedForward":
+    """A change of all logits of a model, from its `attach` to its `remove`, in any order with others.
 
     Args:
         lens: the model.
@@ -33,15 +30,15 @@ def add_logits_hook(
     return (_WrappedForward if lens.backend == "hooked" else _BridgeHook)(lens, function, begin)
 
 
-class _BridgeHook:
-    """Torch hooks on the Hugging Face model of a bridge; losses that the bridge computes follow the new logits."""
+class _BridgeHook(ModuleHook):
+    """A torch hook on the Hugging Face model of a bridge; losses that the bridge computes follow the new logits."""
 
     def __init__(self, lens: Lens, function: LogitsFunction, begin: Callable[[int], None]) -> None:
-        def before(module: Any, arguments: Any) -> None:
+        def before() -> None:
             # A pass that starts at a later layer of a bridge runs those before it too, on what is not theirs.
             begin(getattr(lens.model.blocks[0], "_start_at_layer_idx", None) or 0)
 
-        def after(module: Any, arguments: Any, output: Any) -> Any:
+        def after(output: Any) -> Any:
             if isinstance(output, tuple) or not isinstance(getattr(output, "logits", None), Tensor):
                 raise UnsupportedModelError(f"model {lens.name!r} returned {type(output).__name__} without logits")
             if getattr(output, "loss", None) is not None:
@@ -49,24 +46,19 @@ class _BridgeHook:
             output.logits = function(output.logits)
             return output
 
-        inside = lens.model.original_model
-        self._handles = inside.register_forward_pre_hook(before), inside.register_forward_hook(after)
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        super().__init__(lens.model.original_model, before, after)
 
 
 class _WrappedForward(ForwardStandIn):
     """Stands in for `forward` on one HookedTransformer."""
 
     def __init__(self, lens: Lens, function: LogitsFunction, begin: Callable[[int], None]) -> None:
-        super().__init__(lens)
-        self._lens, self._function, self._begin = lens, function, begin
+        super().__init__(lens.model)
+        self._n_layers, self._function, self._begin = lens.n_layers, function, begin
 
     def run(self, asked: inspect.BoundArguments) -> Any:
         refuse_losses(asked, "unchanged logits")
-        self._begin(first_layer(self._lens, asked))
+        self._begin(first_layer(self._n_layers, asked))
         output = self.forward(asked)
         # Without a return type there are no logits, and a pass that stops early returns the residual stream.
         if asked.arguments["return_type"] is None or asked.arguments["stop_at_layer"] is not None:

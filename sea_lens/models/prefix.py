@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .forward_stand_in import ForwardStandIn, first_layer, refuse_losses
+from .hooks import ModuleHook
 from .lens import Lens
 from .tokens import bos_token
 
@@ -28,20 +29,28 @@ class PrefixStandIn(ForwardStandIn):
     """
 
     def __init__(self, lens: Lens, tokens: Sequence[int]) -> None:
-        super().__init__(lens)
+        super().__init__(lens.model)
         self._lens, self._tokens, self._inside = lens, torch.tensor(list(tokens), device=lens.device), False
-        lens.prefix_length += len(self._tokens)
         # Hugging Face's own generation runs the model inside a bridge past `forward`.
         inside = getattr(lens.model, "original_model", None)
-        self._guard = None if inside is None else inside.register_forward_pre_hook(self._check_caller)
+        self._guard = None if inside is None else ModuleHook(inside, before=self._check_caller)
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def attach(self) -> None:
+        """Put the prefix in front of everything."""
+        self._lens.prefixes.append(self)
+        super().attach()
+        if self._guard is not None:
+            self._guard.attach()
 
     def remove(self) -> None:
         """Take the prefix away; may be called twice."""
-        if self._active:
-            self._lens.prefix_length -= len(self._tokens)
-            if self._guard is not None:
-                self._guard.remove()
         super().remove()
+        if self._guard is not None:
+            self._guard.remove()
+        self._lens.prefixes[:] = [prefix for prefix in self._lens.prefixes if prefix is not self]
 
     def run(self, asked: inspect.BoundArguments) -> Any:
         """Logits, or what else was asked for, at the caller's positions.
@@ -52,11 +61,11 @@ class PrefixStandIn(ForwardStandIn):
         """
         given = asked.arguments
         refuse_losses(asked, "the prefix too")
-        if first_layer(self._lens, asked) > 0:
+        if first_layer(self._lens.n_layers, asked) > 0:
             raise InputError("a prefix is read with the tokens behind it: expected a pass that starts at layer 0")
         tokens, mask = given["input"], given.get("attention_mask")
         if not isinstance(tokens, Tensor):
-            tokens = self._model.to_tokens(tokens, prepend_bos=given.get("prepend_bos"))
+            tokens = self._module.to_tokens(tokens, prepend_bos=given.get("prepend_bos"))
         if tokens.is_floating_point():
             raise InputError(
                 "examples stand in front of tokens: expected tokens, got embeddings (which HookedTransformer.generate "
@@ -92,7 +101,7 @@ class PrefixStandIn(ForwardStandIn):
         return torch.zeros_like(first) if bos is None else (tokens.gather(1, first[:, None])[:, 0] == bos).long()
 
     def _check_room(self, given: int) -> None:
-        n_ctx = int(self._model.cfg.n_ctx)
+        n_ctx = int(self._module.cfg.n_ctx)
         if given + len(self._tokens) > n_ctx:
             raise InputError(
                 f"{given} tokens behind {len(self._tokens)} of examples: the context of {self._lens.name!r} holds "
@@ -112,7 +121,7 @@ class PrefixStandIn(ForwardStandIn):
             return (self._without_prefix(output[0]), *output[1:])
         return output[:, len(self._tokens) :] if isinstance(output, Tensor) else output
 
-    def _check_caller(self, module: Any, arguments: Any) -> None:
+    def _check_caller(self) -> None:
         if not self._inside:
             raise InputError(
                 "examples stand in front only of what the TransformerLens model reads itself: expected a call of the "

@@ -16,10 +16,12 @@ class Changed:
     """A weight that is not what it was.
 
     Attributes:
+        weight: the weight itself.
         original: its values before any change.
         changes: what each `WeightChange` that is in the model adds to it.
     """
 
+    weight: torch.nn.Parameter
     original: Tensor
     changes: dict[object, Float[Tensor, "d_in d_out"]] = field(default_factory=dict)
 
@@ -44,7 +46,7 @@ def mlp_out_weight(lens: Lens, layer: int) -> tuple[torch.nn.Parameter, bool]:
 
 
 class WeightChange:
-    """Adds to the output projections of some MLPs until it is removed, in any order with others.
+    """Adds to the output projections of some MLPs from `attach` to `remove`, in any order with others.
 
     Args:
         lens: the model.
@@ -53,28 +55,31 @@ class WeightChange:
     """
 
     def __init__(self, lens: Lens, additions: Mapping[int, Float[Tensor, "d_mlp d_model"]]) -> None:
-        self._lens, self._layers = lens, tuple(additions)
-        for layer, addition in additions.items():
-            weight, rows_are_hidden = mlp_out_weight(lens, layer)
-            changed = lens.changed_weights.setdefault(layer, Changed(weight.data))
+        self._lens, self._additions = lens, additions
+
+    def attach(self) -> None:
+        """Make the change."""
+        for layer, addition in self._additions.items():
+            weight, rows_are_hidden = mlp_out_weight(self._lens, layer)
+            changed = self._lens.changed_weights.setdefault(layer, Changed(weight, weight.data))
             changed.changes[self] = addition if rows_are_hidden else addition.T
-            _update(lens, layer)
+            _update(self._lens, layer)
 
     def remove(self) -> None:
         """Take the change away; the last one to go leaves the very weights that were there. May be called twice."""
-        for layer in self._layers:
+        for layer in self._additions:
             if layer in self._lens.changed_weights:
                 self._lens.changed_weights[layer].changes.pop(self, None)
                 _update(self._lens, layer)
 
 
 def _update(lens: Lens, layer: int) -> None:
-    weight, changed = mlp_out_weight(lens, layer)[0], lens.changed_weights[layer]
+    changed = lens.changed_weights[layer]
+    weight, original = changed.weight, changed.original
     if not changed.changes:
-        weight.data = changed.original
+        weight.data = original
         del lens.changed_weights[layer]
         return
-    original = changed.original
     total = original.to(torch.promote_types(original.dtype, torch.float32))
     for addition in changed.changes.values():
         total = total + addition.to(total)

@@ -1,0 +1,203 @@
+"""Forward passes as a model runs them while something of sea_lens's stands in it, and the proof that its hooks ran.
+
+Whoever starts a pass (a call of the model, its `generate`, Hugging Face's own, a scorer), it goes through `forward` of
+the module that reads the tokens: the HookedTransformer itself, or the Hugging Face model inside a bridge. `Observer`
+stands in for that method, below everything else that sea_lens puts there.
+"""
+
+import inspect
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import InputError, UnsupportedModelError
+from .forward_stand_in import ForwardStandIn, first_layer
+from .hooks import Hook
+
+
+@dataclass(eq=False)
+class Pass:
+    """One forward pass.
+
+    Attributes:
+        tokens: as they reach the embedding, a few-shot prefix included; None where the pass begins with embeddings.
+        mask: 1 on tokens and 0 on padding, of what the cache holds too; None where nobody gave one.
+        read_before: positions that stand in the cache already.
+        layers: those that the pass runs.
+        whole: whether it begins with the embedding and ends with the logits.
+        expected: the hooks that stood in the model when the pass began.
+        calls: how often each hook was called in it.
+    """
+
+    tokens: Int[Tensor, "batch pos"] | None
+    mask: Tensor | None
+    read_before: int
+    layers: range
+    whole: bool = True
+    expected: tuple[Hook, ...] = ()
+    calls: dict[Hook, int] = field(default_factory=dict)
+
+    def check(self, name: str) -> None:
+        """Refuse what a pass of the model `name` gave, unless each hook in the layers that it ran was called once.
+
+        Raises:
+            UnsupportedModelError: naming the hook points, and what may be the reason.
+        """
+        if len(self.calls) == len(self.expected) and all(count == 1 for count in self.calls.values()):
+            return
+        wrong: dict[int, list[str]] = {}
+        for hook in self.expected:
+            reached = self.whole if hook.layer is None else hook.layer in self.layers
+            count = self.calls.get(hook, 0)
+            if hook.proven and hook.attached and reached and count != 1:
+                wrong.setdefault(count, []).append(hook.name)
+        if not wrong:
+            return
+        counts = "; ".join(f"{_listed(sorted(set(names)))} {_times(count)}" for count, names in sorted(wrong.items()))
+        raise UnsupportedModelError(
+            f"model {name!r}: in this forward pass each hook of sea_lens must be called once, but hooks were called so: "
+            f"{counts}. The result would be that of another edit. Blocks of the model may have been replaced since the "
+            f"hooks were put in (or, in a bridge, replaced in only one of the bridge and the Hugging Face model inside), "
+            f"the model or a part of it may be compiled (torch.compile), or a block may be run again or left out "
+            f"(gradient checkpointing, layer dropout). Expected a model whose own blocks run, each once"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
+
+
+def _times(count: int) -> str:
+    return "never" if count == 0 else f"{count} times"
+
+
+class Observer:
+    """Sees every pass of one model while something of sea_lens's stands in it.
+
+    Attributes:
+        model: the TransformerLens model.
+        current_pass: the pass that runs now, None between passes.
+        hooks: those of sea_lens's that stand in the model, in the order in which they were put in.
+        standing: what stands in the model, in groups that come and go together (`models.standing`).
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model, self.name = model, name
+        self.current_pass: Pass | None = None
+        self.hooks: list[Hook] = []
+        self.standing: list[Any] = []
+        # The thread that hooks and passes belong to.
+        self.thread: threading.Thread | None = None
+        self._stand_in: _ObservedForward | None = None
+
+    def enter(self, standing: Any) -> None:
+        """Note what is about to be put in, and see every pass from now on."""
+        self.standing.append(standing)
+        if self.thread is None or not self.thread.is_alive():
+            self.thread = threading.current_thread()
+        self._attach()
+        self.check_thread()
+
+    def leave(self, standing: Any) -> None:
+        """Forget what has been taken out, and with the last of it leave the model; may be called twice."""
+        if standing in self.standing:
+            self.standing.remove(standing)
+        if not self.standing:
+            self._detach()
+
+    def _attach(self) -> None:
+        if self._stand_in is None:
+            inside = getattr(self.model, "original_model", None)
+            # Kept first, so that `_detach` finds it wherever an interrupt comes.
+            self._stand_in = _ObservedForward(self.model if inside is None else inside, self)
+            self._stand_in.attach()
+
+    def _detach(self) -> None:
+        if self._stand_in is not None:
+            self._stand_in.remove()
+        self._stand_in = self.current_pass = self.thread = None
+
+    def check_thread(self) -> None:
+        """Refuse a pass in another thread than the one that put something into the model.
+
+        Raises:
+            InputError: naming both threads.
+        """
+        if self.thread is not None and self.thread.ident != threading.get_ident() and self.thread.is_alive():
+            raise InputError(
+                f"model {self.name!r} has something of sea_lens's in it (an edit, or hooks that measure) that thread "
+                f"{self.thread.name!r} put in, and thread {threading.current_thread().name!r} wants to use it: "
+                f"expected one thread at a time, or a copy of the model for each"
+            )
+
+
+class _ObservedForward(ForwardStandIn):
+    """Tells an observer of each pass."""
+
+    def __init__(self, module: Any, observer: Observer) -> None:
+        super().__init__(module)
+        self._observer, self._hooked = observer, module is observer.model
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._active:
+            return self._forward(*args, **kwargs)
+        observer, outer = self._observer, self._observer.current_pass
+        observer.check_thread()
+        begun = self._hooked_pass(args, kwargs) if self._hooked else self._bridge_pass(args, kwargs)
+        begun.expected = tuple(observer.hooks)
+        try:
+            observer.current_pass = begun
+            result = self._forward(*args, **kwargs)
+        finally:
+            observer.current_pass = outer
+        begun.check(observer.name)
+        return result
+
+    def run(self, asked: inspect.BoundArguments) -> Any:
+        return self.forward(asked)
+
+    def _hooked_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+        asked = self.bound(*args, **kwargs)
+        given, n_layers = asked.arguments, int(self._module.cfg.n_layers)
+        start, stop = first_layer(n_layers, asked), given.get("stop_at_layer")
+        tokens, mask, past = given["input"], given.get("attention_mask"), given.get("past_kv_cache")
+        if start > 0:
+            tokens = given.get("tokens")
+        elif not isinstance(tokens, Tensor):
+            # Options that TransformerLens leaves to the model's own defaults are handed on as they are.
+            options = {name: given[name] for name in ("prepend_bos", "padding_side") if name in given}
+            tokens = self._module.to_tokens(tokens, **options)
+        read_before = 0 if past is None else int(past[0].past_keys.shape[1])
+        if read_before and tokens is not None:
+            new = torch.ones(len(_rows(tokens)), _rows(tokens).shape[1]) if mask is None else mask
+            mask = torch.cat([past.previous_attention_mask, new.to(past.previous_attention_mask)], 1)
+        return Pass(
+            _as_tokens(tokens),
+            mask,
+            read_before,
+            range(n_layers)[start:stop],
+            whole=given.get("start_at_layer") is None and stop is None,
+        )
+
+    def _bridge_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+        tokens = args[0] if args else kwargs.get("input_ids")
+        past = kwargs.get("past_key_values")
+        get_length = getattr(past, "get_seq_length", None)
+        read_before = 0 if get_length is None else int(get_length())
+        # A pass that stops early ends by an exception.
+        return Pass(
+            _as_tokens(tokens), kwargs.get("attention_mask"), read_before, range(self._observer.model.cfg.n_layers)
+        )
+
+
+def _rows(tokens: Tensor) -> Tensor:
+    return tokens[None] if tokens.ndim == 1 else tokens
+
+
+def _as_tokens(given: Any) -> Tensor | None:
+    """Tokens with a row for each text, None where embeddings or something else was given."""
+    return _rows(given) if isinstance(given, Tensor) and not given.is_floating_point() else None

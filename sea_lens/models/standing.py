@@ -1,0 +1,98 @@
+"""What sea_lens has put into a model: entered before it acts, so that whatever interrupts it can be taken out again.
+
+A `Standing` is one group of changes that come and go together, such as the hooks of an edit. It is noted on the model's
+`Observer` before its first change is made; every change can be removed from whatever state an interrupt left it in, and
+removed again. `Held` binds a standing to the life of a context, and to its own: where an interrupt comes before the
+first line of `__exit__`, the standing goes with the object.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+from .passes import Observer
+
+Kind = TypeVar("Kind", bound="Held")
+
+
+@runtime_checkable
+class Change(Protocol):
+    """One change of a model, such as a hook; made only in `attach`."""
+
+    def attach(self) -> None:
+        """Make the change; may be interrupted anywhere, and `remove` mends what is left then."""
+
+    def remove(self) -> object:
+        """Take this change out and leave all others; may be called before `attach` and again."""
+
+
+class Standing:
+    """Changes that come and go together.
+
+    Args:
+        observer: of the model.
+        about: what a user is told of it, None for hooks that only measure.
+    """
+
+    def __init__(self, observer: Observer, about: Any = None) -> None:
+        self.observer, self.about = observer, about
+        self.changes: list[Change] = []
+
+    def put(self, changes: Iterable[Change]) -> None:
+        """Make the changes, one after the other; none is left where one of them fails.
+
+        Raises:
+            InputError: something stands in the model that another thread put in.
+        """
+        self.observer.check_thread()
+        try:
+            self.observer.enter(self)
+            for change in changes:
+                self.changes.append(change)
+                change.attach()
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take all of it out; may be called twice."""
+        try:
+            self._take_out()
+        except BaseException:
+            # An interrupt: everything may be removed again.
+            self._take_out()
+            raise
+
+    def _take_out(self) -> None:
+        for change in reversed(self.changes):
+            change.remove()
+        self.observer.leave(self)
+
+
+class Held:
+    """A standing for the length of a context, or for as long as something holds this object."""
+
+    def __init__(self, standing: Standing) -> None:
+        self.standing, self._kept = standing, False
+
+    def keep(self: Kind) -> Kind:
+        """Let it stand until it is removed, whether or not something holds this object."""
+        self._kept = True
+        return self
+
+    def remove(self) -> None:
+        """Take it out; may be called twice."""
+        self.standing.remove()
+
+    def __enter__(self: Kind) -> Kind:
+        self._kept = False
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.standing.remove()
+        finally:
+            self.standing.remove()
+
+    def __del__(self) -> None:
+        if not self._kept:
+            self.standing.remove()
