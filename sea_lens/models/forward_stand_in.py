@@ -24,6 +24,9 @@ class ForwardStandIn(ABC):
         # Hugging Face's generation looks at the parameters of `forward`.
         self.__signature__ = self._parameters.replace(parameters=list(self._parameters.parameters.values())[1:])
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ForwardStandIn":
+        return self
+
     def attach(self) -> None:
         """Stand in, on top of whatever stands in already."""
         # Present only where something else stands in for the method.
@@ -59,6 +62,12 @@ class ForwardStandIn(ABC):
                 vars(self._module).pop("forward", None)
             else:
                 vars(self._module)["forward"] = top._replaced
+
+
+def own_forward(stand_in: ForwardStandIn) -> Any:
+    """What stood in for `forward` before all stand-ins of sea_lens's, None where nothing did."""
+    below = stand_in._replaced
+    return own_forward(below) if isinstance(below, ForwardStandIn) else below
 
 
 def first_layer(n_layers: int, asked: inspect.BoundArguments) -> int:

@@ -42,6 +42,9 @@ class Hook:
     def __repr__(self) -> str:
         return f"Hook({self.name})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Hook":
+        return self
+
     @property
     def attached(self) -> bool:
         """Whether it stands in the model."""
@@ -106,6 +109,9 @@ class ModuleHook:
         self, module: Any, before: Callable[[], None] | None = None, after: Callable[[Any], Any] | None = None
     ) -> None:
         self._module, self._before, self._after = module, before, after
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ModuleHook":
+        return self
 
     def __call__(self, module: Any, arguments: Any, *output: Any) -> Any:
         """What torch calls: without an output before the module, and with one behind it."""

@@ -5,6 +5,7 @@ cannot reach it, so every position before the padding is exact on every backend 
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,10 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch._dynamo.eval_frame import OptimizedModule
 
 from ..errors import InputError, UnsupportedModelError
+from .hook_points import HookPoints
 from .hooks import Hook, HookFunction, hook_behind
 from .passes import Observer, Pass
 from .standing import Held, Standing
@@ -52,12 +55,18 @@ class Lens:
         prefixes: what now stands in front of every sequence without the caller's knowledge (`models.prefix`).
         more_ends: tokens besides EOS that end a text, as the model's generation configuration has them.
         source: the Hugging Face name or folder that `load_model` read, None where it did not load the model.
-        changed_weights: by layer, a changed weight's original values and what is added to them
+        changed_weights: by the weight's id, a changed weight's original values and what is added to them
             (`models.weight_changes`).
+        points: the hook points by name.
         observer: of the passes that the model runs while something of sea_lens's stands in it.
     """
 
     def __init__(self, model: Any) -> None:
+        if isinstance(model, OptimizedModule):
+            raise UnsupportedModelError(
+                "the model is compiled (torch.compile), and compiled code passes by the hooks that edits and "
+                "measurements need: expected the model that was compiled"
+            )
         for name in ("hook_dict", "cfg", "blocks"):
             if not hasattr(model, name):
                 raise UnsupportedModelError(
@@ -71,16 +80,28 @@ class Lens:
         self.more_ends = end_tokens(getattr(model, "original_model", None))
         self.changed_weights: dict[int, Any] = {}
         self.observer = Observer(model, self.name)
-        self._points: dict[str, Any] = dict(model.hook_dict)
+        self.points = HookPoints(model)
 
     @classmethod
     def of(cls, model: Any) -> "Lens":
         """The lens of this model, made once: listing a bridge's hook points takes much longer than using one."""
         # Kept on the model, past its __setattr__, so that the two live and die together.
         kept = getattr(model, "__dict__", {})
-        if _KEPT_AS not in kept:
+        # A shallow copy of a model has the lens of another.
+        if _KEPT_AS not in kept or kept[_KEPT_AS].model is not model:
             kept[_KEPT_AS] = cls(model)
         return kept[_KEPT_AS]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Lens":
+        """The lens of a copy of the model, in which nothing stands."""
+        copied = object.__new__(Lens)
+        memo[id(self)] = copied
+        vars(copied).update(vars(self))
+        copied.model = copy.deepcopy(self.model, memo)
+        copied.points = HookPoints(copied.model, self.points.names)
+        copied.observer = Observer(copied.model, self.name)
+        copied.prefixes, copied.changed_weights = [], {}
+        return copied
 
     @property
     def backend(self) -> Backend:
@@ -134,11 +155,6 @@ class Lens:
     def current_pass(self) -> Pass | None:
         """The forward pass that the model runs now, None between passes and while nothing of sea_lens's is in it."""
         return self.observer.current_pass
-
-    @property
-    def points(self) -> dict[str, Any]:
-        """The hook points by name."""
-        return self._points
 
     @property
     def device(self) -> torch.device:
@@ -233,13 +249,13 @@ class Lens:
 
     def attention_weight(self, layer: int) -> Float[Tensor, "heads d_head d_model"]:
         """W_O of a layer, by query head."""
-        return self.model.blocks[layer].attn.W_O.detach()
+        return self.points.blocks[layer].attn.W_O.detach()
 
     def attention_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """b_O of a layer, None for a model that has none."""
         # A bridge raises TypeError or AttributeError, by version, where there is no bias.
         try:
-            bias = self.model.blocks[layer].attn.b_O
+            bias = self.points.blocks[layer].attn.b_O
         except (AttributeError, TypeError):
             bias = None
         return bias.detach() if isinstance(bias, Tensor) else None
@@ -272,10 +288,10 @@ class Lens:
 
     def has_foreign_hooks(self) -> bool:
         """Whether the model has hooks that sea_lens did not install."""
-        for point in self.points.values():
-            if point.bwd_hooks or any(hook_behind(function) is None for function in point._forward_hooks.values()):
-                return True
-        return False
+        functions = (function for point in self.points.values() for function in point._forward_hooks.values())
+        return any(hook_behind(function) is None for function in functions) or any(
+            point.bwd_hooks for point in self.points.values()
+        )
 
     def hooks(self, functions: Iterable[tuple[str, HookFunction]], *, proven: bool = True) -> Held:
         """Hooks for the length of a context; removed also when it ends in an exception."""

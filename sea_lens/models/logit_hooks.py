@@ -36,7 +36,7 @@ class _BridgeHook(ModuleHook):
     def __init__(self, lens: Lens, function: LogitsFunction, begin: Callable[[int], None]) -> None:
         def before() -> None:
             # A pass that starts at a later layer of a bridge runs those before it too, on what is not theirs.
-            begin(getattr(lens.model.blocks[0], "_start_at_layer_idx", None) or 0)
+            begin(getattr(lens.points.blocks[0], "_start_at_layer_idx", None) or 0)
 
         def after(output: Any) -> Any:
             if isinstance(output, tuple) or not isinstance(getattr(output, "logits", None), Tensor):

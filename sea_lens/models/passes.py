@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import InputError, UnsupportedModelError
+from .copies import CleanCopy
 from .forward_stand_in import ForwardStandIn, first_layer
 from .hooks import Hook
 
@@ -57,13 +58,12 @@ class Pass:
                 wrong.setdefault(count, []).append(hook.name)
         if not wrong:
             return
-        counts = "; ".join(f"{_listed(sorted(set(names)))} {_times(count)}" for count, names in sorted(wrong.items()))
+        counts = "; ".join(f"{_times(count)}: {_listed(sorted(set(names)))}" for count, names in sorted(wrong.items()))
         raise UnsupportedModelError(
-            f"model {name!r}: in this forward pass each hook of sea_lens must be called once, but hooks were called so: "
-            f"{counts}. The result would be that of another edit. Blocks of the model may have been replaced since the "
-            f"hooks were put in (or, in a bridge, replaced in only one of the bridge and the Hugging Face model inside), "
+            f"model {name!r}: in a forward pass each hook of sea_lens must be called once, but were called {counts}, "
+            f"so the result would be that of another edit. Blocks may have been replaced since the hooks were put in, "
             f"the model or a part of it may be compiled (torch.compile), or a block may be run again or left out "
-            f"(gradient checkpointing, layer dropout). Expected a model whose own blocks run, each once"
+            f"(gradient checkpointing, layer dropout): expected a model whose own blocks run, each once"
         )
 
 
@@ -93,6 +93,7 @@ class Observer:
         # The thread that hooks and passes belong to.
         self.thread: threading.Thread | None = None
         self._stand_in: _ObservedForward | None = None
+        self._copies: list[CleanCopy] = []
 
     def enter(self, standing: Any) -> None:
         """Note what is about to be put in, and see every pass from now on."""
@@ -112,13 +113,18 @@ class Observer:
     def _attach(self) -> None:
         if self._stand_in is None:
             inside = getattr(self.model, "original_model", None)
-            # Kept first, so that `_detach` finds it wherever an interrupt comes.
+            # Kept first, so that `_detach` finds them wherever an interrupt comes.
             self._stand_in = _ObservedForward(self.model if inside is None else inside, self)
+            self._copies = [CleanCopy(module) for module in (self.model, inside) if module is not None]
             self._stand_in.attach()
+            for copied in self._copies:
+                copied.attach()
 
     def _detach(self) -> None:
         if self._stand_in is not None:
             self._stand_in.remove()
+        for copied in self._copies:
+            copied.remove()
         self._stand_in = self.current_pass = self.thread = None
 
     def check_thread(self) -> None:

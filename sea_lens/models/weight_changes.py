@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,11 @@ class Changed:
     original: Tensor
     changes: dict[object, Float[Tensor, "d_in d_out"]] = field(default_factory=dict)
 
+    def copied(self, memo: dict[int, Any]) -> torch.nn.Parameter:
+        """The weight in a copy of the model, in which nothing is changed."""
+        found = torch.nn.Parameter(self.original.clone(), self.weight.requires_grad)
+        return memo.setdefault(id(self.weight), found)
+
 
 def mlp_out_weight(lens: Lens, layer: int) -> tuple[torch.nn.Parameter, bool]:
     """The matrix of an MLP's output projection, and whether its rows are the hidden units.
@@ -32,7 +38,7 @@ def mlp_out_weight(lens: Lens, layer: int) -> tuple[torch.nn.Parameter, bool]:
     Raises:
         UnsupportedModelError: the layer has no MLP of the usual kind, such as a mixture of experts.
     """
-    mlp = getattr(lens.model.blocks[layer], "mlp", None)
+    mlp = getattr(lens.points.blocks[layer], "mlp", None)
     if lens.backend == "hooked":
         weight, rows_are_hidden = getattr(mlp, "W_out", None), True
     else:
@@ -61,25 +67,25 @@ class WeightChange:
         """Make the change."""
         for layer, addition in self._additions.items():
             weight, rows_are_hidden = mlp_out_weight(self._lens, layer)
-            changed = self._lens.changed_weights.setdefault(layer, Changed(weight, weight.data))
+            changed = self._lens.changed_weights.setdefault(id(weight), Changed(weight, weight.data))
             changed.changes[self] = addition if rows_are_hidden else addition.T
-            _update(self._lens, layer)
+            _update(self._lens, changed)
 
     def remove(self) -> None:
         """Take the change away; the last one to go leaves the very weights that were there. May be called twice."""
-        for layer in self._additions:
-            if layer in self._lens.changed_weights:
-                self._lens.changed_weights[layer].changes.pop(self, None)
-                _update(self._lens, layer)
+        for changed in tuple(self._lens.changed_weights.values()):
+            changed.changes.pop(self, None)
+            _update(self._lens, changed)
 
 
-def _update(lens: Lens, layer: int) -> None:
-    changed = lens.changed_weights[layer]
+def _update(lens: Lens, changed: Changed) -> None:
     weight, original = changed.weight, changed.original
     if not changed.changes:
         weight.data = original
-        del lens.changed_weights[layer]
+        vars(weight).pop("__deepcopy__", None)
+        lens.changed_weights.pop(id(weight), None)
         return
+    vars(weight)["__deepcopy__"] = changed.copied
     total = original.to(torch.promote_types(original.dtype, torch.float32))
     for addition in changed.changes.values():
         total = total + addition.to(total)

@@ -1,0 +1,44 @@
+"""Deep copies of a model in which something of sea_lens's stands: the copy has nothing of it."""
+
+import copy
+from typing import Any
+
+from .forward_stand_in import ForwardStandIn, own_forward
+from .hooks import ModuleHook, remove_from
+
+
+class CleanCopy:
+    """Stands in for `__deepcopy__` of one module from `attach` to `remove`."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def attach(self) -> None:
+        """Let copies of the module be clean ones."""
+        # Past the module's __setattr__, as copy.deepcopy finds it.
+        vars(self._module)["__deepcopy__"] = self
+
+    def remove(self) -> None:
+        """Leave the module; may be called twice."""
+        if vars(self._module).get("__deepcopy__") is self:
+            del vars(self._module)["__deepcopy__"]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CleanCopy":
+        return self
+
+    def __call__(self, memo: dict[int, Any]) -> Any:
+        """What copy.deepcopy calls."""
+        module = self._module
+        state = {key: value for key, value in vars(module).items() if value is not self}
+        if isinstance(state.get("forward"), ForwardStandIn) and (own := own_forward(state.pop("forward"))) is not None:
+            state["forward"] = own
+        copied = type(module).__new__(type(module))
+        memo[id(module)] = copied
+        copied.__setstate__(copy.deepcopy(state, memo))
+        for part in copied.modules():
+            if hasattr(part, "fwd_hooks"):
+                remove_from(part)
+            for functions in (part._forward_pre_hooks, part._forward_hooks):
+                for key in [key for key, function in functions.items() if isinstance(function, ModuleHook)]:
+                    del functions[key]
+        return copied
