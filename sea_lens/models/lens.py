@@ -59,6 +59,7 @@ class Lens:
             (`models.weight_changes`).
         points: the hook points by name.
         observer: of the passes that the model runs while something of sea_lens's stands in it.
+        cached_readings: how the model may read with a cache, once it was measured (`models.cache_probe`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -81,6 +82,7 @@ class Lens:
         self.changed_weights: dict[int, Any] = {}
         self.observer = Observer(model, self.name)
         self.points = HookPoints(model)
+        self.cached_readings: dict[Any, Any] = {}
 
     @classmethod
     def of(cls, model: Any) -> "Lens":

@@ -1,0 +1,217 @@
+"""How a model may read with a cache: measured once, against reading whole, with the model's own weights.
+
+The probe reads two short rows of seeded tokens, one of them padded on the left, once whole and once in steps: some
+tokens, some more, one more, and rows that were chosen from what had been read. What is looked for is no rounding: a
+cache that forgets changes logits by as much as there is. Hooks in the model, an edit's among them, are set aside for
+its length, so that it measures the model.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .cached_pass import cached_pass, holds, keep_cache_under_old_name, selected, whole_pass
+from .lens import Lens
+
+# How the cache is handed on: as the backend does it by itself, under its old name as well, or not at all.
+Way = Literal["own", "renamed", "whole"]
+
+# Of the largest logit: what differs by less is rounding. Matrix products of other shapes round otherwise.
+_LEAST_LIMIT = 1e-4
+_ROUNDINGS = 8.0
+# Tokens of the longer row before the last steps, and how many columns the shorter one is padded by.
+_FIRST, _SECOND, _PADDING = 3, 3, 2
+
+
+@dataclass(frozen=True)
+class CachedReading:
+    """What the probe found.
+
+    Attributes:
+        way: how sea_lens reads: with the backend's own cache ("own"), with the cache handed to a bridge's attention
+            under the name that it looks for ("renamed"), or whole, without a cache ("whole").
+        padded: whether `way` is exact for rows that are padded on the left, too; they are read whole otherwise.
+        own: largest deviation of the model's own cached reading from reading whole, as a share of the largest logit;
+            infinite where it fails. What a model's own `generate` with a cache is off by.
+        deviation: the same for `way`; None where everything is read whole.
+        limit: below which a deviation counts as rounding.
+    """
+
+    way: Way
+    padded: bool
+    own: float
+    deviation: float | None
+    limit: float
+
+    @property
+    def own_is_exact(self) -> bool:
+        """Whether the model's own `generate` may use its cache."""
+        return self.own <= self.limit
+
+
+def cached_reading(lens: Lens, length: int = 0) -> CachedReading:
+    """How this model may read with a cache; measured when first asked for, then remembered.
+
+    Args:
+        lens: the model.
+        length: positions that the longest row will have. Beyond the length of a sliding window the probe is made once
+            more; where positions are turned otherwise in long texts, those are read whole.
+    """
+    passed = [limit for limit in _lengths_that_matter(lens) if limit < length]
+    key = (max(passed, default=0), lens.dtype, bool(lens.model.training))
+    if key not in lens.cached_readings:
+        lens.cached_readings[key] = _measured(lens, key[0])
+    return lens.cached_readings[key]
+
+
+def cache_deviation(lens: Lens) -> float | None:
+    """Largest deviation of sea_lens's cached reading from reading whole, as a share of the largest logit.
+
+    Returns:
+        None where sea_lens reads this model whole, since its cache is not exact.
+    """
+    return cached_reading(lens).deviation
+
+
+def distrust(lens: Lens) -> None:
+    """Read this model whole from now on: its cache did not hold what it had read."""
+    for key, known in lens.cached_readings.items():
+        lens.cached_readings[key] = CachedReading("whole", False, known.own, None, known.limit)
+
+
+def mend_own_cache(lens: Lens) -> None:
+    """Give a bridge that needs it the cache by its old name for good, so that its own `generate` is exact as well."""
+    found = cached_reading(lens)
+    if found.way == "renamed":
+        keep_cache_under_old_name(lens.model)
+        lens.cached_readings.clear()
+
+
+def _measured(lens: Lens, beyond: int) -> CachedReading:
+    limit, own = _limit(lens), float("inf")
+    if beyond and beyond in _turning_lengths(lens):
+        return CachedReading("whole", False, own, None, limit)
+    ways: tuple[Way, ...] = ("own",) if lens.backend == "hooked" else ("own", "renamed")
+    with torch.no_grad(), _without_hooks(lens):
+        for padding in (0,) if beyond else (_PADDING, 0):
+            text = _Text.of(lens, beyond, padding)
+            reference = whole_pass(lens, text.tokens, text.mask)
+            for way in ways:
+                deviation = _deviation(lens, text, reference, renamed=way == "renamed")
+                own = min(own, deviation) if way == "own" else own
+                if deviation <= limit:
+                    return CachedReading(way, padding > 0 or beyond > 0, own, deviation, limit)
+    return CachedReading("whole", False, own, None, limit)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """What the probe reads.
+
+    Attributes:
+        tokens, mask: two rows, or one long one.
+        first: columns that are read in the first step; three are in the second, and two in the third.
+    """
+
+    tokens: Int[Tensor, "rows columns"]
+    mask: Int[Tensor, "rows columns"]
+    first: int
+
+    @classmethod
+    def of(cls, lens: Lens, beyond: int, padding: int) -> "_Text":
+        rows, columns = (1, max(min(beyond + 5, lens.n_ctx), 6)) if beyond else (2, 8)
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(lens.d_vocab, (rows, columns), generator=generator)
+        mask = torch.ones_like(tokens)
+        if rows == 2:
+            mask[1, :padding] = mask[1, -1] = 0
+        return cls(tokens.to(lens.device), mask.to(lens.device), columns - 5)
+
+
+def _deviation(lens: Lens, text: _Text, reference: Float[Tensor, "rows columns d_vocab"], *, renamed: bool) -> float:
+    """Largest deviation of the steps' logits, as a share of the largest logit; infinite where a step fails."""
+    tokens, mask, at = text.tokens, text.mask, text.first
+    order = torch.tensor([1, 0, 1] if len(tokens) == 2 else [0, 0], device=tokens.device)
+    largest = float(reference[mask.bool()].abs().max())
+    worst, state = 0.0, None
+
+    def step(begin: int, end: int, rows: Tensor, past: Any) -> Any:
+        nonlocal worst
+        known = mask[rows, :end]
+        logits, new = cached_pass(lens, tokens[rows, begin:end], known, past, renamed=renamed)
+        off = (logits - reference[rows, begin:end]).abs()[known[:, begin:].bool()].max()
+        # A NaN is no small deviation.
+        worst = max(worst, float(off) / largest if bool(off.isfinite()) else float("inf"))
+        if not holds(new, end + lens.prefix_length):
+            worst = float("inf")
+        return new
+
+    every = torch.arange(len(tokens), device=tokens.device)
+    try:
+        state = step(at, at + 3, every, step(0, at, every, None))
+        step(at + 3, at + 5, order, selected(state, order))
+        # Once more from the same cache: reading on from it must not have changed it.
+        step(at + 3, at + 4, every, state)
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception:
+        # Whatever a backend raises here, it cannot read on from a cache.
+        return float("inf")
+    return worst
+
+
+def _limit(lens: Lens) -> float:
+    """The share of the largest logit below which a deviation is rounding."""
+    precision = torch.finfo(lens.dtype).eps
+    if lens.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        precision = max(precision, 2.0**-10)
+    return max(_LEAST_LIMIT, _ROUNDINGS * precision)
+
+
+def _configurations(lens: Lens) -> list[Any]:
+    """The model's own configuration and, in a bridge, Hugging Face's."""
+    inside = getattr(getattr(lens.model, "original_model", None), "config", None)
+    return [lens.model.cfg] if inside is None else [lens.model.cfg, inside.get_text_config()]
+
+
+def _turning_lengths(lens: Lens) -> set[int]:
+    """Lengths beyond which positions are turned otherwise, those that a cache holds already as well."""
+    found: set[int] = set()
+    for config in _configurations(lens):
+        given = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+        for one in (given, *(value for value in given.values() if isinstance(value, dict))):
+            kind = one.get("rope_type", one.get("type"))
+            if kind in ("longrope", "dynamic"):
+                own = one.get("original_max_position_embeddings") if kind == "longrope" else None
+                found.add(own or getattr(config, "original_max_position_embeddings", None) or int(lens.model.cfg.n_ctx))
+    return found
+
+
+def _lengths_that_matter(lens: Lens) -> set[int]:
+    """Lengths beyond which a model reads otherwise: sliding windows, chunks, and turned positions."""
+    windows = {
+        int(value)
+        for config in _configurations(lens)
+        for name in ("sliding_window", "attention_chunk_size", "window_size")
+        if isinstance(value := getattr(config, name, None), int) and value > 0
+    }
+    return windows | _turning_lengths(lens)
+
+
+@contextlib.contextmanager
+def _without_hooks(lens: Lens) -> Iterator[None]:
+    """The model without what stands at its hook points, for the length of a context."""
+    points = {id(point): point for point in lens.model.hook_dict.values()}
+    emptied = [(point._forward_hooks, dict(point._forward_hooks)) for point in points.values()]
+    try:
+        for functions, _ in emptied:
+            functions.clear()
+        yield
+    finally:
+        for functions, before in emptied:
+            functions.update(before)

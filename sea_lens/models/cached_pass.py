@@ -1,0 +1,135 @@
+"""One pass that goes on from a cache of keys and values, on either backend, and what may be done with such a cache.
+
+A bridge looks for the cache under the name that Transformers gave it once. From Transformers 5.24 on most attention
+layers get it under another, so that a bridge's own attention fills no cache and attends to the new tokens alone.
+"""
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import UnsupportedModelError
+from .lens import Lens
+
+
+def cached_pass(
+    lens: Lens,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch past_and_pos"],
+    state: Any,
+    *,
+    renamed: bool = False,
+) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
+    """Logits of the next tokens, and the cache with them in it; the cache that was given stays as it is.
+
+    Args:
+        lens: the model.
+        tokens: the next ones.
+        mask: 1 on tokens and 0 on padding, of what the cache holds too.
+        state: the backend's own cache, None before the first token.
+        renamed: give a bridge's attention the cache under its old name as well.
+
+    Raises:
+        UnsupportedModelError: the model keeps something else than keys and values.
+    """
+    if lens.backend == "hooked":
+        return _hooked_pass(lens, tokens, mask[:, mask.shape[1] - tokens.shape[1] :], state)
+    given = {} if state is None else {"past_key_values": copied(state)}
+    with cache_under_old_name(lens.model) if renamed else contextlib.nullcontext(), warnings.catch_warnings():
+        # The bridge gives and takes the cache by its old name, which nobody here can change.
+        warnings.filterwarnings("ignore", ".*(past_key_values|layer_past).*", FutureWarning)
+        logits, state = lens.model(tokens, attention_mask=mask, use_cache=True, return_type="logits_and_cache", **given)
+    if not hasattr(state, "layers") or not all(hasattr(layer, "keys") for layer in state.layers):
+        raise UnsupportedModelError(f"model {lens.name!r} has no cache of keys and values to go on from")
+    return logits, state
+
+
+def _hooked_pass(lens: Lens, tokens: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
+    from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+    if state is None:
+        state = TransformerLensKeyValueCache.init_cache(lens.model.cfg, lens.device, len(tokens))
+    else:
+        state = copied(state)
+    return lens.model(tokens, attention_mask=mask, past_kv_cache=state, return_type="logits"), state
+
+
+def copied(state: Any) -> Any:
+    """The cache with entries of its own; both backends put new tensors into them and never write into old ones."""
+    new = copy.copy(state)
+    name = "entries" if hasattr(state, "entries") else "layers"
+    setattr(new, name, [copy.copy(entry) for entry in getattr(state, name)])
+    return new
+
+
+def selected(state: Any, rows: Int[Tensor, " batch"]) -> Any:
+    """The cache of these rows; a row may come several times."""
+    state = copied(state)
+    if hasattr(state, "entries"):
+        state.previous_attention_mask = state.previous_attention_mask[rows]
+        for entry in state.entries:
+            entry.past_keys, entry.past_values = entry.past_keys[rows], entry.past_values[rows]
+    else:
+        state.batch_select_indices(rows)
+    return state
+
+
+def holds(state: Any, length: int) -> bool:
+    """Whether every layer of a cache holds this many positions."""
+    if hasattr(state, "entries"):
+        return all(entry.past_keys.shape[1] == length for entry in state.entries)
+    return all(layer.get_seq_length() == length for layer in state.layers)
+
+
+def attentions(model: Any) -> Sequence[Any]:
+    """The attention layers of a bridge's blocks."""
+    return [block.attn for block in model.blocks if hasattr(block, "attn")]
+
+
+def give_under_old_name(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A torch hook before an attention layer that adds the cache by its old name to what the layer is given."""
+    from transformers.cache_utils import Cache
+
+    if kwargs.get("past_key_values") is not None:
+        return None
+    cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+    return None if cache is None else (args, {**kwargs, "past_key_values": cache})
+
+
+@contextlib.contextmanager
+def cache_under_old_name(model: Any) -> Iterator[None]:
+    """A bridge's attention gets the cache by its old name as well, for the length of a context."""
+    with contextlib.ExitStack() as stack:
+        for attention in attentions(model):
+            handle = attention.register_forward_pre_hook(give_under_old_name, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def keep_cache_under_old_name(model: Any) -> None:
+    """The same for good, on this model alone, so that its own `generate` remembers the prompt; may be called twice."""
+    for attention in attentions(model):
+        if give_under_old_name not in attention._forward_pre_hooks.values():
+            attention.register_forward_pre_hook(give_under_old_name, with_kwargs=True)
+
+
+def whole_pass(
+    lens: Lens, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits without any cache, of rows that may be padded on the left, on the right, or on both sides.
+
+    The rows are moved to the left, where they are exact on every backend. Logits of padding mean nothing.
+    """
+    mask = mask.long()
+    order = (1 - mask).argsort(dim=1, stable=True)
+    width = int(mask.sum(1).max())
+    logits = lens.forward(tokens.gather(1, order)[:, :width], mask.gather(1, order)[:, :width])
+    places = (mask.cumsum(1) - 1).clamp(min=0).to(logits.device)
+    rows = torch.arange(len(tokens), device=logits.device)[:, None]
+    return logits[rows, places]
