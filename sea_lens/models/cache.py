@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .cache_probe import cached_reading, distrust
+from .cache_probe import CachedReading, cached_reading, distrust
 from .cached_pass import cached_pass, holds, selected, whole_pass
 from .lens import Lens
 
@@ -52,9 +52,10 @@ class Past:
         whole = new if self.mask is None else torch.cat([self.mask, new], 1)
         read = tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
         with torch.no_grad():
-            logits, state = self._read_on(tokens, whole)
+            found = cached_reading(self.lens, whole.shape[1] + self.lens.prefix_length)
+            logits, state = self._read_on(tokens, whole, found)
             if logits is None:
-                logits = whole_pass(self.lens, read, whole)[:, read.shape[1] - tokens.shape[1] :]
+                logits = whole_pass(self.lens, read, whole, apart=found.apart)[:, read.shape[1] - tokens.shape[1] :]
         return logits, replace(self, mask=whole, tokens=read, state=state)
 
     def select(self, rows: Sequence[int]) -> "Past":
@@ -65,16 +66,13 @@ class Past:
         state = None if self.state is None else selected(self.state, index)
         return replace(self, rows=len(rows), mask=self.mask[index], tokens=self.tokens[index], state=state)
 
-    def _read_on(self, tokens: Tensor, whole: Tensor) -> tuple[Tensor | None, Any]:
+    def _read_on(self, tokens: Tensor, whole: Tensor, found: CachedReading) -> tuple[Tensor | None, Any]:
         """Logits and the cache behind them; None for both where the rows must be read whole."""
-        if self.state is None and self.mask is not None:
-            return None, None
-        length = whole.shape[1] + self.lens.prefix_length
-        found = cached_reading(self.lens, length)
-        if found.way == "whole" or not (found.padded or bool(whole[:, 0].all())):
+        begun_whole = self.state is None and self.mask is not None
+        if begun_whole or found.way == "whole" or not (found.padded or bool(whole[:, 0].all())):
             return None, None
         logits, state = cached_pass(self.lens, tokens, whole, self.state, renamed=found.way == "renamed")
-        if not holds(state, length):
+        if not holds(state, whole.shape[1] + self.lens.prefix_length):
             distrust(self.lens)
             return None, None
         return logits, state

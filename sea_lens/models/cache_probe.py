@@ -7,8 +7,9 @@ its length, so that it measures the model.
 """
 
 import contextlib
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -40,6 +41,7 @@ class CachedReading:
             infinite where it fails. What a model's own `generate` with a cache is off by.
         deviation: the same for `way`; None where everything is read whole.
         limit: below which a deviation counts as rounding.
+        apart: whether a row is read otherwise beside a longer one, so that each must be run by itself.
     """
 
     way: Way
@@ -47,6 +49,7 @@ class CachedReading:
     own: float
     deviation: float | None
     limit: float
+    apart: bool = False
 
     @property
     def own_is_exact(self) -> bool:
@@ -62,10 +65,11 @@ def cached_reading(lens: Lens, length: int = 0) -> CachedReading:
         length: positions that the longest row will have. Beyond the length of a sliding window the probe is made once
             more; where positions are turned otherwise in long texts, those are read whole.
     """
-    passed = [limit for limit in _lengths_that_matter(lens) if limit < length]
-    key = (max(passed, default=0), lens.dtype, bool(lens.model.training))
+    key = _key(lens, length)
     if key not in lens.cached_readings:
-        lens.cached_readings[key] = _measured(lens, key[0])
+        lens.cached_readings[key] = found = _measured(lens, key[0])
+        if not key[0]:
+            _tell(lens, found)
     return lens.cached_readings[key]
 
 
@@ -81,28 +85,45 @@ def cache_deviation(lens: Lens) -> float | None:
 def distrust(lens: Lens) -> None:
     """Read this model whole from now on: its cache did not hold what it had read."""
     for key, known in lens.cached_readings.items():
-        lens.cached_readings[key] = CachedReading("whole", False, known.own, None, known.limit)
+        lens.cached_readings[key] = replace(known, way="whole", padded=False, deviation=None)
 
 
 def mend_own_cache(lens: Lens) -> None:
     """Give a bridge that needs it the cache by its old name for good, so that its own `generate` is exact as well."""
-    found = cached_reading(lens)
-    if found.way == "renamed":
+    found = _measured(lens, 0)
+    if found.way == "renamed" and found.deviation is not None:
         keep_cache_under_old_name(lens.model)
-        lens.cached_readings.clear()
+        found = replace(found, way="own", own=found.deviation)
+    lens.cached_readings[_key(lens, 0)] = found
+    _tell(lens, found)
+
+
+def _tell(lens: Lens, found: CachedReading) -> None:
+    if not found.own_is_exact:
+        warnings.warn(
+            f"model {lens.name!r} does not read with its own cache as it reads whole texts (logits off by "
+            f"{found.own:.1g} of the largest): what sea_lens reads and generates is exact all the same, but the "
+            f"model's own `generate` is only with use_past_kv_cache=False",
+            stacklevel=2,
+        )
+
+
+def _key(lens: Lens, length: int) -> tuple[Any, ...]:
+    passed = [limit for limit in _lengths_that_matter(lens) if limit < length]
+    return max(passed, default=0), lens.dtype, bool(lens.model.training)
 
 
 def _measured(lens: Lens, beyond: int) -> CachedReading:
     limit, own = _limit(lens), float("inf")
     if beyond and beyond in _turning_lengths(lens):
-        return CachedReading("whole", False, own, None, limit)
+        return CachedReading("whole", False, own, None, limit, apart=True)
     ways: tuple[Way, ...] = ("own",) if lens.backend == "hooked" else ("own", "renamed")
     with torch.no_grad(), _without_hooks(lens):
         for padding in (0,) if beyond else (_PADDING, 0):
             text = _Text.of(lens, beyond, padding)
             reference = whole_pass(lens, text.tokens, text.mask)
             for way in ways:
-                deviation = _deviation(lens, text, reference, renamed=way == "renamed")
+                deviation = _deviation(lens, text, reference, limit, renamed=way == "renamed")
                 own = min(own, deviation) if way == "own" else own
                 if deviation <= limit:
                     return CachedReading(way, padding > 0 or beyond > 0, own, deviation, limit)
@@ -133,27 +154,33 @@ class _Text:
         return cls(tokens.to(lens.device), mask.to(lens.device), columns - 5)
 
 
-def _deviation(lens: Lens, text: _Text, reference: Float[Tensor, "rows columns d_vocab"], *, renamed: bool) -> float:
-    """Largest deviation of the steps' logits, as a share of the largest logit; infinite where a step fails."""
+def _deviation(
+    lens: Lens, text: _Text, reference: Float[Tensor, "rows columns d_vocab"], limit: float, *, renamed: bool
+) -> float:
+    """Largest deviation of the steps' logits, as a share of the largest logit; infinite where a step fails.
+
+    Steps end where one has deviated by more than the limit.
+    """
     tokens, mask, at = text.tokens, text.mask, text.first
     order = torch.tensor([1, 0, 1] if len(tokens) == 2 else [0, 0], device=tokens.device)
     largest = float(reference[mask.bool()].abs().max())
-    worst, state = 0.0, None
+    worst, remembered = 0.0, True
 
     def step(begin: int, end: int, rows: Tensor, past: Any) -> Any:
-        nonlocal worst
+        nonlocal worst, remembered
         known = mask[rows, :end]
         logits, new = cached_pass(lens, tokens[rows, begin:end], known, past, renamed=renamed)
         off = (logits - reference[rows, begin:end]).abs()[known[:, begin:].bool()].max()
         # A NaN is no small deviation.
         worst = max(worst, float(off) / largest if bool(off.isfinite()) else float("inf"))
-        if not holds(new, end + lens.prefix_length):
-            worst = float("inf")
+        remembered = remembered and holds(new, end + lens.prefix_length)
         return new
 
     every = torch.arange(len(tokens), device=tokens.device)
     try:
         state = step(at, at + 3, every, step(0, at, every, None))
+        if not remembered or worst > limit:
+            return worst if worst > limit else float("inf")
         step(at + 3, at + 5, order, selected(state, order))
         # Once more from the same cache: reading on from it must not have changed it.
         step(at + 3, at + 4, every, state)
@@ -162,7 +189,7 @@ def _deviation(lens: Lens, text: _Text, reference: Float[Tensor, "rows columns d
     except Exception:
         # Whatever a backend raises here, it cannot read on from a cache.
         return float("inf")
-    return worst
+    return worst if remembered else float("inf")
 
 
 def _limit(lens: Lens) -> float:

@@ -120,12 +120,20 @@ def keep_cache_under_old_name(model: Any) -> None:
 
 
 def whole_pass(
-    lens: Lens, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
+    lens: Lens, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], *, apart: bool = False
 ) -> Float[Tensor, "batch pos d_vocab"]:
     """Logits without any cache, of rows that may be padded on the left, on the right, or on both sides.
 
     The rows are moved to the left, where they are exact on every backend. Logits of padding mean nothing.
+
+    Args:
+        lens: the model.
+        tokens, mask: the rows.
+        apart: run one row at a time, for a model that reads a row otherwise beside a longer one.
     """
+    if apart and len(tokens) > 1:
+        rows = zip(tokens.split(1), mask.split(1), strict=True)
+        return torch.cat([whole_pass(lens, row, row_mask) for row, row_mask in rows])
     mask = mask.long()
     order = (1 - mask).argsort(dim=1, stable=True)
     width = int(mask.sum(1).max())

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 
 from ..errors import FileError, InputError, UnsupportedModelError
+from .cache_probe import mend_own_cache
 from .lens import Lens, end_tokens
 
 BACKENDS = ("auto", "hooked", "bridge")
@@ -72,7 +73,10 @@ def load_model(
                 model = _as_bridge(name, hf_model, tokenizer, target, torch_dtype)
     lens = Lens.of(model)
     lens.own_tokenizer, lens.source, lens.more_ends = own_tokenizer, name, more_ends
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if lens.backend == "bridge":
+        mend_own_cache(lens)
+    return model
 
 
 def _device(device: str | torch.device | None) -> torch.device:
