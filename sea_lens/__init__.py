@@ -22,6 +22,7 @@ from .contributions.results import (
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
 from .edits.generation import generate
+from .edits.in_model import installed, remove_all
 from .errors import (
     ActivationError,
     DemonstrationError,
@@ -30,6 +31,7 @@ from .errors import (
     MismatchError,
     MissingPackageError,
     SeaLensError,
+    SeaLensWarning,
     UnsupportedModelError,
 )
 from .evaluation.benchmark import Benchmark
@@ -96,6 +98,7 @@ __all__ = [
     "PositionContributions",
     "PromptTemplate",
     "SeaLensError",
+    "SeaLensWarning",
     "SpectralEdit",
     "Task",
     "Tuning",
@@ -113,6 +116,7 @@ __all__ = [
     "harness_model",
     "head_contributions",
     "in_context",
+    "installed",
     "iti",
     "layer_contributions",
     "leace",
@@ -123,6 +127,7 @@ __all__ = [
     "permuted",
     "position_contributions",
     "randomised",
+    "remove_all",
     "testbed",
     "tune",
 ]

@@ -31,3 +31,7 @@ class MissingPackageError(SeaLensError, ImportError):
 
 class UnsupportedModelError(SeaLensError):
     """TransformerLens, or this model's architecture, cannot do what was asked."""
+
+
+class SeaLensWarning(UserWarning):
+    """Something that is allowed and may not be meant, such as an edit that is in the model already."""

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from ..errors import InputError, MismatchError
 from ..models.lens import Lens
 from ..models.standing import Change, Held, Standing
+from .in_model import warn_of_installed
 from .where import LayerChoice, Strength, Where, choose_layers, strength_of_layers
 
 
@@ -111,11 +112,15 @@ class Edit(ABC):
 
         Returns:
             Layers, strengths and `combine` as one value, for `put`.
+
+        Warns:
+            SeaLensWarning: an edit stands in the model already; names it.
         """
         self.check_model(model)
         combine = self.choose_combine(combine)
         where = Where(strength_of_layers(strength, self.choose_layers(layers)), combine)
         self.check_strengths(model, where, scoring=scoring)
+        warn_of_installed(model, f"{type(self).__name__} is applied")
         return where
 
     def check_strengths(self, model: Any, where: Where, *, scoring: bool) -> None:  # noqa: B027

@@ -15,6 +15,7 @@ from .._support.progress import tracked
 from .._support.text_rows import has_half_character
 from .._support.versions import versions
 from ..edits.base import Edit
+from ..edits.in_model import warn_of_installed
 from ..edits.where import LayerChoice, Strength
 from ..errors import DemonstrationError, FileError, InputError
 from ..models.lens import Lens
@@ -163,6 +164,8 @@ def evaluate(
     if edit is not None and not isinstance(edit, Edit):
         raise InputError(f"expected an edit, such as sl.load_edit reads, got {type(edit).__name__}")
     where = edit.check(model, layers, strength, combine, scoring=chosen.scoring) if edit is not None else None
+    if edit is None:
+        warn_of_installed(model, "a benchmark is evaluated")
 
     def edited() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if edit is None or where is None else edit.put(model, where)

@@ -21,6 +21,7 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from .._support.versions import versions
 from ..edits.activation import ActivationEdit
+from ..edits.in_model import warn_of_installed
 from ..edits.saved import SavedEdit, check_units, grouped_by_layer
 from ..edits.where import LayerChoice, choose_layers
 from ..errors import ActivationError, MissingPackageError
@@ -154,6 +155,7 @@ def leace(
     """
     new_fitter = _library().LeaceFitter
     lens = Lens.of(model)
+    warn_of_installed(model, "activations are read")
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed")
     reading = Reading(site, position=position, prepend_bos=prepend_bos, seed=seed)
     chosen = choose_layers(layers, range(lens.n_layers))

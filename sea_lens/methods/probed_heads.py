@@ -18,6 +18,7 @@ from torch import Tensor
 from .._support.arguments import as_integer, as_number
 from .._support.progress import tracked
 from .._support.versions import versions
+from ..edits.in_model import warn_of_installed
 from ..edits.saved import require
 from ..errors import ActivationError, InputError
 from ..models.lens import Lens
@@ -115,6 +116,7 @@ def iti(
     from sklearn.metrics import log_loss
 
     lens = Lens.of(model)
+    warn_of_installed(model, "heads are probed")
     k, seed = as_integer(heads, "heads", least=1), as_integer(seed, "seed")
     batch_size = as_integer(batch_size, "batch_size", least=1)
     share = as_number(validation, "validation")

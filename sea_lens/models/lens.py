@@ -17,7 +17,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 
 from ..errors import InputError, UnsupportedModelError
 from .hook_points import HookPoints
-from .hooks import Hook, HookFunction, hook_behind
+from .hooks import Hook, HookFunction, hook_behind, remove_from
 from .passes import Observer, Pass
 from .standing import Held, Standing
 
@@ -287,6 +287,13 @@ class Lens:
         standing = Standing(self.observer)
         standing.put([self.hook(name, function, prepend=prepend)])
         return standing
+
+    def remove_all(self) -> None:
+        """Take out whatever sea_lens has put into the model; a user's own hooks stay."""
+        for standing in tuple(self.observer.standing):
+            standing.remove()
+        for point in self.points.values():
+            remove_from(point)
 
     def has_foreign_hooks(self) -> bool:
         """Whether the model has hooks that sea_lens did not install."""

@@ -90,18 +90,14 @@ class Observer:
         self.current_pass: Pass | None = None
         self.hooks: list[Hook] = []
         self.standing: list[Any] = []
-        # The thread that hooks and passes belong to.
-        self.thread: threading.Thread | None = None
         self._stand_in: _ObservedForward | None = None
         self._copies: list[CleanCopy] = []
 
     def enter(self, standing: Any) -> None:
         """Note what is about to be put in, and see every pass from now on."""
         self.standing.append(standing)
-        if self.thread is None or not self.thread.is_alive():
-            self.thread = threading.current_thread()
-        self._attach()
         self.check_thread()
+        self._attach()
 
     def leave(self, standing: Any) -> None:
         """Forget what has been taken out, and with the last of it leave the model; may be called twice."""
@@ -125,7 +121,7 @@ class Observer:
             self._stand_in.remove()
         for copied in self._copies:
             copied.remove()
-        self._stand_in = self.current_pass = self.thread = None
+        self._stand_in = self.current_pass = None
 
     def check_thread(self) -> None:
         """Refuse a pass in another thread than the one that put something into the model.
@@ -133,12 +129,17 @@ class Observer:
         Raises:
             InputError: naming both threads.
         """
-        if self.thread is not None and self.thread.ident != threading.get_ident() and self.thread.is_alive():
-            raise InputError(
-                f"model {self.name!r} has something of sea_lens's in it (an edit, or hooks that measure) that thread "
-                f"{self.thread.name!r} put in, and thread {threading.current_thread().name!r} wants to use it: "
-                f"expected one thread at a time, or a copy of the model for each"
-            )
+        here = threading.get_ident()
+        for standing in self.standing:
+            # Of two threads that put something in at once, the one that was noted first goes on.
+            if standing.thread.ident == here:
+                return
+            if standing.thread.is_alive():
+                raise InputError(
+                    f"model {self.name!r} has something of sea_lens's in it (an edit, or hooks that measure) that "
+                    f"thread {standing.thread.name!r} put in, and thread {threading.current_thread().name!r} wants to "
+                    f"use it: expected one thread at a time, or a copy of the model for each"
+                )
 
 
 class _ObservedForward(ForwardStandIn):

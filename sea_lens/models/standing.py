@@ -6,6 +6,7 @@ removed again. `Held` binds a standing to the life of a context, and to its own:
 first line of `__exit__`, the standing goes with the object.
 """
 
+import threading
 from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -31,11 +32,16 @@ class Standing:
     Args:
         observer: of the model.
         about: what a user is told of it, None for hooks that only measure.
+
+    Attributes:
+        changes: those that were made, or are being made.
+        thread: the one thread that may use the model meanwhile.
     """
 
     def __init__(self, observer: Observer, about: Any = None) -> None:
         self.observer, self.about = observer, about
         self.changes: list[Change] = []
+        self.thread = threading.current_thread()
 
     def put(self, changes: Iterable[Change]) -> None:
         """Make the changes, one after the other; none is left where one of them fails.
@@ -71,8 +77,12 @@ class Standing:
 class Held:
     """A standing for the length of a context, or for as long as something holds this object."""
 
+    # Until there is a standing, there is nothing to remove.
+    _kept = True
+
     def __init__(self, standing: Standing) -> None:
-        self.standing, self._kept = standing, False
+        self.standing = standing
+        self._kept = False
 
     def keep(self: Kind) -> Kind:
         """Let it stand until it is removed, whether or not something holds this object."""

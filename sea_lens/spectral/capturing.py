@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from ..edits.in_model import warn_of_installed
 from ..edits.where import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.reading import Reading, Readings
@@ -74,6 +75,7 @@ def capture(
         (432, (0, 1, 2), 128)
     """
     lens = Lens.of(model)
+    warn_of_installed(model, "activations are captured")
     longest, seed = as_integer(max_new_tokens, "max_new_tokens", least=1), as_integer(seed, "seed")
     reading = Reading(site, fit_site, position, neutral, prepend_bos, longest, seed)
     batch_size = as_integer(batch_size, "batch_size", least=1)

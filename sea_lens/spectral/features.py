@@ -84,6 +84,23 @@ class FeatureMap:
         return inverted * x.sign() if self.carry_sign else inverted
 
 
+# Functions with names, so that an edit can be pickled, as a pool of processes does.
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+def _squared_exponential(x: Tensor) -> Tensor:
+    return torch.exp(-x.square() / 2)
+
+
+def _tanh(x: Tensor) -> Tensor:
+    return torch.tanh(x)
+
+
+def _atanh(y: Tensor) -> Tensor:
+    return torch.atanh(y)
+
+
 def _sqrt_minus_two_log(y: Tensor) -> Tensor:
     # sqrt has an infinite slope at 0 (y = 1), which would turn into NaN in a backward pass; there the slope is cut to
     # 0 by taking the root of a constant instead.
@@ -104,16 +121,16 @@ def _elu(x: Tensor) -> Tensor:
 FEATURE_MAPS: dict[str, FeatureMap] = {
     feature.name: feature
     for feature in (
-        FeatureMap("identity", lambda x: x, lambda y: y),
+        FeatureMap("identity", _identity, _identity),
         FeatureMap(
             "squared_exponential",
-            lambda x: torch.exp(-x.square() / 2),
+            _squared_exponential,
             _sqrt_minus_two_log,
             range=(0.0, 1.0),
             closed="right",
             carry_sign=True,
         ),
-        FeatureMap("tanh", torch.tanh, torch.atanh, range=(-1.0, 1.0)),
+        FeatureMap("tanh", _tanh, _atanh, range=(-1.0, 1.0)),
         FeatureMap("elu", _elu, _elu_inverse, range=(-1.0, math.inf)),
     )
 }

@@ -1,0 +1,182 @@
+"""Interrupts of an edit that goes into a model, runs and comes out: what is left behind, which must be nothing.
+
+    python timings/interrupts.py --model FOLDER [--interrupts 10000] [--backends hooked bridge] [--every 1]
+
+Edits of every kind (spectral, LoRA, DoLa, in-context) go into a tiny model for the length of a context, and it runs.
+First an interrupt is raised at each line in turn that then runs in sea_lens, in torch's and TransformerLens's modules
+and hooks, and in contextlib (`--every n` takes each n-th, 0 none). Then a timer sends an interrupt at random moments,
+wherever Python then is. After each one the model must hold no hook, no stand-in, no changed weight and no prefix, and
+after each hundredth give its logits of before, bit by bit.
+"""
+
+import argparse
+import contextlib
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformer_lens.hook_points
+
+import sea_lens as sl
+from sea_lens.methods.adapters import Adapter, LoRA
+from sea_lens.methods.few_shot import InContext
+from sea_lens.models.lens import Lens
+from sea_lens.models.load import hooked_available
+
+BATCH, LENGTH = 2, 12
+
+
+def edits_of(model: Any) -> dict[str, sl.Edit]:
+    """One edit of every kind, with random numbers in it."""
+    lens = Lens.of(model)
+    generator = torch.Generator().manual_seed(0)
+    readings = (torch.randn(40, lens.n_layers, lens.d_model, generator=generator) for _ in range(3))
+    width = int(model.cfg.d_mlp)
+    adapters = {
+        layer: Adapter(torch.randn(2, width, generator=generator), torch.randn(lens.d_model, 2, generator=generator))
+        for layer in range(lens.n_layers)
+    }
+    return {
+        "spectral": sl.fit_activations(*readings, rank=(3, 2)),
+        "LoRA": LoRA(adapters, (), {}),
+        "DoLa": sl.dola(model, relative_top=0.0),
+        "in-context": InContext("Once upon a time", lens.n_layers),
+    }
+
+
+def left_behind(model: Any, weights: dict[str, torch.Tensor]) -> list[str]:
+    """What of sea_lens's is in a model, with the weights that it should have."""
+    lens, found = Lens.of(model), []
+    modules = [module for module in (model, getattr(model, "original_model", None)) if module is not None]
+    found += [f"hook at {name}" for name, point in lens.points.items() if point.fwd_hooks or point._forward_hooks]
+    for module in modules:
+        found += [name for name in ("forward", "__deepcopy__") if name in vars(module)]
+        found += ["hook of torch's"] * (len(module._forward_hooks) + len(module._forward_pre_hooks))
+    found += ["prefix"] * bool(lens.prefix_length) + ["pass"] * (lens.current_pass is not None)
+    found += ["entry"] * len(sl.installed(model)) + ["changed weights"] * bool(lens.changed_weights)
+    for name, parameter in model.named_parameters():
+        if parameter.data_ptr() != weights[name].data_ptr():
+            found.append(f"weight {name}")
+    return found
+
+
+def interrupted(action: Callable[[], object], after: float) -> bool:
+    """Whether SIGINT, sent after so many seconds, came while an action ran."""
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, after)
+            action()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def traced() -> tuple[str, ...]:
+    """Files in which lines are interrupted, or folders of them."""
+    modules = (sl, contextlib, torch.nn.modules.module, torch.utils.hooks, transformer_lens.hook_points)
+    files = [str(module.__file__) for module in modules]
+    return (str(Path(files[0]).parent), *files[1:])
+
+
+def interrupted_at(action: Callable[[], object], line: int, files: tuple[str, ...]) -> bool:
+    """Whether the line of this number was reached while an action ran, and interrupted."""
+    left = line
+
+    def local(frame: Any, event: str, _: object) -> Any:
+        nonlocal left
+        if event == "line":
+            left -= 1
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return local
+
+    def enter(frame: Any, event: str, _: object) -> Any:
+        return local if frame.f_code.co_filename.startswith(files) else None
+
+    try:
+        try:
+            sys.settrace(enter)
+            action()
+        finally:
+            sys.settrace(None)
+    except KeyboardInterrupt:
+        pass
+    return left < 0
+
+
+def main() -> None:
+    """Interrupt, and print what was left behind."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--interrupts", type=int, default=10000)
+    parser.add_argument("--model", required=True, help="folder of a Hugging Face model")
+    parser.add_argument("--backends", nargs="+", default=["hooked", "bridge"] if hooked_available() else ["bridge"])
+    parser.add_argument("--every", type=int, default=1, help="interrupt each n-th line; 0 for none")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    files = traced()
+    order = random.Random(arguments.seed)
+    bad = total = 0
+    for backend in arguments.backends:
+        model = sl.load_model(arguments.model, backend, device="cpu")
+        tokens = torch.randint(4, 60, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+        weights = {name: parameter.data for name, parameter in model.named_parameters()}
+        with torch.no_grad():
+            right = model(tokens)
+        kinds = edits_of(model)
+        for kind, edit in kinds.items():
+
+            def action(edit: sl.Edit = edit) -> None:
+                with torch.no_grad(), edit.applied(model):
+                    model(tokens)
+
+            action()
+            begin = time.perf_counter()
+            for _ in range(5):
+                action()
+            length = (time.perf_counter() - begin) / 5
+            line = places = spoiled = 0
+            while arguments.every and interrupted_at(action, line, files):
+                places, line = places + 1, line + arguments.every
+                torch.set_grad_enabled(True)
+                if found := left_behind(model, weights):
+                    spoiled += 1
+                    print(f"{backend}, {kind}, line {line}: {found[:6]}")
+                    sl.remove_all(model)
+                if places % 100 == 0:
+                    with torch.no_grad():
+                        assert torch.equal(model(tokens), right), "other logits"
+            if places:
+                print(f"{backend}, {kind}: {places} lines interrupted, {spoiled} left something", flush=True)
+            wanted = arguments.interrupts // (len(kinds) * len(arguments.backends))
+            came = wrong = 0
+            while came < wanted:
+                if not interrupted(action, order.uniform(1e-5, 1.05 * length)):
+                    found = left_behind(model, weights)
+                    assert not found, found
+                    continue
+                came += 1
+                torch.set_grad_enabled(True)
+                if found := left_behind(model, weights):
+                    wrong += 1
+                    print(f"{backend}, {kind}: {found[:6]}")
+                    sl.remove_all(model)
+                if came % 100 == 0:
+                    with torch.no_grad():
+                        assert torch.equal(model(tokens), right), "other logits"
+            print(f"{backend}, {kind}: {came} interrupts in passes of {1000 * length:.1f} ms, {wrong} left something", flush=True)
+            bad, total = bad + wrong, total + came
+    print(f"{total} interrupts, {bad} left something behind")
+
+
+if __name__ == "__main__":
+    main()
