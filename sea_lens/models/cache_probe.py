@@ -238,7 +238,8 @@ def _without_hooks(lens: Lens) -> Iterator[None]:
     try:
         for functions, _ in emptied:
             functions.clear()
-        yield
+        with lens.observer.set_aside():
+            yield
     finally:
         for functions, before in emptied:
             functions.update(before)

@@ -57,6 +57,8 @@ class Hook:
             return None
         observer = self.observer
         observer.check_thread()
+        if observer.aside:
+            return None
         if (current := observer.current_pass) is not None:
             current.calls[self] = current.calls.get(self, 0) + 1
         return self.function(x)

@@ -35,10 +35,14 @@ class _BridgeHook(ModuleHook):
 
     def __init__(self, lens: Lens, function: LogitsFunction, begin: Callable[[int], None]) -> None:
         def before() -> None:
+            if lens.observer.aside:
+                return
             # A pass that starts at a later layer of a bridge runs those before it too, on what is not theirs.
             begin(getattr(lens.points.blocks[0], "_start_at_layer_idx", None) or 0)
 
         def after(output: Any) -> Any:
+            if lens.observer.aside:
+                return output
             if isinstance(output, tuple) or not isinstance(getattr(output, "logits", None), Tensor):
                 raise UnsupportedModelError(f"model {lens.name!r} returned {type(output).__name__} without logits")
             if getattr(output, "loss", None) is not None:
@@ -54,9 +58,12 @@ class _WrappedForward(ForwardStandIn):
 
     def __init__(self, lens: Lens, function: LogitsFunction, begin: Callable[[int], None]) -> None:
         super().__init__(lens.model)
-        self._n_layers, self._function, self._begin = lens.n_layers, function, begin
+        self._n_layers, self._observer = lens.n_layers, lens.observer
+        self._function, self._begin = function, begin
 
     def run(self, asked: inspect.BoundArguments) -> Any:
+        if self._observer.aside:
+            return self.forward(asked)
         refuse_losses(asked, "unchanged logits")
         self._begin(first_layer(self._n_layers, asked))
         output = self.forward(asked)

@@ -5,8 +5,10 @@ the module that reads the tokens: the HookedTransformer itself, or the Hugging F
 stands in for that method, below everything else that sea_lens puts there.
 """
 
+import contextlib
 import inspect
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +85,7 @@ class Observer:
         current_pass: the pass that runs now, None between passes.
         hooks: those of sea_lens's that stand in the model, in the order in which they were put in.
         standing: what stands in the model, in groups that come and go together (`models.standing`).
+        aside: whether hooks and changes of logits do nothing now (`set_aside`).
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -90,6 +93,7 @@ class Observer:
         self.current_pass: Pass | None = None
         self.hooks: list[Hook] = []
         self.standing: list[Any] = []
+        self.aside = False
         self._stand_in: _ObservedForward | None = None
         self._copies: list[CleanCopy] = []
 
@@ -105,6 +109,19 @@ class Observer:
             self.standing.remove(standing)
         if not self.standing:
             self._detach()
+
+    @contextlib.contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Passes of the model itself: no hook and no change of logits of sea_lens's acts in them, or has to.
+
+        A prefix and changed weights stay.
+        """
+        outer = self.aside
+        try:
+            self.aside = True
+            yield
+        finally:
+            self.aside = outer
 
     def _attach(self) -> None:
         if self._stand_in is None:
@@ -155,7 +172,7 @@ class _ObservedForward(ForwardStandIn):
         observer, outer = self._observer, self._observer.current_pass
         observer.check_thread()
         begun = self._hooked_pass(args, kwargs) if self._hooked else self._bridge_pass(args, kwargs)
-        begun.expected = tuple(observer.hooks)
+        begun.expected = () if observer.aside else tuple(observer.hooks)
         try:
             observer.current_pass = begun
             result = self._forward(*args, **kwargs)
