@@ -92,6 +92,7 @@ class Held:
     def remove(self) -> None:
         """Take it out; may be called twice."""
         self.standing.remove()
+        self._kept = True
 
     def __enter__(self: Kind) -> Kind:
         self._kept = False
@@ -99,7 +100,7 @@ class Held:
 
     def __exit__(self, *_: object) -> None:
         try:
-            self.standing.remove()
+            self.remove()
         finally:
             self.standing.remove()
 
