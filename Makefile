@@ -2,9 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 BIN_BRIDGE := .venv-bridge/bin
+BIN_NEWEST := .venv-newest/bin
+# What generates text and scores benchmarks on real files.
+TESTS_NEWEST := tests/test_cases_cache.py tests/test_completions.py tests/test_harness.py tests/test_third_party.py
 PYTEST_OPTIONS ?= -n 2
 
-.PHONY: demo test test-notebooks test-bridge lint format notebooks clean
+.PHONY: demo test test-notebooks test-bridge test-newest newest lint format notebooks clean
 
 demo: .venv/.installed
 	$(BIN)/sea-lens demo --out demo
@@ -19,6 +22,22 @@ test-notebooks: .venv/.installed
 # The tests that touch a model once more, on a TransformerLens that has only the bridge.
 test-bridge: .venv-bridge/.installed
 	$(BIN_BRIDGE)/python -m pytest $(PYTEST_OPTIONS) -m model
+
+# A selection once more, on what `pip install .` takes.
+test-newest: .venv-newest/.installed
+	$(BIN_NEWEST)/python -m pytest $(PYTEST_OPTIONS) $(TESTS_NEWEST)
+
+# Writes down what `pip install .` takes today, beside the torch of constraints.txt; then run the tests on it.
+newest:
+	rm -rf .venv-newest
+	$(PYTHON) -m venv .venv-newest
+	grep '^torch==' constraints.txt > .venv-newest/torch.txt
+	$(BIN_NEWEST)/python -m pip install --quiet --disable-pip-version-check -c .venv-newest/torch.txt torch
+	$(BIN_NEWEST)/python -m pip install --quiet --disable-pip-version-check -c .venv-newest/torch.txt -e ".[dev,lm-eval]"
+	$(BIN_NEWEST)/python -c 'import sys; print("# Python %d.%d" % sys.version_info[:2])' > .venv-newest/lock.txt
+	$(BIN_NEWEST)/python -m pip freeze --exclude sea-lens | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' >> .venv-newest/lock.txt
+	mv .venv-newest/lock.txt constraints-newest.txt
+	touch .venv-newest/.installed
 
 lint: .venv/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pre-commit run --all-files --show-diff-on-failure
@@ -42,5 +61,11 @@ notebooks: .venv/.installed
 	$(BIN_BRIDGE)/python -m pip install --quiet --disable-pip-version-check -c constraints-bridge.txt -e ".[dev]"
 	touch $@
 
+.venv-newest/.installed: pyproject.toml constraints-newest.txt
+	$(PYTHON) -m venv .venv-newest
+	$(BIN_NEWEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-newest.txt torch
+	$(BIN_NEWEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-newest.txt -e ".[dev,lm-eval]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-bridge demo build dist
+	rm -rf .venv .venv-bridge .venv-newest demo build dist

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tiny import VOCABULARY, fitted, save_tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import sea_lens as sl
 from sea_lens.measure.shared_prompts import log_probs

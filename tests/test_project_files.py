@@ -68,3 +68,43 @@ def test_what_the_package_reads_at_run_time_lies_in_it():
     package = Path(sl.__file__).parent
     for data in ("py.typed", "texts/prompt_templates.json", "testbed/weights/model.safetensors"):
         assert (package / data).is_file()
+
+
+LOCKS: tuple[str, ...] = ("constraints.txt", "constraints-bridge.txt", "constraints-newest.txt")
+
+
+def pinned(name: str) -> dict[str, str]:
+    """The versions in a lock file, and that of Python, which its first line says."""
+    lines = text(name).splitlines()
+    python = re.fullmatch(r"# Python (\d\.\d+)", lines[0])
+    assert python is not None
+    return {"Python": python[1]} | dict(line.split("==") for line in lines[1:])
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_file_holds_versions_alone(name):
+    # No addresses, no folders of the machine that wrote it, no builds for one kind of machine.
+    assert [line for line in text(name).splitlines()[1:] if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []
+
+
+def test_the_readme_tells_the_versions_that_the_lock_files_pin():
+    rows = [
+        line.strip("| ").split(" | ") for line in text("README.md").splitlines() if line.startswith("| `constraints")
+    ]
+    names = ("Python", "torch", "transformers", "transformer-lens")
+    expected = [[f"`{lock}`", *(pinned(lock)[name] for name in names)] for lock in LOCKS]
+    assert [row[:5] for row in rows] == expected
+
+
+@pytest.mark.parametrize("name", ["transformers", "transformer-lens"])
+def test_pip_takes_no_minor_release_that_was_not_run(name):
+    bound = re.search(rf'"{name}>=[\d.]+,<(\d+)\.(\d+)"', text("pyproject.toml"))
+    assert bound is not None
+    run = max(tuple(map(int, pinned(lock)[name].split(".")[:2])) for lock in LOCKS)
+    assert (int(bound[1]), int(bound[2])) == (run[0], run[1] + 1)
+
+
+def test_ci_runs_every_lock_file_and_all_tests_last():
+    steps = re.findall(r"^make (.+)$", text(".ci/run"), re.MULTILINE)
+    assert {"test-bridge", "test-newest"} < set(steps)
+    assert steps[-1] == "test"
