@@ -356,8 +356,8 @@ def test_the_models_own_generate_under_an_edit_is_that_of_sea_lens(fresh):
 def test_benchmarks_score_as_without_a_cache(shared, benchmark):
     file = {"truthfulqa": "truthfulqa/mc_task.json", "bbq": "bbq/Age.jsonl"}[benchmark]
     model = sl.load_model(shared / "models" / "stories260K", "bridge", device="cpu")
-    with_cache = sl.evaluate(model, benchmark, shared / "data" / file, limit=8)
+    with_cache = sl.evaluate(model, benchmark, shared / "data" / file, limit=3)
     distrust(Lens.of(model))
-    whole = sl.evaluate(model, benchmark, shared / "data" / file, limit=8)
+    whole = sl.evaluate(model, benchmark, shared / "data" / file, limit=3)
     assert with_cache.scores == pytest.approx(whole.scores, abs=1e-6)
     assert cache_deviation(Lens.of(model)) is None

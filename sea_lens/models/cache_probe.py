@@ -232,14 +232,23 @@ def _lengths_that_matter(lens: Lens) -> set[int]:
 
 @contextlib.contextmanager
 def _without_hooks(lens: Lens) -> Iterator[None]:
-    """The model without what stands at its hook points, for the length of a context."""
+    """The model without what stands at its hook points or changes its logits, for the length of a context."""
     points = {id(point): point for point in lens.model.hook_dict.values()}
     emptied = [(point._forward_hooks, dict(point._forward_hooks)) for point in points.values()]
+
+    def put_back() -> None:
+        for functions, before in emptied:
+            functions.update(before)
+
     try:
         for functions, _ in emptied:
             functions.clear()
         with lens.observer.set_aside():
             yield
     finally:
-        for functions, before in emptied:
-            functions.update(before)
+        try:
+            put_back()
+        except BaseException:
+            # An interrupt: it may be done again.
+            put_back()
+            raise

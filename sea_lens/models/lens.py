@@ -103,6 +103,7 @@ class Lens:
         copied.points = HookPoints(copied.model, self.points.names)
         copied.observer = Observer(copied.model, self.name)
         copied.prefixes, copied.changed_weights = [], {}
+        copied.cached_readings = dict(self.cached_readings)
         return copied
 
     @property
