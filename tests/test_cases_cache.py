@@ -352,12 +352,12 @@ def test_the_models_own_generate_under_an_edit_is_that_of_sea_lens(fresh):
     assert ours == [decoded if decoded.startswith(" ") else f" {decoded}"] or ours == [decoded]
 
 
-@pytest.mark.parametrize("benchmark", ["truthfulqa", "bbq"])
-def test_benchmarks_score_as_without_a_cache(shared, benchmark):
-    file = {"truthfulqa": "truthfulqa/mc_task.json", "bbq": "bbq/Age.jsonl"}[benchmark]
+@pytest.mark.parametrize(("benchmark", "file"), [("truthfulqa", "truthfulqa/mc_task.json"), ("bbq", "bbq/Age.jsonl")])
+def test_benchmarks_score_as_without_a_cache(shared, benchmark, file):
     model = sl.load_model(shared / "models" / "stories260K", "bridge", device="cpu")
-    with_cache = sl.evaluate(model, benchmark, shared / "data" / file, limit=3)
+    assert cache_deviation(Lens.of(model)) is not None
+    with_cache = sl.evaluate(model, benchmark, shared / "data" / file, limit=2)
     distrust(Lens.of(model))
-    whole = sl.evaluate(model, benchmark, shared / "data" / file, limit=3)
-    assert with_cache.scores == pytest.approx(whole.scores, abs=1e-6)
     assert cache_deviation(Lens.of(model)) is None
+    whole = sl.evaluate(model, benchmark, shared / "data" / file, limit=2)
+    assert with_cache.scores == pytest.approx(whole.scores, abs=1e-6)
