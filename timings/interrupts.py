@@ -28,7 +28,7 @@ from sea_lens.methods.few_shot import InContext
 from sea_lens.models.lens import Lens
 from sea_lens.models.load import hooked_available
 
-BATCH, LENGTH = 2, 12
+BATCH, LENGTH = 1, 4
 
 
 def edits_of(model: Any) -> dict[str, sl.Edit]:
@@ -45,15 +45,15 @@ def edits_of(model: Any) -> dict[str, sl.Edit]:
         "spectral": sl.fit_activations(*readings, rank=(3, 2)),
         "LoRA": LoRA(adapters, (), {}),
         "DoLa": sl.dola(model, relative_top=0.0),
-        "in-context": InContext("Once upon a time", lens.n_layers),
+        "in-context": InContext("w1 w2 ", lens.n_layers),
     }
 
 
-def left_behind(model: Any, weights: dict[str, torch.Tensor]) -> list[str]:
-    """What of sea_lens's is in a model, with the weights that it should have."""
+def left_behind(model: Any, points: dict[str, Any], weights: dict[str, torch.Tensor]) -> list[str]:
+    """What of sea_lens's is in a model, with its hook points, and with the weights that it should have."""
     lens, found = Lens.of(model), []
     modules = [module for module in (model, getattr(model, "original_model", None)) if module is not None]
-    found += [f"hook at {name}" for name, point in lens.points.items() if point.fwd_hooks or point._forward_hooks]
+    found += [f"hook at {name}" for name, point in points.items() if point.fwd_hooks or point._forward_hooks]
     for module in modules:
         found += [name for name in ("forward", "__deepcopy__") if name in vars(module)]
         found += ["hook of torch's"] * (len(module._forward_hooks) + len(module._forward_pre_hooks))
@@ -129,6 +129,7 @@ def main() -> None:
     for backend in arguments.backends:
         model = sl.load_model(arguments.model, backend, device="cpu")
         tokens = torch.randint(4, 60, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+        points = dict(Lens.of(model).points.items())
         weights = {name: parameter.data for name, parameter in model.named_parameters()}
         with torch.no_grad():
             right = model(tokens)
@@ -148,7 +149,7 @@ def main() -> None:
             while arguments.every and interrupted_at(action, line, files):
                 places, line = places + 1, line + arguments.every
                 torch.set_grad_enabled(True)
-                if found := left_behind(model, weights):
+                if found := left_behind(model, points, weights):
                     spoiled += 1
                     print(f"{backend}, {kind}, line {line}: {found[:6]}")
                     sl.remove_all(model)
@@ -161,12 +162,12 @@ def main() -> None:
             came = wrong = 0
             while came < wanted:
                 if not interrupted(action, order.uniform(1e-5, 1.05 * length)):
-                    found = left_behind(model, weights)
+                    found = left_behind(model, points, weights)
                     assert not found, found
                     continue
                 came += 1
                 torch.set_grad_enabled(True)
-                if found := left_behind(model, weights):
+                if found := left_behind(model, points, weights):
                     wrong += 1
                     print(f"{backend}, {kind}: {found[:6]}")
                     sl.remove_all(model)

@@ -52,9 +52,6 @@ class Hook:
 
     def __call__(self, x: Tensor, hook: Any) -> Tensor | None:
         """What TransformerLens calls with an activation."""
-        # A copy of the model has hook points of its own, at which this hook has nothing to do.
-        if hook is not self.point:
-            return None
         observer = self.observer
         observer.check_thread()
         if observer.aside:
@@ -66,6 +63,8 @@ class Hook:
     def attach(self) -> None:
         """Put the hook in."""
         self.observer.hooks.append(self)
+        # What TransformerLens registers is a function, which a copy of the hook point would share.
+        self.observer.keep_out_of_copies(self.point)
         self.point.add_hook(self, is_permanent=True, prepend=self.prepend)
 
     def remove(self) -> None:
@@ -96,6 +95,8 @@ def remove_from(point: Any, hook: Hook | None = None) -> None:
     for key in ours:
         for kept in (point._forward_hooks_with_kwargs, point._forward_hooks_always_called, functions):
             kept.pop(key, None)
+    if not any(hook_behind(function) for function in functions.values()):
+        vars(point).pop("__deepcopy__", None)
 
 
 class ModuleHook:

@@ -123,6 +123,11 @@ class Observer:
         finally:
             self.aside = outer
 
+    @staticmethod
+    def keep_out_of_copies(point: Any) -> None:
+        """Let copies of a hook point have no hook of sea_lens's, until `remove_from` has removed all from it."""
+        vars(point).setdefault("__deepcopy__", CleanCopy(point))
+
     def _attach(self) -> None:
         if self._stand_in is None:
             inside = getattr(self.model, "original_model", None)
