@@ -37,14 +37,11 @@ def _nothing_left_for_the_next_test(load_tiny):
 def adapters(model: Any) -> LoRA:
     generator = torch.Generator().manual_seed(0)
     lens, width = Lens.of(model), int(model.cfg.d_mlp)
-    return LoRA(
-        {
-            layer: Adapter(torch.randn(2, width, generator=generator), torch.randn(lens.d_model, 2, generator=generator))
-            for layer in range(lens.n_layers)
-        },
-        (),
-        {},
-    )
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return LoRA({layer: Adapter(random(2, width), random(lens.d_model, 2)) for layer in range(lens.n_layers)}, (), {})
 
 
 def edit_of(kind: str, model: Any) -> sl.Edit:
@@ -131,7 +128,7 @@ def test_layers_that_were_cut_off_are_refused_by_name(load_tiny):
     pruned = copy.deepcopy(load_tiny("llama", "hooked"))
     edit = tiny.fitted(pruned)
     pruned.blocks = pruned.blocks[:2]
-    with pytest.raises(sl.UnsupportedModelError, match="hook point 'blocks.2.hook_mlp_out'"):
+    with pytest.raises(sl.UnsupportedModelError, match=r"hook point 'blocks\.2\.hook_mlp_out'"):
         sl.effect(pruned, edit, tiny.contrasts())
 
 
@@ -220,6 +217,7 @@ def test_a_pass_tells_what_it_reads(model):
 
 def test_a_second_edit_is_warned_of_and_everything_can_be_listed_and_taken_out(model):
     edit, weights, tokens = tiny.fitted(model), weights_of(model), tiny.tokens()
+    others = [edit_of(kind, model) for kind in KINDS[1:]]
     unedited = model(tokens)
     handle = edit.install(model, "last-2", strength=0.5, combine="average")
     with pytest.warns(sl.SeaLensWarning, match=r"SpectralEdit at 'mlp_out' in layers 1-2, strength 0.5.*remove_all"):
@@ -234,9 +232,9 @@ def test_a_second_edit_is_warned_of_and_everything_can_be_listed_and_taken_out(m
         sl.capture(model, tiny.demonstrations(), progress=False)
     with pytest.warns(sl.SeaLensWarning, match="edited already"):
         sl.layer_contributions(model, edit, tiny.contrasts(), method="leave_one_out")
-    with pytest.warns(sl.SeaLensWarning, match="edited already"):
-        for kind in KINDS[1:]:
-            edit_of(kind, model).install(model)
+    for other in others:
+        with pytest.warns(sl.SeaLensWarning, match="edited already"):
+            other.install(model)
     assert [type(one.edit).__name__ for one in sl.installed(model)] == ["SpectralEdit", "LoRA", "DoLa", "InContext"]
     kept = []
     model.hook_dict["blocks.0.hook_mlp_out"].add_hook(lambda x, hook: kept.append(1))

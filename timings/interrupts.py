@@ -136,7 +136,7 @@ def main() -> None:
         kinds = edits_of(model)
         for kind, edit in kinds.items():
 
-            def action(edit: sl.Edit = edit) -> None:
+            def action(model: Any = model, edit: sl.Edit = edit, tokens: torch.Tensor = tokens) -> None:
                 with torch.no_grad(), edit.applied(model):
                     model(tokens)
 
@@ -174,7 +174,8 @@ def main() -> None:
                 if came % 100 == 0:
                     with torch.no_grad():
                         assert torch.equal(model(tokens), right), "other logits"
-            print(f"{backend}, {kind}: {came} interrupts in passes of {1000 * length:.1f} ms, {wrong} left something", flush=True)
+            took = f"passes of {1000 * length:.1f} ms"
+            print(f"{backend}, {kind}: {came} interrupts in {took}, {wrong} left something", flush=True)
             bad, total = bad + wrong, total + came
     print(f"{total} interrupts, {bad} left something behind")
 

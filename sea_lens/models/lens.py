@@ -13,15 +13,17 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch._dynamo.eval_frame import OptimizedModule
 
 from ..errors import InputError, UnsupportedModelError
 from .hook_points import HookPoints
 from .hooks import Hook, HookFunction, hook_behind, remove_from
+from .parts import FINAL_NORM, Parts
 from .passes import Observer, Pass
 from .standing import Held, Standing
 
 Backend = Literal["hooked", "bridge"]
+
+__all__ = ["FINAL_NORM", "HookFunction", "Lens", "end_tokens"]
 
 _KEPT_AS = "_sea_lens"
 # Hook points that every backend has, by what sea_lens calls them.
@@ -32,7 +34,6 @@ _POINTS = {
     "mlp_out": "blocks.{}.hook_mlp_out",
     "resid_post": "blocks.{}.hook_resid_post",
 }
-FINAL_NORM = "ln_final"
 
 
 class _ForwardStopped(Exception):  # noqa: N818
@@ -45,7 +46,7 @@ def end_tokens(hf_model: Any) -> frozenset[int]:
     return frozenset([given] if isinstance(given, int) else given or ())
 
 
-class Lens:
+class Lens(Parts):
     """A TransformerLens model as the rest of sea_lens sees it.
 
     Attributes:
@@ -63,7 +64,8 @@ class Lens:
     """
 
     def __init__(self, model: Any) -> None:
-        if isinstance(model, OptimizedModule):
+        # By name, since importing torch's compiler takes long.
+        if any(one.__name__ == "OptimizedModule" for one in type(model).__mro__):
             raise UnsupportedModelError(
                 "the model is compiled (torch.compile), and compiled code passes by the hooks that edits and "
                 "measurements need: expected the model that was compiled"
@@ -217,51 +219,6 @@ class Lens:
                 f"model {self.name!r} has no hook point {point!r}, so site {name!r} cannot be used"
             )
         return point
-
-    @staticmethod
-    def norm_scale(path: str) -> str:
-        """Hook point of the scale of a norm, `FINAL_NORM` or one of `attention_norm`."""
-        return f"{path}.hook_scale"
-
-    @staticmethod
-    def norm_output(path: str) -> str:
-        """Hook point of what a norm has normalised, before its gain and bias."""
-        return f"{path}.hook_normalized"
-
-    def attention_norm(self, layer: int) -> str | None:
-        """Path of the norm between attention and the residual stream on post-norm models (Gemma 2), None elsewhere."""
-        path = f"blocks.{layer}.ln1_post"
-        return path if self.has_point(self.norm_output(path)) else None
-
-    @property
-    def unembedding(self) -> Float[Tensor, "d_model d_vocab"]:
-        """W_U."""
-        return self.model.W_U.detach()
-
-    @property
-    def unembedding_bias(self) -> Float[Tensor, " d_vocab"] | None:
-        """b_U, None for a model that has none."""
-        bias = getattr(self.model, "b_U", None)
-        return bias.detach() if isinstance(bias, Tensor) else None
-
-    @property
-    def soft_cap(self) -> float | None:
-        """The cap c of logits c · tanh(raw / c), None where there is none."""
-        cap = float(getattr(self.model.cfg, "output_logits_soft_cap", 0.0) or 0.0)
-        return cap if cap > 0 else None
-
-    def attention_weight(self, layer: int) -> Float[Tensor, "heads d_head d_model"]:
-        """W_O of a layer, by query head."""
-        return self.points.blocks[layer].attn.W_O.detach()
-
-    def attention_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
-        """b_O of a layer, None for a model that has none."""
-        # A bridge raises TypeError or AttributeError, by version, where there is no bias.
-        try:
-            bias = self.points.blocks[layer].attn.b_O
-        except (AttributeError, TypeError):
-            bias = None
-        return bias.detach() if isinstance(bias, Tensor) else None
 
     def has_point(self, name: str) -> bool:
         """Whether this model has a hook point of this name."""

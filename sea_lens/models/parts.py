@@ -1,0 +1,67 @@
+"""Weights, norms and the readout of a TransformerLens model, by what every backend calls them."""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from .hook_points import HookPoints
+
+FINAL_NORM = "ln_final"
+
+
+class Parts:
+    """What a model is made of.
+
+    Attributes:
+        model: the TransformerLens model itself.
+        points: its hook points by name.
+    """
+
+    model: Any
+    points: HookPoints
+
+    @staticmethod
+    def norm_scale(path: str) -> str:
+        """Hook point of the scale of a norm, `FINAL_NORM` or one of `attention_norm`."""
+        return f"{path}.hook_scale"
+
+    @staticmethod
+    def norm_output(path: str) -> str:
+        """Hook point of what a norm has normalised, before its gain and bias."""
+        return f"{path}.hook_normalized"
+
+    def attention_norm(self, layer: int) -> str | None:
+        """Path of the norm between attention and the residual stream on post-norm models (Gemma 2), None elsewhere."""
+        path = f"blocks.{layer}.ln1_post"
+        return path if self.norm_output(path) in self.points else None
+
+    @property
+    def unembedding(self) -> Float[Tensor, "d_model d_vocab"]:
+        """W_U."""
+        return self.model.W_U.detach()
+
+    @property
+    def unembedding_bias(self) -> Float[Tensor, " d_vocab"] | None:
+        """b_U, None for a model that has none."""
+        bias = getattr(self.model, "b_U", None)
+        return bias.detach() if isinstance(bias, Tensor) else None
+
+    @property
+    def soft_cap(self) -> float | None:
+        """The cap c of logits c · tanh(raw / c), None where there is none."""
+        cap = float(getattr(self.model.cfg, "output_logits_soft_cap", 0.0) or 0.0)
+        return cap if cap > 0 else None
+
+    def attention_weight(self, layer: int) -> Float[Tensor, "heads d_head d_model"]:
+        """W_O of a layer, by query head."""
+        return self.points.blocks[layer].attn.W_O.detach()
+
+    def attention_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
+        """b_O of a layer, None for a model that has none."""
+        # A bridge raises TypeError or AttributeError, by version, where there is no bias.
+        try:
+            bias = self.points.blocks[layer].attn.b_O
+        except (AttributeError, TypeError):
+            bias = None
+        return bias.detach() if isinstance(bias, Tensor) else None
