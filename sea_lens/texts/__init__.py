@@ -1,5 +1,6 @@
 """What goes in: demonstrations, contrasts and prompts, and the files that they are read from.
 
 In reading order: `items` (one demonstration, one contrast), `prompts` (templates with examples and chat templates),
-`readers` (numbered items from the files of public benchmarks), `demonstrations` (checked lists of items).
+`truthfulqa_rows` (a question of TruthfulQA in each of its files), `readers` (numbered items from the files of public
+benchmarks), `demonstrations` (checked lists of items), `digests` (by which equal questions are found).
 """
