@@ -14,11 +14,12 @@ from tiny import demonstrations, fitted, sentence
 
 import sea_lens as sl
 from sea_lens.evaluation import run as running
-from sea_lens.evaluation.bbq import BBQ, target_of
+from sea_lens.evaluation.bbq import BBQ
+from sea_lens.evaluation.bbq_targets import target_of
 from sea_lens.evaluation.benchmark import Item, Scored
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.fingerprints import edit_identity
-from sea_lens.evaluation.gsm8k import GSM8K, final_number
+from sea_lens.evaluation.gsm8k import GSM8K
 from sea_lens.evaluation.hub import HubData
 from sea_lens.evaluation.journal import Journal
 from sea_lens.evaluation.registry import BENCHMARKS
@@ -488,7 +489,7 @@ WRONG = [
     ("capability", CHOICE, {"choices": ["a"]}, "two texts or more"),
     ("capability", CHOICE, {"choices": ["a", ""]}, "empty choice"),
     ("gsm8k", SOLUTION, {"answer": "3"}, "must end in '#### '"),
-    ("perplexity", {"text": "t"}, {"text": "  "}, "non-empty text"),
+    ("perplexity", {"text": "t"}, {"text": 5}, "expected a text, or an object with one as 'text', got"),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Names of files that can be read at once: no pipe or device, which may never end, and no name that no file can have."""
+"""Files that can be read at once: no pipe or device, which may never end, and no name that no file can have."""
 
 import os
 import stat
@@ -47,7 +47,12 @@ def check_regular_file(path: str | os.PathLike[str]) -> Path:
 
 
 def _kind(mode: int) -> str:
-    kinds = {"a pipe": stat.S_ISFIFO, "a device": stat.S_ISCHR, "a block device": stat.S_ISBLK, "a socket": stat.S_ISSOCK}
+    kinds = {
+        "a pipe": stat.S_ISFIFO,
+        "a device": stat.S_ISCHR,
+        "a block device": stat.S_ISBLK,
+        "a socket": stat.S_ISSOCK,
+    }
     return next((kind for kind, holds in kinds.items() if holds(mode)), "no file")
 
 

@@ -1,48 +1,88 @@
 """Reading rows of text files, with errors that name the file and the row (counted from 1)."""
 
+import codecs
 import csv
 import io
 import json
 import os
+import reprlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from ..errors import FileError
+from .regular_files import check_regular_file
+
+
+def ending(path: str | os.PathLike[str]) -> str:
+    """What a file's name ends in, in small letters: ".csv" for "ROWS.CSV", "" where there is no dot."""
+    name = os.fspath(path)
+    _, dot, last = (name if isinstance(name, str) else "").rpartition(".")
+    return dot + last.casefold() if dot else ""
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
     """A UTF-8 text file, a byte order mark left out.
 
     Raises:
-        FileError: missing, unreadable or not UTF-8.
+        FileError: missing, unreadable, no regular file (a folder, a pipe, a device), or not UTF-8.
     """
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        content = check_regular_file(path).read_bytes()
     except OSError as error:
         raise FileError(f"{path}: {error.strerror or error}") from error
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise FileError(f"{path} is not a UTF-8 text file: it is in UTF-16 or UTF-32")
+    try:
+        text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise FileError(f"{path} is not a UTF-8 text file (byte {error.start})") from error
+    if "\0" in text:
+        raise FileError(f"{path} is not a UTF-8 text file (a NUL at character {text.index(chr(0))})")
+    return text
+
+
+class _RepeatedKeyError(ValueError):
+    """A key that stands twice in one JSON object."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _RepeatedKeyError(f"the key {shown(key)} stands twice in one object")
+        found[key] = value
+    return found
+
+
+def _parse(text: str, what: str, *, one_line: bool) -> Any:
+    """JSON whose objects hold each key once; `what` is what errors call it."""
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        where = f"column {error.colno}" if one_line else f"line {error.lineno}"
+        raise FileError(f"{what}: not JSON ({error.msg}, {where})") from error
+    except _RepeatedKeyError as error:
+        raise FileError(f"{what}: {error}") from error
+    except RecursionError as error:
+        raise FileError(f"{what}: JSON that Python cannot hold (nested too deep)") from error
+    except ValueError as error:
+        raise FileError(f"{what}: JSON that Python cannot hold ({error})") from error
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number, object) of each JSON line; empty lines are counted and passed over.
 
-    Lines end at a newline only: JSON strings may hold other Unicode line separators.
+    Lines end at a newline only, or at a carriage return in a file without newlines: JSON strings may hold other Unicode
+    line separators.
 
     Raises:
-        FileError: as `read_text`, a row that is not a JSON object (names it), or no rows at all.
+        FileError: as `read_text`, a row that is not a JSON object or holds a key twice (names it), or no rows at all.
     """
-    found = False
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    found, text = False, read_text(path)
+    for number, line in enumerate(text.split("\n" if "\n" in text else "\r"), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise FileError(f"{path}, row {number}: not JSON ({error.msg}, column {error.colno})") from error
-        except (ValueError, RecursionError) as error:
-            raise FileError(f"{path}, row {number}: JSON that Python cannot hold ({error})") from error
+        row = _parse(line, f"{path}, row {number}", one_line=True)
         if not isinstance(row, dict):
             raise FileError(f"{path}, row {number}: expected a JSON object, got {type(row).__name__}")
         found = True
@@ -55,8 +95,12 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, An
 _MORE = "\0"
 
 
-def read_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_csv(path: str | os.PathLike[str], *, delimiter: str = ",") -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number, record) of each CSV record under a header row; the first record is row 1.
+
+    Args:
+        path: the file.
+        delimiter: what stands between fields.
 
     Raises:
         FileError: as `read_text`, not CSV, two columns of one name, no header, no records, or a record with more or
@@ -64,7 +108,8 @@ def read_csv(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]
     """
     csv.field_size_limit(2**31 - 1)
     # Lines end at newlines only: a field may hold other Unicode line separators.
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True, restkey=_MORE, restval=None)
+    lines = io.StringIO(read_text(path), newline="")
+    reader = csv.DictReader(lines, strict=True, restkey=_MORE, restval=None, delimiter=delimiter)
     number = 0
     try:
         header = reader.fieldnames or []
@@ -84,15 +129,12 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file.
 
     Raises:
-        FileError: as `read_text`, or not JSON.
+        FileError: as `read_text`, empty, not JSON, or an object that holds a key twice.
     """
     text = read_text(path)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FileError(f"{path}: not JSON ({error.msg}, line {error.lineno})") from error
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"{path}: JSON that Python cannot hold ({error})") from error
+    if not text.strip():
+        raise FileError(f"{path} is empty: expected JSON")
+    return _parse(text, f"{path}", one_line=False)
 
 
 def read_json_list(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
@@ -108,20 +150,30 @@ def read_json_list(path: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
 
 
 def read_rows(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(row number, record) of a file by what its name ends in: .csv, .json (a list of objects), else JSON Lines.
+    """(row number, record) of a file by what its name ends in: .csv, .tsv, .json (a list of objects), else JSON Lines.
 
     Raises:
         FileError: a missing or malformed file; names the row where there is one.
     """
-    if os.fspath(path).endswith(".csv"):
-        yield from read_csv(path)
-    elif os.fspath(path).endswith(".json"):
+    kind = ending(path)
+    if kind in (".csv", ".tsv"):
+        yield from read_csv(path, delimiter="," if kind == ".csv" else "\t")
+    elif kind == ".json":
         for number, row in read_json_list(path):
-            if not isinstance(row, dict):
-                raise FileError(f"{path}, row {number}: expected an object, got {type(row).__name__}")
-            yield number, row
+            yield number, as_record(path, number, row)
     else:
         yield from read_jsonl(path)
+
+
+def as_record(path: str | os.PathLike[str], number: int, row: Any) -> dict[str, Any]:
+    """A row that must be an object with fields.
+
+    Raises:
+        FileError: it is something else; names the row.
+    """
+    if not isinstance(row, dict):
+        raise FileError(f"{path}, row {number}: expected an object with fields, got {type(row).__name__}")
+    return row
 
 
 def has_half_character(text: str) -> bool:
@@ -129,18 +181,52 @@ def has_half_character(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def text_field(path: str | os.PathLike[str], number: int, row: dict[str, Any], name: str) -> str:
+class _Shown(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+
+
+_REPR = _Shown()
+
+
+def shown(value: Any) -> str:
+    """A value from a file as errors show it, however long or deep it is."""
+    return _REPR.repr(value)
+
+
+def text_field(path: str | os.PathLike[str], number: int, row: Any, name: str) -> str:
     """A field that must be there and be a non-empty string.
 
     Raises:
-        FileError: it is missing, empty or no string; names the row.
+        FileError: the row has no fields, or this one is missing, empty or no string; names the row.
     """
-    if name not in row:
-        raise FileError(f"{path}, row {number}: no field {name!r}; it has {', '.join(map(repr, row)) or 'none'}")
-    value = row[name]
+    fields = as_record(path, number, row)
+    if name not in fields:
+        raise FileError(f"{path}, row {number}: no field {name!r}; it has {field_names(fields)}")
+    value = fields[name]
     if not isinstance(value, str) or not value.strip():
-        raise FileError(f"{path}, row {number}: field {name!r} must be a non-empty text, got {value!r}")
+        raise FileError(f"{path}, row {number}: field {name!r} must be a non-empty text, got {shown(value)}")
     return value
+
+
+def field_names(row: dict[str, Any]) -> str:
+    """Names of a row's fields as errors list them, the first twenty of them."""
+    names = [shown(name) for name in row]
+    return ", ".join([*names[:20], *["…"][: len(names) > 20]]) or "none"
+
+
+def refuse_repeated(path: str | os.PathLike[str], number: int, name: str, answers: Iterable[str]) -> None:
+    """Refuse a list of answers that holds one twice.
+
+    Raises:
+        FileError: naming the row and the answer.
+    """
+    seen: set[str] = set()
+    for answer in answers:
+        if answer in seen:
+            raise FileError(f"{path}, row {number}: {name} has the answer {shown(answer)} twice")
+        seen.add(answer)
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]]) -> str:

@@ -1,13 +1,17 @@
 """BBQ, the bias benchmark for question answering (Parrish et al. 2022, arXiv 2110.08193)."""
 
-import re
+import math
+import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from .._support.text_rows import text_field
+from .._support.text_rows import as_record, refuse_repeated, shown, text_field
 from ..errors import FileError
+from .bbq_targets import Case, targets
+from .bbq_targets import target_of as target_of
 from .benchmark import Asker, Benchmark, Item, Totals, groups_of, in_groups, ratio, score_name
 from .hub import HubData
 
@@ -16,8 +20,6 @@ if TYPE_CHECKING:
 
 _ANSWERS = ("ans0", "ans1", "ans2")
 _CONDITIONS = {"ambig": "ambiguous", "disambig": "disambiguated"}
-# Words of answers for groups, and what these are called among the stereotyped groups.
-_SAME = {"man": "m", "boy": "m", "woman": "f", "girl": "f"}
 
 
 class BBQ(Benchmark):
@@ -29,9 +31,11 @@ class BBQ(Benchmark):
     in disambiguated contexts and s_AMB = (1 − accuracy)(2 b / m − 1) in ambiguous ones, with the accuracy on these
     items. The stereotypical response rate is b over the number of these items (docs/method.md 6.4).
 
-    The benchmark's files do not say outright which answer names the stereotyped group. It is found by name (see
-    `target_of`). Items where that names both answers or neither count for accuracy and unknown rate alone; `bias_items`
-    is the share of items that count for the other scores.
+    The benchmark's files do not say outright which answer names the stereotyped group. Where a row has `target_loc` (of
+    the authors' additional metadata, beside the other fields or in `additional_metadata`), it is that; else it is found
+    by name, in Race_x_gender and Race_x_SES by race and gender or status together (`sea_lens.evaluation.bbq_targets`).
+    Items where names tell both answers or neither count for accuracy and unknown rate alone; `bias_items` is the share
+    of items that count for the other scores, and a warning says so where it is below nine tenths.
     """
 
     name: ClassVar[str] = "bbq"
@@ -40,23 +44,41 @@ class BBQ(Benchmark):
     hub: ClassVar[HubData | None] = HubData("heegyu/bbq", split="train", files="data/*.jsonl")
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
-        return [self._item(path, number, row) for number, row in rows]
+        found = [self._item(path, number, row) for number, row in rows]
+        by_name = targets([case for _, case, _ in found])
+        items = []
+        for (item, _, given), named in zip(found, by_name, strict=True):
+            items.append(replace(item, facts={**item.facts, "target": named if given is None else given}))
+        without = sum(item.facts["target"] is None for item in items)
+        if without > len(items) / 10:
+            warnings.warn(
+                f"{path}: of {len(items)} items, {without} do not tell which answer names the stereotyped group: "
+                "the bias scores rest on the others",
+                stacklevel=2,
+            )
+        return items
 
     @staticmethod
-    def _item(path: str, number: int, row: dict[str, Any]) -> Item:
+    def _item(path: str, number: int, row: Any) -> tuple[Item, Case, int | None]:
+        """The item but for its target, what names tell of that, and the target itself where the row has it."""
         names = ("context", "question", *_ANSWERS)
         fields = {name: text_field(path, number, row, name) for name in names}
+        answers = tuple(fields[name] for name in _ANSWERS)
+        refuse_repeated(path, number, "the item", answers)
         known: dict[str, tuple[Any, ...]] = {
             "label": (0, 1, 2),
             "question_polarity": ("neg", "nonneg"),
             "context_condition": tuple(_CONDITIONS),
         }
         for name, allowed in known.items():
-            if isinstance(row.get(name), bool) or row.get(name) not in allowed:
-                raise FileError(f"{path}, row {number}: field {name!r} must be one of {allowed}, got {row.get(name)!r}")
+            if type(row.get(name)) not in (int, str) or row.get(name) not in allowed:
+                raise FileError(
+                    f"{path}, row {number}: field {name!r} must be one of {allowed}, got {shown(row.get(name))}"
+                )
         try:
             groups = [_texts(row["answer_info"][name]) for name in _ANSWERS]
-            stereotyped = _texts(row["additional_metadata"]["stereotyped_groups"])
+            metadata = as_record(path, number, row["additional_metadata"])
+            stereotyped = _texts(metadata["stereotyped_groups"])
         except (KeyError, TypeError) as error:
             raise FileError(
                 f"{path}, row {number}: expected 'answer_info' with [text, group] of each answer and "
@@ -65,15 +87,18 @@ class BBQ(Benchmark):
         unknown = [i for i, group in enumerate(groups) if group[-1] == "unknown"]
         if len(unknown) != 1:
             raise FileError(f"{path}, row {number}: expected one answer of group 'unknown', got {len(unknown)}")
+        category, question = text_field(path, number, row, "category"), row.get("question_index")
         facts = {
-            "category": text_field(path, number, row, "category"),
+            "category": category,
             "condition": _CONDITIONS[row["context_condition"]],
             "polarity": row["question_polarity"],
             "label": row["label"],
             "unknown": unknown[0],
-            "target": target_of(groups, unknown[0], stereotyped),
         }
-        return Item(number, fields, tuple(fields[name] for name in _ANSWERS), facts)
+        told = [(answer, *group) for answer, group in zip(answers, groups, strict=True)]
+        case = Case(category, str(question) if type(question) in (int, str) else None, told, unknown[0], stereotyped)
+        given = metadata.get("target_loc", row.get("target_loc"))
+        return Item(number, fields, answers, facts), case, _target(path, number, given, unknown[0])
 
     def ask(self, asker: Asker, items: Sequence[Item]) -> list[dict[str, Any]]:
         return [
@@ -132,33 +157,18 @@ class BBQ(Benchmark):
         return found
 
 
+def _target(path: str, number: int, given: Any, unknown: int) -> int | None:
+    """The authors' target; their "x", and an empty cell, say that they have none."""
+    if given is None or given in ("", "x", "NA") or (isinstance(given, float) and math.isnan(given)):
+        return None
+    if isinstance(given, bool) or given not in (0, 1, 2) or given == unknown:
+        others = [i for i in range(3) if i != unknown]
+        raise FileError(f"{path}, row {number}: field 'target_loc' must be one of {others}, got {shown(given)}")
+    return int(given)
+
+
 def _texts(given: Any) -> list[str]:
     """A list of at least one value as texts; a text is no list of its letters."""
     if not isinstance(given, list) or not given:
-        raise TypeError(f"expected a list, got {given!r}")
+        raise TypeError(f"expected a list, got {shown(given)}")
     return [str(part) for part in given]
-
-
-def target_of(groups: Sequence[Sequence[str]], unknown: int, stereotyped: Sequence[str]) -> int | None:
-    """The answer that names a stereotyped group, None where names do not tell.
-
-    An answer's group, its parts ("F-Black" has "F" and "Black") and its text are compared with the stereotyped groups,
-    without regard to case and spaces. Where both answers match and only one is of low socio-economic status, it is that
-    one, since this is what the intersectional questions about status are about.
-
-    Args:
-        groups: (text, group) of each answer.
-        unknown: the answer that is neither.
-        stereotyped: names of the groups that the question's stereotype is about.
-    """
-    wanted = {_plain(name) for name in stereotyped}
-    names = [{_plain(name) for name in (*group, *re.split(r"[-_]", group[-1]))} for group in groups]
-    names = [found | {_SAME[name] for name in found if name in _SAME} for found in names]
-    matching = [i for i, found in enumerate(names) if i != unknown and found & wanted]
-    if len(matching) > 1:
-        matching = [i for i in matching if "lowses" in names[i]]
-    return matching[0] if len(matching) == 1 else None
-
-
-def _plain(name: str) -> str:
-    return name.replace(" ", "").casefold()

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from .._support.text_rows import read_json_list, read_rows
-from ..errors import DemonstrationError, FileError
+from .._support.text_rows import ending, read_json_list, read_rows
+from ..errors import DemonstrationError, FileError, InputError
 from ..measure.shared_prompts import log_probs
 from ..measure.spans import Fitted, completion_spans, text_spans
 from ..models.decoding import decode_continuation, generate_greedily
@@ -94,21 +94,24 @@ class Asker:
 
         Raises:
             DemonstrationError: an answer adds no token to its prompt; names the row.
+            InputError: the chat template does not write an answer as it is; names the row.
             ActivationError: a log-probability is NaN or infinite.
         """
+        return self._score(lambda: [self._completions(item) for item in items])
+
+    def _completions(self, item: Item) -> list[Fitted]:
         assert self.prompt is not None
-        prompt = self.prompt
-        return self._score(
-            lambda: [
-                completion_spans(
-                    self.lens,
-                    prompt.render(item.fields),
-                    [prompt.complete(answer) for answer in item.answers],
-                    prepend_bos=self.prepend_bos,
-                    what=f"row {item.row}",
-                )
-                for item in items
-            ]
+        try:
+            prompt, answers = self.prompt.with_answers(item.fields, item.answers)
+        except InputError as error:
+            raise InputError(f"row {item.row}: {error}") from error
+        return completion_spans(
+            self.lens,
+            prompt,
+            answers,
+            prepend_bos=self.prepend_bos,
+            together=isinstance(self.prompt, ChatPrompt),
+            what=f"row {item.row}",
         )
 
     def score_sentences(self, texts: Iterable[tuple[str, str]]) -> list[Scored]:
@@ -197,14 +200,14 @@ class Benchmark(ABC):
     hub: ClassVar[HubData | None] = None
 
     def rows(self, path: str | os.PathLike[str]) -> Iterable[tuple[int, Any]]:
-        """(row number, row) of a file, by what its name ends in: .json (a list), .csv, else JSON Lines.
+        """(row number, row) of a file, by what its name ends in: .json (a list), .csv, .tsv, else JSON Lines.
 
         Raises:
             FileError: a malformed file, or a plain text (.txt), which has no rows.
         """
-        if os.fspath(path).endswith(".txt"):
+        if ending(path) == ".txt":
             raise FileError(f"{path}: benchmark {self.name!r} reads no plain text: expected JSON Lines, .json or .csv")
-        return read_json_list(path) if os.fspath(path).endswith(".json") else read_rows(path)
+        return read_json_list(path) if ending(path) == ".json" else read_rows(path)
 
     def for_rows(self, rows: Sequence[tuple[int, Any]]) -> "Benchmark":
         """The benchmark that reads these rows: this one, unless it knows them to be another's."""

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from .._support.text_rows import text_field
+from .._support.text_rows import shown, text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
 from .gsm8k import GSM8K
@@ -45,7 +45,12 @@ class Capability(Benchmark):
             if type(gold) is not int or not 0 <= gold < len(choices):
                 raise FileError(
                     f"{path}, row {number}: field 'gold' must be the number of a choice, 0 to {len(choices) - 1}, "
-                    f"got {gold!r}"
+                    f"got {shown(gold)}"
+                )
+            # Choices that are wrong in the same words change nothing; published files have some.
+            if choices.count(choices[gold]) > 1:
+                raise FileError(
+                    f"{path}, row {number}: the right choice {shown(choices[gold])} stands among 'choices' twice"
                 )
             items.append(Item(number, {"query": query}, tuple(choices), {"gold": gold}))
         return items

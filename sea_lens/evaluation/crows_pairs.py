@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from .._support.text_rows import text_field
+from .._support.text_rows import shown, text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, groups_of, in_groups, ratio, score_name
 
@@ -28,11 +28,13 @@ class CrowSPairs(Benchmark):
         items = []
         for number, row in rows:
             pair = tuple(text_field(path, number, row, name) for name in ("sent_more", "sent_less"))
+            if pair[0] == pair[1]:
+                raise FileError(f"{path}, row {number}: both sentences are {shown(pair[0])}")
             direction = text_field(path, number, row, "stereo_antistereo")
             if direction not in ("stereo", "antistereo"):
                 raise FileError(
                     f"{path}, row {number}: field 'stereo_antistereo' must be 'stereo' or 'antistereo', "
-                    f"got {direction!r}"
+                    f"got {shown(direction)}"
                 )
             facts = {"direction": direction, "bias_type": text_field(path, number, row, "bias_type")}
             items.append(Item(number, {}, pair, facts))

@@ -1,6 +1,5 @@
 """GSM8K: grade-school mathematics by greedy generation (Cobbe et al. 2021, arXiv 2110.14168)."""
 
-import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,23 +10,17 @@ from .._support.text_rows import text_field
 from ..errors import FileError
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
 from .hub import HubData
+from .numbers import final_number
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_NUMBER = re.compile(r"(?:(?<![\d.])-)?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
-
-
-def final_number(text: str) -> Decimal | None:
-    """The number after "####", else the last number of a text; None where there is none."""
-    marked = text.rsplit("####", 1)
-    found = _NUMBER.findall(marked[1]) if len(marked) == 2 else []
-    places = found[:1] or _NUMBER.findall(text)[-1:]
-    return Decimal(places[0].replace("$", "").replace(",", "")) if places else None
-
 
 class GSM8K(Benchmark):
-    """Share of problems whose generated solution ends in the right number (`exact_match`), or in any (`answered`)."""
+    """Share of problems whose generated solution ends in the right number (`exact_match`), or in any (`answered`).
+
+    What counts as a number is docs/method.md 6.10.
+    """
 
     name: ClassVar[str] = "gsm8k"
     prompts: ClassVar[tuple[str, ...]] = ("question",)
@@ -42,7 +35,7 @@ class GSM8K(Benchmark):
             gold = final_number(solution)
             if "####" not in solution or gold is None:
                 raise FileError(f"{path}, row {number}: field 'answer' must end in '#### ' and a number")
-            items.append(Item(number, {"question": question}, (), {"gold": str(gold)}))
+            items.append(Item(number, {"question": question}, (), {"gold": format(gold, "f")}))
         return items
 
     def ask(self, asker: Asker, items: Sequence[Item]) -> list[dict[str, Any]]:
@@ -56,7 +49,7 @@ class GSM8K(Benchmark):
                     **item.facts,
                     "generated": text,
                     "cut_tokens": cut,
-                    "answer": None if answer is None else str(answer),
+                    "answer": None if answer is None else format(answer, "f"),
                     "exact_match": float(answer == Decimal(item.facts["gold"])),
                 }
             )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.text_rows import read_text
+from .._support.text_rows import ending, read_text, shown
 from ..errors import ActivationError, FileError
 from ..measure.spans import Span, text_spans
 from ..models.tokens import batches
@@ -24,22 +24,28 @@ class Perplexity(Benchmark):
 
     `loss` is in nats per token. `kl` is the mean over predicted tokens of KL(unedited ‖ edited) in nats, 0 without an
     edit. Texts longer than the context are scored in parts of at most half a context, each token given at least half a
-    context where there is so much (docs/method.md 6.6).
+    context where there is so much (docs/method.md 6.6). Rows without text are left out, and counted in the provenance.
     """
 
     name: ClassVar[str] = "perplexity"
 
     def rows(self, path: str | os.PathLike[str]) -> Iterable[tuple[int, Any]]:
         # A plain text is one text, however many lines it has.
-        return [(1, read_text(path))] if os.fspath(path).endswith(".txt") else super().rows(path)
+        return [(1, read_text(path))] if ending(path) == ".txt" else super().rows(path)
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         items = []
         for number, row in rows:
             text = row.get("text") if isinstance(row, dict) else row
-            if not isinstance(text, str) or not text.strip():
-                raise FileError(f"{path}, row {number}: expected a non-empty text, or an object with one as 'text'")
-            items.append(Item(number, {"text": text}))
+            if not isinstance(text, str):
+                raise FileError(
+                    f"{path}, row {number}: expected a text, or an object with one as 'text', got {shown(row)}"
+                )
+            # WikiText's files have empty lines between paragraphs: nothing is predicted there.
+            if text.strip():
+                items.append(Item(number, {"text": text}))
+        if not items:
+            raise FileError(f"{path}: every text is empty")
         return items
 
     def ask(self, asker: Asker, items: Sequence[Item]) -> list[dict[str, Any]]:

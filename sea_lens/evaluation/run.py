@@ -40,12 +40,14 @@ class Task:
         source: the name of its file or data set.
         items: in the file's order.
         template: the prompt, None where whole texts are scored.
+        left_out: rows of the file that no item was made from.
     """
 
     benchmark: Benchmark
     source: str
     items: tuple[Item, ...]
     template: PromptTemplate | None
+    left_out: int = 0
 
     @classmethod
     def read(
@@ -68,7 +70,7 @@ class Task:
             if not asked.prompts:
                 raise InputError(f"benchmark {asked.name!r} scores whole texts: it takes no prompt")
             prompt = PromptTemplate.of(prompt)
-        chosen, source, items = _items(asked, path)
+        chosen, source, items, left_out = _items(asked, path)
         template = None
         if chosen.prompts:
             template = PromptTemplate.of(chosen.default_prompt(items) if prompt is None else prompt)
@@ -77,7 +79,7 @@ class Task:
             if any(map(has_half_character, item.texts)):
                 raise FileError(f"{path or source}, row {item.row}: holds half a character (a lone surrogate)")
         first = len(items) if limit is None else as_integer(limit, "limit", least=1)
-        return cls(chosen, source, tuple(items[:first]), template)
+        return cls(chosen, source, tuple(items[:first]), template, left_out)
 
     @property
     def digest(self) -> str:
@@ -158,7 +160,9 @@ def evaluate(
     else:
         task = Task.read(benchmark, path, prompt=prompt, limit=limit)
     chosen, items = task.benchmark, task.items
-    asked = for_model(task.template, lens.tokenizer, chat) if task.template is not None else None
+    asked = None
+    if task.template is not None:
+        asked = for_model(task.template, lens.tokenizer, chat, answers=chosen.scoring)
     longest = as_integer(max_new_tokens, "max_new_tokens", least=1)
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed")
     if edit is not None and not isinstance(edit, Edit):
@@ -173,7 +177,7 @@ def evaluate(
     asker = Asker(lens, asked, batch_size, prepend_bos, edited, edit is not None, longest)
     provenance = {
         "benchmark": chosen.name,
-        "data": {"source": task.source, "items": len(items), "sha256": task.digest},
+        "data": {"source": task.source, "items": len(items), "left_out": task.left_out, "sha256": task.digest},
         "model": model_identity(lens),
         "edit": None
         if edit is None or where is None
@@ -198,8 +202,8 @@ def evaluate(
     return Evaluation(chosen, rows, provenance, seed)
 
 
-def _items(benchmark: Benchmark, path: str | os.PathLike[str] | None) -> tuple[Benchmark, str, list[Item]]:
-    """The benchmark that the rows belong to, the name of their file, and the items."""
+def _items(benchmark: Benchmark, path: str | os.PathLike[str] | None) -> tuple[Benchmark, str, list[Item], int]:
+    """The benchmark that the rows belong to, the name of their file, the items, and how many rows gave none."""
     if path is None:
         if benchmark.hub is None:
             raise InputError(f"benchmark {benchmark.name!r} needs its file: give a path, or hf:owner/name")
@@ -213,4 +217,4 @@ def _items(benchmark: Benchmark, path: str | os.PathLike[str] | None) -> tuple[B
     items = benchmark.read(os.fspath(path) if path is not None else source, rows)
     if not items:
         raise FileError(f"{path or source} has no rows")
-    return benchmark, source, items
+    return benchmark, source, items, len(rows) - len({item.row for item in items})

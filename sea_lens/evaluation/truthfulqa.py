@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 
-from ..texts.readers import truthfulqa_row
+from ..texts.truthfulqa_rows import truthfulqa_row
 from .benchmark import Asker, Benchmark, Item, Scored, Totals, ratio
 from .hub import HubData
 from .multiple_choice import mc1, mc2, mc3
@@ -20,6 +20,12 @@ class TruthfulQA(Benchmark):
 
     MC1 is 1 where the best answer scores above every false one of its own list, else 0. MC2 is the share of probability
     on correct answers, and MC3 the share of correct answers that score above every false one.
+
+    Answers of `TruthfulQA.csv` are closed with a full stop, as those of `mc_task.json` are, so that both files give the
+    published numbers. `sl.evaluate(model, TruthfulQA(full_stops=False), "TruthfulQA.csv")` takes them as they stand.
+
+    Attributes:
+        full_stops: whether answers of the CSV are closed.
     """
 
     name: ClassVar[str] = "truthfulqa"
@@ -27,10 +33,13 @@ class TruthfulQA(Benchmark):
     prompt: ClassVar[str] = "truthfulqa"
     hub: ClassVar[HubData | None] = HubData("truthfulqa/truthful_qa", "multiple_choice", "validation")
 
+    def __init__(self, full_stops: bool = True) -> None:
+        self.full_stops = full_stops
+
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         items = []
         for number, row in rows:
-            question = truthfulqa_row(path, number, row)
+            question = truthfulqa_row(path, number, row, full_stops=self.full_stops)
             # Every answer is scored once; MC1 and MC2 each have a list of their own.
             answers = tuple(dict.fromkeys([*question.best, *question.true, *question.false, *question.against]))
             sides = {"best": question.best, "against": question.against, "true": question.true, "false": question.false}

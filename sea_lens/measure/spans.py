@@ -63,23 +63,36 @@ def fit_context(lens: Lens, tokens: Sequence[int], start: int) -> Fitted:
 
 
 def completion_spans(
-    lens: Lens, prompt: str, completions: Iterable[str], *, prepend_bos: bool = True, what: str = "item"
+    lens: Lens,
+    prompt: str,
+    completions: Iterable[str],
+    *,
+    prepend_bos: bool = True,
+    together: bool = False,
+    what: str = "item",
 ) -> list[Fitted]:
     """Each completion after the prompt, in tokens that fit the context (docs/method.md 6.1).
 
     A completion's tokens are those of prompt + completion after the longest token prefix shared with the prompt alone.
 
+    Args:
+        lens: the model.
+        prompt, completions: the texts.
+        prepend_bos: one BOS in front, where the tokenizer has one.
+        together: score all completions from the first token on that any of them changes. Where the prompt ends in white
+            space that some of them take into their first token, all of them then answer for it.
+        what: what errors call the item.
+
     Raises:
         DemonstrationError: a completion adds no token, or there is no token before it; names the item.
     """
     alone = tokenise(lens, prompt, prepend_bos=prepend_bos, what=f"prompt of {what}")
-    return [
-        fit_context(
-            lens,
-            *tokenise_completion(lens, prompt, text, alone, prepend_bos=prepend_bos, what=f"{what}, answer {i},"),
-        )
+    found = [
+        tokenise_completion(lens, prompt, text, alone, prepend_bos=prepend_bos, what=f"{what}, answer {i},")
         for i, text in enumerate(completions)
     ]
+    first = min((start for _, start in found), default=0)
+    return [fit_context(lens, whole, first if together else start) for whole, start in found]
 
 
 def text_spans(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "text") -> Fitted:
