@@ -2,6 +2,7 @@
 
 import math
 import operator
+import reprlib
 from typing import Any, SupportsFloat, TypeAlias
 
 import torch
@@ -11,19 +12,26 @@ from ..errors import InputError
 
 Scalar: TypeAlias = SupportsFloat | Tensor
 
+# What torch and numpy hold in an index, a size or a seed.
+LARGEST = 2**63 - 1
+
 
 def as_integer(value: Any, name: str, *, least: int | None = None) -> int:
-    """A whole number, at least `least`.
+    """A whole number, at least `least`, of 64 bits.
 
     Raises:
         InputError: it is not; names the argument.
     """
     try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"{name} {value!r}: expected a whole number") from None
+        number = None if _is_truth_value(value) else operator.index(value)
+    except Exception:  # whatever a stranger's object does when it is asked
+        number = None
+    if number is None:
+        raise InputError(f"{name} {given(value)}: expected a whole number")
     if least is not None and number < least:
-        raise InputError(f"{name} {number}: expected at least {least}")
+        raise InputError(f"{name} {given(number)}: expected at least {least}")
+    if abs(number) > LARGEST:
+        raise InputError(f"{name} {given(number)}: expected a whole number of at most {LARGEST}")
     return number
 
 
@@ -34,9 +42,13 @@ def as_number(value: Any, name: str) -> float:
         InputError: it is not; names the argument.
     """
     try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{name} {value!r}: expected a number") from None
+        number = None if _is_truth_value(value) or isinstance(value, (str, bytes, bytearray)) else float(value)
+    except OverflowError:
+        raise InputError(f"{name} {given(value)}: expected a finite number, and this is too large for one") from None
+    except Exception:  # as above
+        number = None
+    if number is None:
+        raise InputError(f"{name} {given(value)}: expected a number")
     if not math.isfinite(number):
         raise InputError(f"{name} {number}: expected a finite number")
     return number
@@ -50,6 +62,31 @@ def as_strength(value: Any) -> float | Tensor:
     """
     if not isinstance(value, Tensor) or (value.ndim == 0 and not value.requires_grad):
         return as_number(value, "strength")
+    if value.is_meta or value.layout != torch.strided or value.is_complex() or value.dtype == torch.bool:
+        raise InputError(f"strength of shape {tuple(value.shape)} and {value.dtype}: expected real numbers in memory")
     if not torch.isfinite(value).all():
         raise InputError(f"strength of shape {tuple(value.shape)} holds NaN or infinite values")
     return value
+
+
+def _is_truth_value(value: Any) -> bool:
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def given(value: Any) -> str:
+    """A value as errors show it, however long it is."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:
+        return f"of {value.bit_length()} bits"
+    try:
+        return _REPR.repr(value)
+    except Exception:  # as above
+        return f"of type {type(value).__name__}"
+
+
+class _Bounded(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+
+
+_REPR = _Bounded()

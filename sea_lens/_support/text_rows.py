@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -176,9 +177,12 @@ def as_record(path: str | os.PathLike[str], number: int, row: Any) -> dict[str, 
     return row
 
 
+_HALF = re.compile("[\ud800-\udfff]")
+
+
 def has_half_character(text: str) -> bool:
     """Whether a text holds a lone surrogate: JSON can hold one, UTF-8 text and tokenizers cannot."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
+    return _HALF.search(text) is not None
 
 
 class _Shown(reprlib.Repr):

@@ -19,6 +19,7 @@ from ..edits.in_model import warn_of_installed
 from ..edits.where import LayerChoice, Strength
 from ..errors import DemonstrationError, FileError, InputError
 from ..models.lens import Lens
+from ..models.tokens import chat_tokenizer
 from ..texts.prompts import Chat, PromptTemplate, for_model
 from .benchmark import Asker, Benchmark, Item
 from .fingerprints import edit_identity, model_identity
@@ -162,9 +163,9 @@ def evaluate(
     chosen, items = task.benchmark, task.items
     asked = None
     if task.template is not None:
-        asked = for_model(task.template, lens.tokenizer, chat, answers=chosen.scoring)
+        asked = for_model(task.template, chat_tokenizer(lens), chat, answers=chosen.scoring)
     longest = as_integer(max_new_tokens, "max_new_tokens", least=1)
-    batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed")
+    batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed", least=0)
     if edit is not None and not isinstance(edit, Edit):
         raise InputError(f"expected an edit, such as sl.load_edit reads, got {type(edit).__name__}")
     where = edit.check(model, layers, strength, combine, scoring=chosen.scoring) if edit is not None else None

@@ -1,8 +1,10 @@
 """Texts to tokens: one BOS in front, never two; padded batches; completions (docs/method.md 6.1)."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -23,6 +25,21 @@ def bos_token(lens: Lens) -> int | None:
     if tokenizer.init_kwargs.get("bos_token", "") is None:
         return None
     return tokenizer.bos_token_id
+
+
+def chat_tokenizer(lens: Lens) -> Any:
+    """The model's tokenizer with the chat template that counts: one that was set on the model itself comes first.
+
+    `load_model` keeps the tokenizer as it came beside the one that TransformerLens has made of it. A user sees the
+    latter, as `model.tokenizer`, and sets a chat template there.
+    """
+    own, seen = lens.tokenizer, getattr(lens.model, "tokenizer", None)
+    template = getattr(seen, "chat_template", None)
+    if seen is own or template is None or template == getattr(own, "chat_template", None):
+        return own
+    tokenizer = copy.copy(own)
+    tokenizer.chat_template = template
+    return tokenizer
 
 
 def tokenise(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "text") -> list[int]:
