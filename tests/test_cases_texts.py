@@ -1,5 +1,6 @@
 """Texts and scores: what gave a wrong number, a traceback or a hang, with its right value or its refusal."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -399,7 +400,7 @@ def test_a_text_of_nothing_but_beginnings_of_numbers_is_read_in_linear_time(part
 # --- BBQ ----------------------------------------------------------------------------------------------------------
 
 
-def bbq_row(category, answers, groups, stereotyped, question="1", **changes):
+def bbq_row(category, answers, groups, stereotyped, question: str | int = "1", **changes):
     return {
         "category": category,
         "question_index": question,
@@ -442,11 +443,9 @@ def test_race_and_gender_decide_together(tmp_path):
     men = bbq_row("Race_x_gender", NAMES, ["M-White", "M-Black", "unknown"], ["Black"], "q-9")
     both = bbq_row("Race_x_gender", NAMES, ["F-Black", "M-Black", "unknown"], ["Black"], "q-9")
     assert found_targets(tmp_path, [both, men]) == [1, 1]
-    # The race alone is not enough: a woman where the question is about men.
+    # Without a question there is nothing that tells between a woman and a man of one race.
     with pytest.warns(UserWarning, match="of 1 items, 1 do not tell which answer names the stereotyped group"):
-        woman = bbq_row("Race_x_gender", NAMES, ["F-Black", "F-White", "unknown"], ["Black"], "q-9")
-        assert found_targets(tmp_path, [both | {"question_index": "none"}]) == [None]
-    assert found_targets(tmp_path, [woman]) == [0]
+        assert found_targets(tmp_path, [both]) == [None]
 
 
 def test_race_and_status_decide_together(tmp_path):
@@ -473,11 +472,20 @@ def test_the_authors_target_is_taken_where_the_row_has_it(tmp_path):
             found_targets(tmp_path, [row | {"target_loc": wrong}])
 
 
-def test_nearly_every_item_of_the_published_file_has_its_target(shared):
-    task = Task.read("bbq", shared / "data" / "bbq" / "disambig_validation.jsonl")
-    without = [item.facts["category"] for item in task.items if item.facts["target"] is None]
-    # One question of two women, "woman" against "girl", where both are of the stereotyped group.
-    assert without == ["Gender_identity"]
+def test_every_published_item_of_race_and_gender_has_its_target(shared, tmp_path):
+    lines = (shared / "data" / "bbq" / "disambig_validation.jsonl").read_text(encoding="utf-8").split("\n")
+    rows = [json.loads(line) for line in lines if '"category": "Race_x_gender"' in line]
+    found = found_targets(tmp_path, rows)
+    assert len(found) == 1093
+    assert None not in found
+    # Where both answers are of the stereotyped race, gender alone tells, and the same one for all items of a question.
+    told: dict[str, set[str]] = {}
+    for row, target in zip(rows, found, strict=True):
+        group = row["answer_info"][f"ans{target}"][-1]
+        if row["additional_metadata"]["subcategory"] == "intersectional_a" and group:
+            told.setdefault(row["question_index"], set()).add(group[0])
+    assert len(told) > 30
+    assert all(len(genders) == 1 for genders in told.values())
 
 
 def test_the_table_of_questions_is_what_the_published_items_say(shared):
@@ -623,7 +631,7 @@ def test_pipes_devices_folders_and_sockets_are_refused_at_once(tmp_path):
         ("a/" * 3000 + ".json", "File name too long|too long"),
         ("a\0b.json", "cannot hold a NUL"),
         ("a\ud800.json", "half a character"),
-        ("a\udcff.json", "half a character"),
+        ("b\udcff.json", "half a character"),
         ("", "is a folder"),
     ],
 )
@@ -647,7 +655,7 @@ def test_names_that_no_file_can_have_are_refused(name, message):
         (b"\xef\xbb\xbf", "has no rows"),
         (b"\n\n \n", "has no rows"),
         ('{"a": 1}'.encode("utf-16"), "it is in UTF-16"),
-        ('{"a": 1}'.encode("utf-16-le"), "not a UTF-8 text file"),
+        ('{"a": 1}'.encode("utf-16-be"), "not a UTF-8 text file"),
         (b'{"a": \xff}', "not a UTF-8 text file"),
         (b"[" * 3000, "row 1: .*JSON"),
         (b'{"a":' * 3000, "row 1: .*JSON"),
@@ -727,10 +735,8 @@ def test_any_bytes_are_rows_or_a_refusal(data, tmp_path_factory):
     path = tmp_path_factory.mktemp("bytes") / data.draw(st.sampled_from(["d.json", "d.jsonl", "d.csv", "d.tsv"]))
     path.write_bytes(bytes(content))
     for read in (lambda: list(read_rows(path)), *(lambda name=name: Task.read(name, path) for name in BENCHMARKS)):
-        try:
+        with contextlib.suppress(sl.FileError):
             read()
-        except sl.FileError:
-            pass
 
 
 # --- Overlap and arguments ----------------------------------------------------------------------------------------

@@ -35,7 +35,9 @@ def test_truthfulqa_is_read_whole_from_both_of_its_files(shared):
         f"{prompt} The watermelon seeds pass through your digestive system.",
         f"{prompt} You grow watermelons in your stomach.",
     )
-    assert table == choices
+    # Two questions have an answer on both sides, which is another of the false ones there.
+    other = [row for row, (one, two) in enumerate(zip(table, choices, strict=True), start=1) if one != two]
+    assert other == [348, 355]
     assert len(sl.Demonstrations.from_truthfulqa(folder / "TruthfulQA.csv", pairs="all")) > 2000
 
 

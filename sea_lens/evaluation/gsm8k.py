@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class GSM8K(Benchmark):
     """Share of problems whose generated solution ends in the right number (`exact_match`), or in any (`answered`).
 
-    What counts as a number is docs/method.md 6.10.
+    What counts as a number is docs/method.md 6.3.
     """
 
     name: ClassVar[str] = "gsm8k"

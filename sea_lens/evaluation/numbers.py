@@ -1,4 +1,4 @@
-"""Numbers in written solutions, as people and models write them (docs/method.md 6.10)."""
+"""Numbers in written solutions, as people and models write them (docs/method.md 6.3)."""
 
 import re
 import unicodedata

@@ -163,7 +163,7 @@ class ChatPrompt:
     """A template inside a tokenizer's chat template: the whole prompt is the user's turn, the answer the assistant's.
 
     Where an answer stands, and what is in front of it (a space, a line end, an empty thought), is read from the chat
-    template's own rendering of the conversation with that answer (docs/method.md 6.11). White space in front of an
+    template's own rendering of the conversation with that answer (docs/method.md 6.1). White space in front of an
     answer is the template's: that of `completion` is left out.
 
     Attributes:
