@@ -22,6 +22,7 @@ from sea_lens.evaluation.fingerprints import edit_identity
 from sea_lens.evaluation.gsm8k import GSM8K
 from sea_lens.evaluation.hub import HubData
 from sea_lens.evaluation.journal import Journal
+from sea_lens.evaluation.numbers import final_number
 from sea_lens.evaluation.registry import BENCHMARKS
 from sea_lens.evaluation.run import Task
 from sea_lens.evaluation.truthfulqa import TruthfulQA
