@@ -19,6 +19,16 @@ def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+# The last head of the last layer tells best, and it alone is steered.
+STEERED = torch.tensor([[0.0], [0.0], [1.0]], dtype=torch.float64)
+ACCURACIES = torch.linspace(0.5, 1, LAYERS * HEADS, dtype=torch.float64).reshape(LAYERS, HEADS)
+
+
+def eraser():
+    left, right, centre = (random(1, WIDTH, seed=i) for i in range(3))
+    return Eraser(left / (left * right).sum(), right, centre)
+
+
 def spectral(site="mlp_out", centre=False):
     shape = (9, LAYERS, HEADS, WIDTH) if site == "z" else (9, LAYERS, WIDTH)
     neutral, positive, negative = (random(*shape, seed=i) for i in range(3))
@@ -33,8 +43,8 @@ EDITS = {
     "mean difference": lambda: sl.MeanDifference(
         "mlp_out", {0: random(1, WIDTH), 1: random(1, WIDTH)}, {0: 1.0, 1: 2.0}, PROVENANCE
     ),
-    "ITI": lambda: sl.ITI("z", {1: random(HEADS, WIDTH)}, None, PROVENANCE, ((1, 2),), random(LAYERS, HEADS)),
-    "LEACE": lambda: sl.LEACE("mlp_out", {0: Eraser(*(random(1, WIDTH, seed=i) for i in range(3)))}, PROVENANCE),
+    "ITI": lambda: sl.ITI("z", {1: STEERED * random(HEADS, WIDTH)}, None, PROVENANCE, ((1, 2),), ACCURACIES),
+    "LEACE": lambda: sl.LEACE("mlp_out", {0: eraser()}, PROVENANCE),
     "LoRA": lambda: sl.LoRA({0: Adapter(random(2, 5).float(), random(WIDTH, 2).float())}, (0.5,), PROVENANCE),
 }
 

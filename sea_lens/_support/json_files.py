@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .storage import write_atomically
+from .files import write_atomically
 
 
 def plain(value: Any) -> Any:

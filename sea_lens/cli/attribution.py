@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .._support.json_files import write_json
-from .._support.storage import write_atomically
+from .._support.files import write_atomically
 from .._support.versions import versions
 from ..contributions.base import Contributions
 from ..contributions.direct import direct_contributions, first_tokens

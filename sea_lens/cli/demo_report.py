@@ -8,7 +8,7 @@ from rich.table import Table
 
 from .._support.json_files import write_json
 from .._support.statistics import Interval
-from .._support.storage import write_atomically
+from .._support.files import write_atomically
 from .._support.versions import versions
 from ..testbed.bed import Testbed
 from ..testbed.demo import MINIMUM_MASS, RANDOM_DRAWS, RULE, DemoResult, MethodResult

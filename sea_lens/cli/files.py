@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._support.storage import write_atomically
+from .._support.files import write_atomically
 from ..errors import FileError
 from ..spectral.edit import SpectralEdit
 

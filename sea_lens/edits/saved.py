@@ -3,6 +3,9 @@
 A method says what its tensors are, what its header holds beside them, and what must be true of both.
 """
 
+import hashlib
+import json
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -11,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .._support.storage import as_file_errors, read_tensors, write_tensors
+from .._support.storage import ImpossibleError, as_file_errors, read_tensors, write_tensors
 from ..models.sites import SITES, Site
 from .base import Edit
 
@@ -21,18 +24,52 @@ Saved = TypeVar("Saved", bound="SavedEdit")
 class SavedEdit(Edit):
     """An edit with `save` and `load`.
 
+    Its content is checked where it is made, by whatever it is made.
+
     Attributes:
         kind: what its files are called.
         provenance: the model, how the edit was made, and versions; JSON values.
+
+    Raises:
+        InputError: content that the method never gives.
     """
 
     kind: ClassVar[str]
     provenance: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        try:
+            self._check_whole()
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+            raise ImpossibleError(f"this is no {self.kind}: {error}") from error
+
+    def _check_whole(self) -> None:
+        require(isinstance(self.provenance, Mapping), "the provenance is no object")
+        require(isinstance(self.provenance.get("model", {}), Mapping), "the model of its provenance is no object")
+        layers, known = self.layers, self.n_layers
+        require(len(layers) > 0, "it has no layers")
+        require(all(type(layer) is int for layer in layers), f"it has layers {list(layers)}")
+        require(known is None or type(known) is int, f"its model has {known!r} layers")
+        beyond = [layer for layer in layers if layer < 0 or (known is not None and layer >= known)]
+        require(not beyond, f"it has layers {beyond} of a model of {known}")
+        for name, tensor in self.tensors().items():
+            require(bool(torch.isfinite(tensor).all()), f"{name} holds NaN or infinite values")
+        self.check_content()
+
     @property
     def n_layers(self) -> int | None:
         """Number of layers of the model that the provenance speaks of, None where it speaks of none."""
         return self.provenance.get("model", {}).get("n_layers")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the method, its tensors and its facts: what the edit is, whatever file or process it is in."""
+        found = hashlib.sha256(json.dumps([self.kind, self.facts()], sort_keys=True).encode())
+        for name, tensor in sorted(self.tensors().items()):
+            plain = tensor.detach().cpu().contiguous()
+            found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
+            found.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+        return found.hexdigest()
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
@@ -84,16 +121,8 @@ def read_edit(
     """The checked edit that is made of a file's tensors and header; errors as in `SavedEdit.load`."""
     tensors, header = read_tensors(path, kind=kind)
     with as_file_errors(path):
-        for name, tensor in tensors.items():
-            require(bool(torch.isfinite(tensor).all()), f"{name} holds NaN or infinite values")
         edit = made_of(tensors, header)
-        require(isinstance(edit.provenance, Mapping), "the provenance is no object")
-        require(len(edit.layers) > 0, "it has no layers")
         require(set(edit.tensors()) == set(tensors), "it holds other tensors than its method writes")
-        known = edit.n_layers
-        beyond = [layer for layer in edit.layers if layer < 0 or (known is not None and layer >= known)]
-        require(not beyond, f"it has layers {beyond} of a model of {edit.n_layers}")
-        edit.check_content()
     return edit
 
 
@@ -103,19 +132,26 @@ def require(holds: bool, broken: str) -> None:
         raise ValueError(broken)
 
 
-def check_units(site: str, shapes: Mapping[Any, tuple[int, ...]]) -> None:
+def check_units(
+    site: str, shapes: Mapping[Any, tuple[int, ...]], provenance: Mapping[str, Any] | None = None
+) -> None:
     """Refuse tensors of an activation edit that are not all of one shape (units, width) that the site can have.
 
     Raises:
-        ValueError: naming the site and the shapes.
+        ValueError: naming the site and the shapes, and those of the model that the provenance speaks of.
     """
     require(site in SITES, f"unknown site {site!r}")
     require(
         len(set(shapes.values())) == 1 and all(len(shape) == 2 and min(shape) > 0 for shape in shapes.values()),
         f"its layers have shapes {sorted(set(shapes.values()))}",
     )
-    units, _ = next(iter(shapes.values()))
-    require(Site.of(site).per_head or units == 1, f"site {site!r} has one unit a layer, not {units}")
+    units, width = next(iter(shapes.values()))
+    per_head = Site.of(site).per_head
+    require(per_head or units == 1, f"site {site!r} has one unit a layer, not {units}")
+    model = (provenance or {}).get("model", {})
+    known = (model.get("n_heads"), model.get("d_head")) if per_head else (1, model.get("d_model"))
+    fits = all(size in (None, found) for size, found in zip(known, (units, width), strict=True))
+    require(fits, f"its layers have shape {(units, width)}, site {site!r} of its model has {known}")
 
 
 def grouped_by_layer(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
@@ -135,7 +171,9 @@ def check_signatures(signatures: Mapping[int, float] | None, layers: tuple[int, 
     """
     if signatures is not None:
         require(set(layers) <= set(signatures), f"it has signatures of layers {sorted(signatures)} alone")
-        require(all(type(s) in (int, float) and s >= 0 for s in signatures.values()), "a signature is no size")
+        sizes = all(type(s) in (int, float) and 0 <= s and math.isfinite(s) for s in signatures.values())
+        require(sizes, "a signature is no size")
+        require(all(type(layer) is int and layer >= 0 for layer in signatures), "a signature is of no layer")
 
 
 def keyed_by_layer(values: Mapping[str, float] | None) -> dict[int, float] | None:

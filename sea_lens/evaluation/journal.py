@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._support.json_files import plain
-from .._support.storage import write_atomically
+from .._support.files import write_atomically
 from ..errors import FileError, MismatchError
 
 _BEGINNING = b'{"evaluation": '

@@ -5,6 +5,7 @@ are trained by peft on the positive completions of the demonstrations; the negat
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
@@ -123,7 +124,16 @@ class LoRA(SavedEdit):
             shapes = tuple(adapter.down.shape), tuple(adapter.up.shape)
             fits = len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][0] == shapes[1][1] > 0
             require(fits, f"the adapters of layer {layer} have shapes {shapes}")
-        require(all(isinstance(loss, float) for loss in self.losses), "a loss is no number")
+        sizes = {(len(adapter.down), adapter.down.shape[1], len(adapter.up)) for adapter in self.adapters.values()}
+        require(len(sizes) == 1, f"its layers have sizes {sorted(sizes)}")
+        losses = all(isinstance(loss, float) and 0 <= loss < math.inf for loss in self.losses)
+        require(losses, "a loss is no number")
+        (rank, _, width), known = next(iter(sizes)), self.provenance
+        require(known.get("rank", rank) == rank, f"its adapters have rank {rank}, not {known.get('rank')!r}")
+        epochs = known.get("epochs", len(self.losses))
+        require(epochs == len(self.losses), f"it has {len(self.losses)} losses of {epochs!r} epochs")
+        of_model = known.get("model", {}).get("d_model", width)
+        require(of_model == width, f"its adapters write {width} numbers, the model has {of_model!r}")
 
 
 def lora(

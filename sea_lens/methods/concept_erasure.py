@@ -22,7 +22,7 @@ from .._support.arguments import as_integer
 from .._support.versions import versions
 from ..edits.activation import ActivationEdit
 from ..edits.in_model import warn_of_installed
-from ..edits.saved import SavedEdit, check_units, grouped_by_layer
+from ..edits.saved import SavedEdit, check_units, grouped_by_layer, require
 from ..edits.where import LayerChoice, choose_layers
 from ..errors import ActivationError, MissingPackageError
 from ..models.lens import Lens
@@ -34,6 +34,8 @@ from ..texts.items import Demonstration
 
 # The means of the two classes may stay apart by this share of what they were.
 TOLERANCE = 1e-3
+# How far from a projection an eraser may be; whitening and its inverse lose digits where a covariance is near singular.
+PROJECTION = 1e-4
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,14 @@ class LEACE(SavedEdit, ActivationEdit):
         return cls(header["site"], erasers, header["provenance"])
 
     def check_content(self) -> None:
-        check_units(self.site, {name: tuple(tensor.shape) for name, tensor in self.tensors().items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        check_units(self.site, shapes, self.provenance)
+        for layer, eraser in self.erasers.items():
+            # A projection takes out the same a second time: ⟨right, left⟩ is 1, or 0 where there is nothing to erase.
+            measured = einsum(eraser.right, eraser.left, "units d, units d -> units")
+            nothing = eraser.left.abs().amax(-1) + eraser.right.abs().amax(-1) == 0
+            off = float(((measured - 1).abs() * ~nothing).max())
+            require(off <= PROJECTION, f"layer {layer}: erasing is no projection (off by {off:.1e})")
 
     def __repr__(self) -> str:
         return f"LEACE(site={self.site!r}, layers={list(self.layers)})"

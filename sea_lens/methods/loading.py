@@ -2,7 +2,7 @@
 
 import os
 
-from .._support.storage import read_metadata
+from .._support.storage import read_kind
 from ..edits.base import Edit
 from ..spectral.edit import SpectralEdit
 from .adapters import LoRA
@@ -28,4 +28,4 @@ def load_edit(path: str | os.PathLike[str]) -> Edit:
         >>> type(loaded).__name__, loaded.layers
         ('MeanDifference', (0, 1, 2))
     """
-    return _METHODS[read_metadata(path, list(_METHODS))["sea_lens.kind"]].load(path)
+    return _METHODS[read_kind(path, list(_METHODS))].load(path)

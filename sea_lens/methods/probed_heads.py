@@ -6,7 +6,7 @@ head's unit direction from negative to positive and σ the standard deviation of
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 import numpy as np
@@ -19,7 +19,7 @@ from .._support.arguments import as_integer, as_number
 from .._support.progress import tracked
 from .._support.versions import versions
 from ..edits.in_model import warn_of_installed
-from ..edits.saved import require
+from ..edits.saved import keyed_by_layer, require
 from ..errors import ActivationError, InputError
 from ..models.lens import Lens
 from ..models.reading import Reading
@@ -27,7 +27,7 @@ from ..models.sites import Site
 from ..spectral.covariance import refuse_non_finite
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
-from .steering import Steering
+from .steering import Steering, vectors_of
 
 DIRECTIONS = ("mass_mean", "probe")
 
@@ -58,17 +58,33 @@ class ITI(Steering):
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> "ITI":
         heads = tuple((layer, head) for layer, head in header["heads"])
-        return replace(super().from_tensors(tensors, header), heads=heads, accuracies=tensors.get("accuracies"))
+        vectors, signatures = vectors_of(tensors), keyed_by_layer(header["signatures"])
+        return cls(header["site"], vectors, signatures, header["provenance"], heads, tensors.get("accuracies"))
 
     def check_content(self) -> None:
         super().check_content()
         units, _ = self.shape
+        require(self.site == "z", f"it acts on {self.site!r}, not on heads")
+        places = all(len(place) == 2 and type(place[0]) is type(place[1]) is int for place in self.heads)
+        require(places, f"it has heads {list(self.heads)}, not pairs of layer and head")
         unknown = [place for place in self.heads if place[0] not in self.vectors or not 0 <= place[1] < units]
         require(not unknown, f"it has heads {unknown} of layers {list(self.layers)} with {units} heads")
+        steered = [
+            (layer, head) for layer, x in self.vectors.items() for head in x.abs().amax(-1).nonzero()[:, 0].tolist()
+        ]
+        same = sorted(steered) == sorted(self.heads)
+        require(same, f"it has heads {sorted(self.heads)}, and vectors of heads {sorted(steered)}")
         if self.accuracies is not None:
             shape = tuple(self.accuracies.shape)
             layers = self.n_layers if self.n_layers is not None else shape[0]
             require(shape == (layers, units), f"its accuracies have shape {shape}")
+            shares = bool(((self.accuracies >= 0) & (self.accuracies <= 1)).all())
+            require(shares, "an accuracy is no share")
+            ranked = self.accuracies[tuple(torch.tensor(list(self.heads)).T)]
+            others = torch.ones_like(self.accuracies, dtype=torch.bool)
+            others[tuple(torch.tensor(list(self.heads)).T)] = False
+            best = bool((ranked.diff() <= 0).all()) and bool((self.accuracies[others] <= ranked[-1]).all())
+            require(best, "its heads are not those of the best probes, the best first")
 
     def __repr__(self) -> str:
         return f"ITI(heads={list(self.heads[:8])}{', …' if len(self.heads) > 8 else ''})"

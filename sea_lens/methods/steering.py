@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..edits.activation import ActivationEdit
-from ..edits.saved import SavedEdit, check_signatures, check_units, keyed_by_layer
+from ..edits.saved import SavedEdit, check_signatures, check_units, keyed_by_layer, require
 
 Kind = TypeVar("Kind", bound="Steering")
 
@@ -59,9 +59,15 @@ class Steering(SavedEdit, ActivationEdit):
 
     @classmethod
     def from_tensors(cls: type[Kind], tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Kind:
-        vectors = {int(key.split(".")[1]): x for key, x in tensors.items() if key.startswith("layers.")}
-        return cls(header["site"], vectors, keyed_by_layer(header["signatures"]), header["provenance"])
+        return cls(header["site"], vectors_of(tensors), keyed_by_layer(header["signatures"]), header["provenance"])
 
     def check_content(self) -> None:
-        check_units(self.site, {layer: tuple(vector.shape) for layer, vector in self.vectors.items()})
+        shapes = {layer: tuple(vector.shape) for layer, vector in self.vectors.items()}
+        check_units(self.site, shapes, self.provenance)
+        require(all(vector.is_floating_point() for vector in self.vectors.values()), "a vector holds no numbers")
         check_signatures(self.signatures, self.layers)
+
+
+def vectors_of(tensors: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Each layer's vector, among the tensors that `Steering.tensors` gives."""
+    return {int(key.split(".")[1]): x for key, x in tensors.items() if key.startswith("layers.")}

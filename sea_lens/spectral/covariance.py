@@ -7,8 +7,10 @@ A *unit* is what is edited on its own: a layer's activation (one unit, d_model w
 layer (n_heads units, d_head wide).
 """
 
+import itertools
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,11 +19,13 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.storage import as_file_errors, read_tensors, write_tensors
+from .._support.storage import ImpossibleError, as_file_errors, read_tensors, write_tensors
 from ..errors import ActivationError, MismatchError
+from ..models.sites import SITES, Site
 from .features import FeatureMap, recorded_feature_map
 
 KIND = "cross-covariance"
+_ROUNDING = 1e-9
 SUMS = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")
 
 
@@ -49,6 +53,75 @@ class CrossCovariance:
     sum_positive: Float[Tensor, "layers units d"]
     sum_negative: Float[Tensor, "layers units d"]
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            self._check_form()
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ImpossibleError(f"this is no cross-covariance: {error}") from error
+
+    def _check_form(self) -> None:
+        """What can be seen without looking at the sums, since these are made anew for every batch."""
+        layers = self.layers
+        whole = all(type(layer) is int and layer >= 0 for layer in layers)
+        if not layers or not whole or any(a >= b for a, b in itertools.pairwise(layers)):
+            raise ValueError(f"its layers are {list(layers)}, expected some in ascending order")
+        if type(self.n) is not int or not 0 <= self.n < 2**53:
+            raise ValueError(f"its number of demonstrations is {self.n!r}")
+        if self.site not in SITES:
+            raise ValueError(f"unknown site {self.site!r}")
+        if self.sum_neutral.ndim != 3:
+            raise ValueError(f"a sum has shape {tuple(self.sum_neutral.shape)}, expected (layers, units, width)")
+        n_layers, units, d = self.sum_neutral.shape
+        for name in SUMS:
+            found, wanted = getattr(self, name), (n_layers, units, d, d) if "outer" in name else (n_layers, units, d)
+            if tuple(found.shape) != wanted or found.dtype != torch.float64:
+                raise ValueError(f"{name} has shape {tuple(found.shape)} and dtype {found.dtype}, expected {wanted}")
+        if n_layers != len(layers) or min(units, d) < 1:
+            raise ValueError(f"{len(layers)} layers cannot have sums of shape {tuple(self.sum_neutral.shape)}")
+        if not isinstance(self.provenance, Mapping):
+            raise ValueError("the provenance is no object")
+
+    def check(self) -> None:
+        """Refuse sums that no demonstrations have.
+
+        The sums of n values of φ lie within n times φ's range, and those of their products within n times the range of
+        products; of one demonstration, the sum of outer products is the outer product of the sums. They were summed up
+        in any order, so that all of this holds up to rounding.
+
+        Raises:
+            InputError: saying what does not hold.
+        """
+        for name in SUMS:
+            if not torch.isfinite(getattr(self, name)).all():
+                raise ImpossibleError(f"{name} holds NaN or infinite values")
+        if self.units > 1 and not Site.of(self.site).per_head:
+            raise ImpossibleError(f"site {self.site!r} has one unit a layer, not {self.units}")
+        sources = self.provenance.get("demonstrations")
+        if sources is not None and sum(one["n"] for one in sources) != self.n:
+            raise ImpossibleError(f"{self.n} demonstrations cannot come of {sources}")
+        model = self.provenance.get("model", {})
+        shape = ("n_heads", "d_head") if Site.of(self.site).per_head else (None, "d_model")
+        if any(model.get(name, found) != found for name, found in zip(shape, (self.units, self.d), strict=True)):
+            raise ImpossibleError(f"it is of another width or number of heads than its model, {dict(model)}")
+        if any(layer >= model.get("n_layers", math.inf) for layer in self.layers):
+            raise ImpossibleError(f"it has layers {list(self.layers)} of a model of {model['n_layers']}")
+        low, high = self.feature.range
+        ends = [a * b for a in (low, high) for b in (low, high)]
+        products = (min(ends), max(ends)) if math.isfinite(low) and math.isfinite(high) else (-math.inf, math.inf)
+        slack = _ROUNDING * self.n
+        for name in SUMS:
+            total, (least, most) = getattr(self, name), products if "outer" in name else (low, high)
+            if self.n == 0 and total.any():
+                raise ImpossibleError(f"{name} is not zero, though it is of no demonstrations")
+            if self.n and not ((total >= self.n * least - slack) & (total <= self.n * most + slack)).all():
+                raise ImpossibleError(f"{name} is outside what {self.n} values of {self.feature.name!r} can sum up to")
+        if self.n == 1:
+            pattern = "layers units i, layers units j -> layers units i j"
+            for outer, side in (("sum_outer_positive", "sum_positive"), ("sum_outer_negative", "sum_negative")):
+                expected = einsum(self.sum_neutral, getattr(self, side), pattern)
+                if not torch.allclose(getattr(self, outer), expected, rtol=_ROUNDING, atol=0):
+                    raise ImpossibleError(f"{outer} is not the product of two activations")
 
     @classmethod
     def empty(
@@ -146,8 +219,10 @@ class CrossCovariance:
         """Write the statistics as safetensors, so that shards from several machines can be merged.
 
         Raises:
+            InputError: sums that no demonstrations have.
             FileError: the file cannot be written; a half-written one is never left.
         """
+        self.check()
         header = {
             "layers": list(self.layers),
             "site": self.site,
@@ -166,7 +241,7 @@ class CrossCovariance:
         """
         tensors, header = read_tensors(path, kind=KIND)
         with as_file_errors(path):
-            return cls(
+            loaded = cls(
                 layers=tuple(header["layers"]),
                 site=header["site"],
                 feature=recorded_feature_map(header["feature"], feature),
@@ -174,6 +249,10 @@ class CrossCovariance:
                 provenance=header["provenance"],
                 **{name: tensors[name] for name in SUMS},
             )
+            if set(tensors) != set(SUMS):
+                raise ValueError(f"it holds {sorted(tensors)}")
+            loaded.check()
+        return loaded
 
     def to(self, device: torch.device | str) -> "CrossCovariance":
         """The same statistics on another device."""

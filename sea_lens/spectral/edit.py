@@ -12,10 +12,19 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from .._support.storage import read_header
 from ..edits.activation import ActivationEdit
-from ..edits.saved import SavedEdit, check_signatures, check_units, grouped_by_layer, keyed_by_layer, read_edit, require
+from ..edits.saved import (
+    SavedEdit,
+    check_signatures,
+    check_units,
+    grouped_by_layer,
+    keyed_by_layer,
+    read_edit,
+    require,
+)
 from ..errors import InputError
 from .arithmetic import COMBINES, edit_activation
 from .features import FeatureMap, recorded_feature_map
+from .ranks import DROP, KEEP, Size
 from .subspaces import Subspaces
 
 _TENSORS = ("keep", "drop", "keep_rank", "drop_rank", "keep_values", "drop_values", "centre")
@@ -147,17 +156,27 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         )
 
     def check_content(self) -> None:
-        check_units(self.site, {layer: tuple(one.keep.shape[:2]) for layer, one in self.subspaces.items()})
+        shapes = {layer: tuple(one.keep.shape[:2]) for layer, one in self.subspaces.items()}
+        check_units(self.site, shapes, self.provenance)
         for layer, one in self.subspaces.items():
             try:
                 one.check()
             except ValueError as error:
                 raise ValueError(f"layer {layer}: {error}") from None
         check_signatures(self.signatures, self.layers)
-        require(type(self.n) is int and self.n > 0, f"it is fitted to {self.n!r} demonstrations")
+        require(type(self.n) is int and 0 < self.n < 2**53, f"it is fitted to {self.n!r} demonstrations")
+        sources = self.provenance.get("demonstrations")
+        if sources is not None:
+            require(sum(one["n"] for one in sources) == self.n, f"{self.n} demonstrations, of sources {sources}")
         centred = {layer: one.centre is not None for layer, one in self.subspaces.items()}
         wanted = self.options["centre"]
         require(set(centred.values()) == {wanted}, f"option centre is {wanted!r}, not what its layers have")
+        asked = self.options.get("rank"), self.options.get("energy")
+        require(sum(one is not None for one in asked) == 1, "its options name not one of rank and energy")
+        size = Size.recorded(self.options)
+        for layer, one in self.subspaces.items():
+            for side, values, ranks in ((KEEP, one.keep_values, one.keep_rank), (DROP, one.drop_values, one.drop_rank)):
+                size.check_ranks(values, ranks, side, self.unit_keys(layer))
 
     @staticmethod
     def header(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -164,7 +164,10 @@ def recorded_feature_map(record: Mapping[str, Any], given: FeatureMap | None) ->
         raise ContentError(f"was made with a feature map of the user's own, {name!r}: pass it as feature=")
     found = FEATURE_MAPS[name] if given is None else feature_map(given)
     if given is None:
-        found = replace(found, eps=record["eps"])
+        eps = record["eps"]
+        if type(eps) not in (int, float) or not 0 <= eps < math.inf:
+            raise ContentError(f"is damaged: its feature map has eps {eps!r}")
+        found = replace(found, eps=eps)
     different = [key for key, value in found.record.items() if value != record[key]]
     if different:
         key = different[0]

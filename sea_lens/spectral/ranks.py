@@ -17,6 +17,8 @@ Energy: TypeAlias = SupportsFloat | Sequence[SupportsFloat]
 Rank: TypeAlias = SupportsIndex | Sequence[SupportsIndex] | Mapping[Any, Sequence[SupportsIndex]]
 
 KEEP, DROP = 0, 1
+# How far a share of the energy may be off where it is computed again.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class Size(ABC):
             return RankOfEach(power, {key: _ranks(pair) for key, pair in rank.items()})
         return SameRank(power, _ranks(rank))
 
+    @staticmethod
+    def recorded(options: Mapping[str, Any]) -> "Size":
+        """The size that the options of a fitted edit record; errors as in `of`, or KeyError."""
+        power, rank = options["spectrum_power"], options.get("rank")
+        if rank is None:
+            return Size.of(options["energy"], None, power)
+        if isinstance(rank, Mapping):
+            rank = {_recorded_key(name): pair for name, pair in rank.items()}
+        return Size.of(rank=rank, spectrum_power=power)
+
     @property
     @abstractmethod
     def record(self) -> dict[str, Any]:
@@ -68,6 +80,18 @@ class Size(ABC):
         Raises:
             InputError: they are not.
         """
+
+    def check_ranks(
+        self, values: Float[Tensor, "units d"], ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]
+    ) -> None:
+        """Refuse ranks that this size does not give.
+
+        Raises:
+            ValueError: naming the ranks.
+        """
+        wanted = self.ranks(values, side, keys)
+        if not torch.equal(ranks.cpu(), wanted):
+            raise ValueError(f"it has ranks {ranks.tolist()} where {self.record} gives {wanted.tolist()}")
 
     @abstractmethod
     def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
@@ -100,6 +124,18 @@ class EnergyShare(Size):
         cumulative = values.div(values[:, :1]).pow(self.power).cumsum(-1)
         reached = cumulative >= self.shares[side] * cumulative[:, -1:]
         return reached.to(torch.int64).argmax(-1).cpu() + 1
+
+    def check_ranks(
+        self, values: Float[Tensor, "units d"], ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]
+    ) -> None:
+        cumulative = values.div(values[:, :1]).pow(self.power).cumsum(-1)
+        shares = torch.nn.functional.pad(cumulative / cumulative[:, -1:], (1, 0)).cpu()
+        place = ranks.cpu().to(torch.int64).clamp(min=1)[:, None]
+        # With room for the rounding of another processor.
+        reached = shares.gather(1, place) >= self.shares[side] - _ROUNDING
+        needed = shares.gather(1, place - 1) < self.shares[side] + _ROUNDING
+        if not (reached & needed & (ranks.cpu()[:, None] > 0)).all():
+            raise ValueError(f"it has ranks {ranks.tolist()}, which are not the least that {self.record} needs")
 
 
 @dataclass(frozen=True)
@@ -140,6 +176,12 @@ class RankOfEach(Size):
 
     def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
         return torch.tensor([self.pairs[key][side] for key in keys])
+
+
+def _recorded_key(name: str) -> Any:
+    """A layer, or (layer, head), as `RankOfEach.record` writes it."""
+    parts = tuple(int(part) for part in name.split("."))
+    return parts if len(parts) > 1 else parts[0]
 
 
 def _check_width(pair: tuple[int, int], width: int) -> None:

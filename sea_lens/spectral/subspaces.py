@@ -70,6 +70,8 @@ class Subspaces:
             ("drop", self.drop, self.drop_rank, self.drop_values),
         ):
             k = factor.shape[-1]
+            if not (factor.is_floating_point() and values.is_floating_point()):
+                raise ValueError(f"{side} and its values are no floating-point numbers")
             if tuple(factor.shape) != (units, d, k) or ranks.shape != (units,) or values.shape != (units, d):
                 raise ValueError(f"{side}, its ranks and its values have shapes that do not belong together")
             if ranks.is_floating_point() or not ((ranks >= 0) & (ranks <= min(k, d))).all():
@@ -77,8 +79,9 @@ class Subspaces:
             if not (values >= 0).all() or not (values.diff(dim=-1) <= 0).all():
                 raise ValueError(f"the singular values of {side} are not descending sizes")
             # UᵀU v = v for the columns that count, at the cost of two thin products instead of UᵀU.
-            inside = rearrange(torch.arange(k) < ranks[:, None], "units k -> units k 1").to(factor)
+            inside = rearrange(torch.arange(k) < ranks.cpu()[:, None], "units k -> units k 1").to(factor)
             probes = torch.randn(k, PROBES, generator=torch.Generator().manual_seed(0), dtype=factor.dtype)
+            probes = probes.to(factor.device)
             error = (factor.mT @ (factor @ probes) - inside * probes).abs()
             if error.numel() and not error.max() <= ORTHONORMAL:
                 raise ValueError(f"the columns of {side} are not orthonormal (off by {error.max():.1e})")

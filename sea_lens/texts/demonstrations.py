@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Generic, TypeVar, overload
 
 from .._support.arguments import as_integer
-from .._support.storage import write_atomically
+from .._support.files import write_atomically
 from .._support.text_rows import read_jsonl, text_field, write_jsonl
 from ..errors import DemonstrationError, FileError
 from . import readers
