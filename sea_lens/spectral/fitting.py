@@ -1,7 +1,9 @@
 """Fitting a spectral edit, from captured cross-covariances or from activations (docs/method.md 2)."""
 
+import warnings
 from typing import SupportsFloat
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -40,7 +42,10 @@ def fit(
     Raises:
         InputError: energy outside (0, 1], a rank outside 0 to d, ranks for other layers or heads, or a power that is
             not positive.
-        ActivationError: no demonstrations, or a cross-covariance that is zero or overflows.
+        ActivationError: no demonstrations, or a cross-covariance that overflows, or is zero up to rounding.
+
+    Warns:
+        UserWarning: a rank is above the numerical rank (docs/method.md 2.4) and cut to it; names the layer.
 
     Example:
         >>> sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
@@ -58,7 +63,7 @@ def fit_to_size(covariance: CrossCovariance, size: Size, centre: bool = False) -
     if covariance.n == 0:
         raise ActivationError("no demonstrations to fit from")
 
-    centre, subspaces = bool(centre), {}
+    centre, subspaces, below, rounding = bool(centre), {}, [], _rounding(covariance)
     for layer in covariance.layers:
         sides = []
         for side, omega in zip((KEEP, DROP), covariance.omega(layer, centre=centre), strict=True):
@@ -67,12 +72,19 @@ def fit_to_size(covariance: CrossCovariance, size: Size, centre: bool = False) -
                 return size.ranks(values, side, keys[layer])
 
             try:
-                sides.append(leading_subspace(omega, ranks))
+                # Centring takes away the product of two means, and leaves the rounding of numbers of its size.
+                means = covariance.means(layer)
+                taken = rounding * means[0].norm(dim=-1) * means[1 + side].norm(dim=-1) if centre else None
+                sides.append(leading_subspace(omega, ranks, taken, rounding))
             except ActivationError as error:
                 raise ActivationError(f"layer {layer}: {error}") from None
+            below += size.below(sides[-1][1], side, keys[layer])
         (keep, keep_rank, keep_values), (drop, drop_rank, drop_values) = sides
         mean = covariance.means(layer)[0] if centre else None
         subspaces[layer] = Subspaces(keep, drop, keep_rank, drop_rank, keep_values, drop_values, mean)
+    if below:
+        told = ", ".join(below[:4]) + (", …" if len(below) > 4 else "")
+        warnings.warn(f"ranks above the numerical rank of the cross-covariances are cut to it: {told}", stacklevel=3)
     return SpectralEdit(
         site=covariance.site,
         subspaces=subspaces,
@@ -82,6 +94,17 @@ def fit_to_size(covariance: CrossCovariance, size: Size, centre: bool = False) -
         signatures={layer: covariance.signature(layer)[0] for layer in covariance.layers},
         provenance={**covariance.provenance, "versions": versions()},
     )
+
+
+def _rounding(covariance: CrossCovariance) -> float:
+    """Singular values up to this share of the largest are rounding (docs/method.md 2.4).
+
+    The activations' own rounding enters squared, since both factors have it. Half precision counts as float32: its
+    rounding of a large entry stays in that entry's coordinate, and says nothing of the others.
+    """
+    name = covariance.provenance.get("model", covariance.provenance).get("dtype", "float64")
+    eps = min(torch.finfo(getattr(torch, str(name), torch.float64)).eps, torch.finfo(torch.float32).eps)
+    return max(covariance.n, covariance.d) * max(torch.finfo(torch.float64).eps, eps**2)
 
 
 def fit_activations(
@@ -132,6 +155,12 @@ def fit_activations(
     stacks = [at.to_units(x.detach()) for x in (neutral, positive, negative)]
     _, layers, units, d = stacks[0].shape
     covariance = CrossCovariance.empty(
-        tuple(range(layers)), units, d, site=site, feature=feature_map(feature), device=neutral.device
+        tuple(range(layers)),
+        units,
+        d,
+        site=site,
+        feature=feature_map(feature),
+        provenance={"dtype": str(neutral.dtype).removeprefix("torch.")},
+        device=neutral.device,
     )
     return fit(covariance.updated(stacks[0], stacks[1], stacks[2]), energy, rank, centre, spectrum_power)

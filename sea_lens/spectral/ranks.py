@@ -89,9 +89,20 @@ class Size(ABC):
         Raises:
             ValueError: naming the ranks.
         """
+        # Lower where the numerical rank is.
         wanted = self.ranks(values, side, keys)
-        if not torch.equal(ranks.cpu(), wanted):
+        if not ((ranks.cpu() <= wanted) & (ranks.cpu() >= wanted.clamp(max=1))).all():
             raise ValueError(f"it has ranks {ranks.tolist()} where {self.record} gives {wanted.tolist()}")
+
+    def below(self, ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]) -> list[str]:
+        """Units of a layer that got fewer directions than were asked for, in words; of an energy none can."""
+        asked = self.ranks(torch.ones(len(ranks), 1), side, keys)
+        of = ("k+", "k-")[side]
+        return [
+            f"{key} {of} {got} of {wanted}"
+            for key, got, wanted in zip(keys, ranks.tolist(), asked.tolist(), strict=True)
+            if got < wanted
+        ]
 
     @abstractmethod
     def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:

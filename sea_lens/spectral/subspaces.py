@@ -102,25 +102,37 @@ class Subspaces:
 def leading_subspace(
     omega: Float[Tensor, "units d d"],
     ranks_of: Callable[[Float[Tensor, "units d"]], Int[Tensor, " units"]],
+    floor: Float[Tensor, " units"] | None = None,
+    rounding: float = 0.0,
 ) -> tuple[Float[Tensor, "units d k"], Int[Tensor, " units"], Float[Tensor, "units d"]]:
     """Leading left singular vectors of Ω, their number, and all singular values.
 
     Args:
         omega: cross-covariance of each unit.
-        ranks_of: how many are taken, given the singular values (`ranks.Size.ranks`).
+        ranks_of: how many are taken, given the singular values (`ranks.Size.ranks`); at most the numerical rank is.
+        floor: singular values up to here are the rounding of what was summed up.
+        rounding: and so are those up to this share of the largest.
 
     Raises:
-        ActivationError: Ω has overflowed, or is zero, so that no direction has any energy.
+        ActivationError: Ω has overflowed, or is zero up to rounding, so that no direction has any energy.
     """
     if not torch.isfinite(omega).all():
         raise ActivationError("the cross-covariance overflows: these activations are too large to fit from")
     left, values, _ = torch.linalg.svd(omega)
-    if not (values[:, 0] > 0).all():
-        raise ActivationError("the cross-covariance is zero: these activations carry nothing to fit from")
+    least = rounding * values[:, 0]
+    above = values > rearrange(least if floor is None else torch.maximum(least, floor), "units -> units 1")
+    if not above[:, 0].all():
+        unit = int((~above[:, 0]).nonzero()[0])
+        head = f" of head {unit}" if len(values) > 1 else ""
+        raise ActivationError(
+            f"the cross-covariance{head} is zero: these activations carry nothing to fit from "
+            f"(largest singular value {values[unit, 0]:.1e})"
+        )
     # The sign of a singular vector is arbitrary and differs between LAPACK builds: make its largest entry positive.
     largest = left.abs().argmax(dim=-2, keepdim=True)
     left = left * left.gather(-2, largest).sign()
-    ranks = ranks_of(values)
+    # What lies beyond the numerical rank points wherever rounding does.
+    ranks = torch.minimum(ranks_of(values * above), above.sum(-1).cpu())
     widest = int(ranks.max())
     inside = rearrange(torch.arange(widest), "k -> 1 k") < rearrange(ranks, "units -> units 1")
     return left[:, :, :widest] * rearrange(inside, "units k -> units 1 k").to(left), ranks, values
