@@ -7,6 +7,12 @@ edit = sl.fit(sl.capture(bed.model, bed.demonstrations), centre=True)
 print(sl.effect(bed.model, edit, bed.contrasts["dev"]))
 """
 
+from ._support import interrupts as _interrupts
+
+# Before what takes seconds to import.
+_interrupts.watch_imports()
+
+# isort: split
 from . import testbed
 from ._support.statistics import Interval, bootstrap
 from .contributions.directions import direction_contributions

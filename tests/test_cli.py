@@ -231,7 +231,7 @@ def test_an_interruption_leaves_no_file(files, run, monkeypatch):
 
     monkeypatch.setattr("sea_lens.cli.commands.capture", interrupted)
     status, _, err = run(*fit_arguments(files))
-    assert (status, err) == (1, "sea-lens: interrupted\n")
+    assert (status, err) == (130, "sea-lens: interrupted\n")
     assert not files["edit"].exists()
 
 
@@ -301,7 +301,7 @@ def test_a_benchmark_is_run_killed_resumed_and_compared(fitted_files, choices, r
         return ask(self, asker, items)
 
     monkeypatch.setattr(Capability, "ask", dying)
-    assert run(*edited, "--out", folder / "after.json")[::2] == (1, "sea-lens: interrupted\n")
+    assert run(*edited, "--out", folder / "after.json")[::2] == (130, "sea-lens: interrupted\n")
     assert not (folder / "after.json").exists()
     status, output, _ = run(*edited, "--out", folder / "after.json")
     assert status == 0

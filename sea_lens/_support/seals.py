@@ -1,7 +1,7 @@
 """Seals: a SHA-256 over the bytes of a file or a line, written inside them.
 
 It is taken with 64 zeros in its own place, so that every byte counts: the digest's own, and those that no parser looks
-at.
+at. Its place is behind all content that could look the same.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ NO_SEAL = "0" * 64
 
 
 class Seal:
-    """The digest of bytes that come in pieces and have `NO_SEAL` where it will stand."""
+    """The digest of bytes that come in pieces and have `NO_SEAL`, at its last place, where it will stand."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -28,27 +28,29 @@ class Seal:
         """The piece with the digest in its place.
 
         Raises:
-            ValueError: it has not just one place for it.
+            ValueError: it has no place for it.
         """
-        if piece.count(NO_SEAL.encode()) != 1:
-            raise ValueError("expected one place for a sha256")
-        return piece.replace(NO_SEAL.encode(), self.text.encode())
+        return _exchanged(piece, NO_SEAL, self.text)
 
 
 def find_seal(piece: bytes, seal: str) -> bytes:
     """The piece as it was before the seal was put into it.
 
     Raises:
-        ValueError: it does not have this seal in just one place.
+        ValueError: it does not have this seal.
     """
-    digest = seal.encode("ascii", "replace")
-    if len(digest) != len(NO_SEAL) or piece.count(digest) != 1:
-        raise ValueError("its sha256 does not stand in one place")
-    return piece.replace(digest, NO_SEAL.encode())
+    return _exchanged(piece, seal, NO_SEAL)
+
+
+def _exchanged(piece: bytes, old: str, new: str) -> bytes:
+    place = piece.rfind(old.encode("ascii", "replace"))
+    if place < 0 or len(old) != len(new):
+        raise ValueError("it has no place for its sha256")
+    return piece[:place] + new.encode() + piece[place + len(new) :]
 
 
 def sealed(content: bytes) -> bytes:
-    """Bytes that hold `NO_SEAL` once, with their seal in its place."""
+    """Bytes that hold `NO_SEAL`, with their seal in its last place."""
     seal = Seal()
     seal.update(content)
     return seal.put_into(content)

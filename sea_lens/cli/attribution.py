@@ -22,7 +22,7 @@ from ..contributions.results import DirectionContributions
 from ..contributions.study import Study
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
-from ..errors import DemonstrationError
+from ..errors import DemonstrationError, InputError
 from ..measure.effects import Effect
 from ..models.lens import Lens
 from ..spectral.capturing import Captured
@@ -63,6 +63,20 @@ def default_analyses(study: Study) -> list[str]:
     except DemonstrationError:
         left_out.add("heads_direct")
     return [name for name in NAMES if name not in left_out]
+
+
+def check_analyses(edit: Edit, names: Sequence[str]) -> None:
+    """Refuse analyses that an edit of this method does not have, before a model is loaded for them.
+
+    Raises:
+        InputError: naming the analysis and the method.
+    """
+    for name in names:
+        of_activations = name.removeprefix("layers_") not in GAME_METHODS
+        if of_activations and not isinstance(edit, ActivationEdit):
+            raise InputError(f"--methods {name}: needs an edit of activations, {type(edit).__name__} is none")
+        if name == "directions_path" and not isinstance(edit, SpectralEdit):
+            raise InputError(f"--methods {name}: only a spectral edit has directions, {type(edit).__name__} is none")
 
 
 @outside_inference_mode

@@ -24,9 +24,17 @@ from ..spectral.ranks import Size
 from ..testbed.bed import load as load_testbed
 from . import evaluation
 from . import options as opt
-from .attribution import NAMES, about_edit, default_analyses, run_analyses, write_attribution, write_effect
+from .attribution import (
+    NAMES,
+    about_edit,
+    check_analyses,
+    default_analyses,
+    run_analyses,
+    write_attribution,
+    write_effect,
+)
 from .demo_report import print_demo, write_demo
-from .files import output_folder
+from .files import check_output_file, output_folder
 
 app = typer.Typer(
     help="Spectral editing of activations for TransformerLens models, and why an edit works.",
@@ -68,7 +76,7 @@ def demo(
     torch.set_num_threads(threads)
     if not (testbed / "world.json").is_file():
         raise InputError(f"--testbed {testbed}: expected a folder that sea_lens.testbed.train wrote, with world.json")
-    folder = output_folder(out)
+    folder = output_folder(out, {"--testbed": testbed})
     bed = load_testbed(backend, testbed)
     result = run_demo(bed)
     write_demo(result, bed, folder)
@@ -110,7 +118,7 @@ def fit(
     feature_map(feature)
     Reading(site, fit_site, position, neutral)
     choice = opt.read_layers(layers)
-    opt.check_output_file(out)
+    check_output_file(out, {"--demonstrations": demonstrations, "--model": model})
     demos = opt.read_demonstrations(demonstrations, form, limit)
     loaded = opt.open_model(model, backend, device, dtype)
     size.check_width(Site.of(site).shape(Lens.of(loaded))[1])
@@ -163,13 +171,14 @@ def effect(
     """Measure an edit's effect on contrasts, with a paired bootstrap interval."""
     loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine)
     items = opt.read_contrasts(contrasts, limit)
-    folder = None if out is None else output_folder(out)
+    inputs = {"--edit": edit, "--contrasts": contrasts, "--model": model}
+    folder = None if out is None else output_folder(out, inputs)
     loaded = opt.open_model(model, backend, device, dtype)
     common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     result = measure_effect(loaded, loaded_edit, items, **where, **common)
     console.print(str(result), highlight=False, soft_wrap=True)
     if folder is not None:
-        write_effect(folder, loaded, result, opt.settings(where, edit, items, **common))
+        write_effect(folder, loaded, result, opt.settings(where, loaded_edit, edit, items, **common))
         console.print(f"wrote {folder}", highlight=False)
 
 
@@ -204,6 +213,7 @@ def attribute(
     """Trace an edit's effect to layers, positions, singular directions and heads."""
     loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine)
     names = None if methods is None else opt.read_names(methods, "--methods", NAMES)
+    check_analyses(loaded_edit, names or ())
     opt.check_format(form)
     items = opt.read_contrasts(contrasts, limit)
     demos = None
@@ -212,7 +222,8 @@ def attribute(
             raise InputError(f"--demonstrations: only a spectral edit can be fitted anew, {edit} holds another method")
         Reading.recorded(loaded_edit.site, loaded_edit.provenance)
         demos = opt.read_demonstrations(demonstrations, form, None)
-    folder = output_folder(out)
+    inputs = {"--edit": edit, "--contrasts": contrasts, "--demonstrations": demonstrations, "--model": model}
+    folder = output_folder(out, inputs)
     loaded = opt.open_model(model, backend, device, dtype)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(loaded, loaded_edit, items, **where, **common, progress=True)
@@ -221,7 +232,7 @@ def attribute(
         for left_out in sorted({*NAMES} - {*names}):
             console.print(f"left out: {left_out} (name it by --methods to have it)", highlight=False)
     results = run_analyses(study, names, demos, control_draws)
-    settings = opt.settings(where, edit, items, **common)
+    settings = opt.settings(where, loaded_edit, edit, items, **common)
     if demos is not None:
         settings["demonstrations"] = {"n": len(demos), "sha256": demos.digest, "control_draws": control_draws}
     write_attribution(folder, loaded, loaded_edit, study.effect, results, settings)

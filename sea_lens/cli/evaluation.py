@@ -15,7 +15,7 @@ from ..evaluation.results import compare as compare_evaluations
 from ..evaluation.run import Task, evaluate
 from ..texts.prompts import named_prompts
 from . import options as opt
-from .files import output_folder, write_figure
+from .files import check_output_file, output_folder, write_figure
 
 CHATS: dict[str, bool | str] = {"auto": "auto", "yes": True, "no": False}
 console = Console()
@@ -53,7 +53,10 @@ def run(
     """Run a benchmark, unedited or under an edit. Interrupted and started again, it goes on where it was."""
     if chat not in CHATS:
         raise InputError(f"--chat {chat!r}: expected one of {', '.join(CHATS)}")
-    opt.check_output_file(out)
+    journal = out.with_name(f"{out.name}.partial")
+    inputs = {"--data": data, "--edit": edit, "--prompt": prompt, "--model": model}
+    for written in (out, journal):
+        check_output_file(written, inputs)
     task = Task.read(benchmark, data, prompt=prompt, limit=limit)
     where: dict[str, Any] = {}
     loaded_edit = None
@@ -62,7 +65,6 @@ def run(
     elif (layers, strength, combine) != ("all", 1.0, None):
         raise InputError("--layers, --strength and --combine say how to apply an edit: expected --edit")
     loaded = opt.open_model(model, backend, device, dtype)
-    journal = out.with_name(f"{out.name}.partial")
     if journal.exists():
         console.print(f"going on from {journal}", highlight=False, soft_wrap=True)
     evaluation = evaluate(
@@ -97,6 +99,8 @@ def compare(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for results.json and a figure.")] = None,
 ) -> None:
     """Compare two evaluations score by score, with paired bootstrap intervals."""
+    read = {"BEFORE": before, "AFTER": after} | {f"--control {path}": path for path in control or ()}
+    folder = None if out is None else output_folder(out, read)
     if control and {before, after} & {*control}:
         raise FileError(f"--control {control[0]}: expected other results than those compared")
     comparison = compare_evaluations(
@@ -113,8 +117,7 @@ def compare(
             cells.append(f"{row.control_low:+.4g} to {row.control_high:+.4g}")
         table.add_row(str(name), *cells)
     console.print(table)
-    if out is not None:
-        folder = output_folder(out)
+    if folder is not None:
         write_json(folder / "results.json", {"scores": frame.to_dict("index"), "files": [str(before), str(after)]})
         write_figure(folder / "differences.png", comparison.plot())
         console.print(f"wrote {folder}", highlight=False, soft_wrap=True)

@@ -2,10 +2,11 @@
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .._support.files import write_atomically
+from .._support.files import check_writable, why, write_atomically
 from ..errors import FileError
 from ..spectral.edit import SpectralEdit
 
@@ -13,20 +14,58 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def output_folder(path: str | os.PathLike[str]) -> Path:
+# What commands write into a folder, beside figures.
+RESULTS, REPORT = "results.json", "report.md"
+
+Inputs: TypeAlias = Mapping[str, str | os.PathLike[str] | None]
+"""Files and folders that a command reads, by option; what is no path of this machine is passed over."""
+
+
+def output_folder(path: str | os.PathLike[str], inputs: Inputs | None = None) -> Path:
     """The folder to write to, made if it is missing.
 
     Raises:
-        FileError: it is a file, or cannot be made or written to.
+        FileError: it is a file, cannot be made or written to, or a file that would be written is one of the inputs, a
+            link or a device.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"cannot write to {path}: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise FileError(f"cannot write to {path}: permission denied")
+        figures = [entry for entry in folder.iterdir() if entry.suffix == ".png"]
+    except (OSError, ValueError) as error:
+        raise FileError(f"cannot write to {path}: {why(error)}") from error
+    for target in (folder / RESULTS, folder / REPORT, *figures):
+        check_output_file(target, inputs)
     return folder
+
+
+def check_output_file(path: Path, inputs: Inputs | None = None) -> None:
+    """Refuse an output file that could not be written or must not be, before any work for it is done.
+
+    Raises:
+        FileError: it is a folder, a link or a device; its folder is missing or cannot be written to; or it is, by
+            whatever name, one of the inputs or lies in one of them.
+    """
+    try:
+        if path.is_dir():
+            raise FileError(f"--out {path} is a folder: expected a file")
+        if not path.parent.is_dir():
+            raise FileError(f"--out {path}: no such folder {path.parent}")
+        check_writable(path)
+        for option, given in (inputs or {}).items():
+            if given is not None and path.exists() and Path(given).exists() and _is_in(path, Path(given)):
+                raise FileError(f"--out {path} is what {option} {given} reads: expected another file")
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"--out {path}: {why(error)}") from error
+
+
+def _is_in(path: Path, given: Path) -> bool:
+    """Whether a file is another, through links of any kind, or lies in a folder."""
+    if given.is_dir():
+        return path.resolve().is_relative_to(given.resolve())
+    return path.samefile(given)
 
 
 def write_figure(path: Path, axes: "Axes") -> None:

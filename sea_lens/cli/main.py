@@ -1,17 +1,18 @@
 """Entry point: runs a command, turns errors into one line and an exit status.
 
-0 done; 2 the user's input is wrong, one line on stderr; 1 anything else.
+0 done; 2 the user's input is wrong, one line on stderr; 130 interrupted; 1 anything else.
 """
 
 import gc
 import itertools
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-# What typer makes of a KeyboardInterrupt.
-_INTERRUPTED = 130
+from .._support import interrupts
+
 # Options whose values are files, folders or models.
 _NAMED = ("--demonstrations", "--contrasts", "--edit", "--testbed", "--data", "--out", "--model")
 
@@ -28,34 +29,44 @@ def main() -> NoReturn:
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     # What has been imported stays until the end: the garbage collector need not look through it again and again.
     gc.freeze()
-    from ..errors import SeaLensError
-    from .commands import app
+    from ..errors import ActivationError, SeaLensError
 
     try:
-        status = app(standalone_mode=False)
+        with interrupts.raised():
+            from .commands import app
+
+            status = app(standalone_mode=False)
     except SeaLensError as error:
-        _fail(naming_the_option(" ".join(str(error).split()), sys.argv), 2)
+        # What a model computes is no input of the user's.
+        status = 1 if isinstance(error, ActivationError) else 2
+        _fail(naming_the_option(" ".join(str(error).split()), sys.argv), status)
     except KeyboardInterrupt:
-        _fail("interrupted", 1)
+        _fail("interrupted", interrupts.STATUS)
     except Exception as error:
         # Errors of the command line itself: typer carries its own copy of click, whose classes these are.
         if hasattr(error, "format_message") and hasattr(error, "exit_code"):
             if not (message := error.format_message()):  # type: ignore[attr-defined]
                 sys.exit(2)  # Help was shown.
             _fail(" ".join(message.split()), 2)
-        if type(error).__name__ == "Abort":
-            _fail("interrupted", 1)
+        if type(error).__name__ == "Abort" or interrupts.has_come():
+            _fail("interrupted", interrupts.STATUS)
         raise
-    if status == _INTERRUPTED:
-        _fail("interrupted", 1)
+    # What typer makes of a KeyboardInterrupt.
+    if status == interrupts.STATUS or interrupts.has_come():
+        _fail("interrupted", interrupts.STATUS)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def naming_the_option(message: str, arguments: Sequence[str]) -> str:
     """The message, with the option put in front of the file or name in it that was given by that option."""
     for option, value in itertools.pairwise(arguments):
-        if option in _NAMED and value and value in message and option not in message:
-            return message.replace(value, f"{option} {value}", 1)
+        if option not in _NAMED or not value or option in message:
+            continue
+        # A word of its own, and one that names a file or begins the message: "e" stands in every sentence.
+        where = "^" if not set(value) & {"/", "."} else r"(?<!\S)"
+        found = re.search(rf"{where}{re.escape(value)}(?=$|[\s:,;])", message)
+        if found is not None:
+            return f"{message[: found.start()]}{option} {message[found.start() :]}"
     return message
 
 

@@ -1,6 +1,5 @@
 """Options that several commands share, and how their texts are read."""
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +8,9 @@ import typer
 
 from .._support.arguments import as_number
 from ..edits.base import Edit
+from ..edits.saved import SavedEdit
 from ..edits.where import LayerChoice, check_layer_choice, choose_layers
-from ..errors import FileError, InputError
+from ..errors import InputError
 from ..methods.loading import load_edit
 from ..models.load import load_model
 from ..models.sites import SITES
@@ -80,13 +80,15 @@ def check_format(form: str) -> None:
         raise InputError(f"--format {form!r}: expected one of {', '.join(FORMATS)}")
 
 
-def settings(where: dict[str, Any], edit: Path, contrasts: Contrasts, **common: Any) -> dict[str, Any]:
-    """What a result was measured with, for its file."""
-    digest = hashlib.sha256(edit.read_bytes()).hexdigest()[:16]
+def settings(
+    where: dict[str, Any], edit: Edit, path: Path, contrasts: Contrasts, **common: Any
+) -> dict[str, Any]:
+    """What a result was measured with, for its file: the edit by its content, whatever the bytes of its file."""
+    digest = edit.digest[:16] if isinstance(edit, SavedEdit) else repr(edit)
     return {
         **where,
         **common,
-        "edit": {"file": edit.name, "sha256": digest},
+        "edit": {"file": path.name, "sha256": digest},
         "contrasts": {"n": len(contrasts), "sha256": contrasts.digest},
     }
 
@@ -110,14 +112,6 @@ def read_contrasts(path: Path, limit: int | None) -> Contrasts:
 def open_model(name: str, backend: str, device: str | None, dtype: str) -> Any:
     """Load a model; "testbed" is the shipped one."""
     return load_model(str(TESTBED) if name == "testbed" else name, backend, device, dtype)  # type: ignore[arg-type]
-
-
-def check_output_file(path: Path) -> None:
-    """Refuse an output file that could not be written, before any work for it is done."""
-    if path.is_dir():
-        raise FileError(f"--out {path} is a folder: expected a file")
-    if not path.parent.is_dir():
-        raise FileError(f"--out {path}: no such folder {path.parent}")
 
 
 def edit_and_where(edit: Path, layers: str, strength: float, combine: str | None) -> tuple[Edit, dict[str, Any]]:

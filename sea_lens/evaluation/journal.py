@@ -1,7 +1,8 @@
-"""What an evaluation has done so far, on disk, so that it can be killed and go on.
+"""What a long run has done so far, on disk, so that it can be killed and go on.
 
-JSON Lines: first what the evaluation is, then one line for each finished part. A line that the kill cut short is done
-again. Parts are the same however often the evaluation is interrupted, so that the results are too, bit for bit.
+JSON Lines: first what the run is, then one line for each finished part, in order. Each line is sealed, and its seal
+covers the seal of the line before, so that no line can be changed, lost, doubled or moved. A line that the kill cut
+short is done again. Parts are the same however often the run is interrupted, so that the results are too, bit for bit.
 """
 
 import json
@@ -11,74 +12,101 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .._support.files import read_regular, why, write_atomically
 from .._support.json_files import plain
-from .._support.files import write_atomically
+from .._support.seals import NO_SEAL, has_seal, sealed
+from .._support.strict_json import parse_json
 from ..errors import FileError, MismatchError
-
-_BEGINNING = b'{"evaluation": '
 
 
 class Journal:
-    """The finished parts of one evaluation.
+    """The finished parts of one run.
 
     Args:
         path: the file; made if it is missing, continued if it is there.
         identity: everything that the results depend on, as JSON content.
+        run: what is being done, such as "evaluation".
+
+    Attributes:
+        parts: the finished ones by number, from 0 without a gap; JSON content.
 
     Raises:
-        MismatchError: the file belongs to an evaluation of something else; says of what.
-        FileError: it cannot be read or written, or is no journal.
+        MismatchError: the file belongs to a run of something else; says of what.
+        FileError: it cannot be read or written, is no journal, or was changed since it was written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], identity: Mapping[str, Any], run: str = "evaluation"
+    ) -> None:
         self.path = Path(path)
+        self.run = run
         self.identity = json.loads(json.dumps(plain(identity)))
-        self.parts: dict[int, list[dict[str, Any]]] = {}
+        self.parts: dict[int, Any] = {}
+        self._seal = ""
         try:
-            content = self.path.read_bytes() if self.path.exists() else b""
-        except OSError as error:
-            raise FileError(f"{path}: {error.strerror or error}") from error
-        if content and not content.startswith(_BEGINNING):
-            raise self._no_journal()
-        lines = content.split(b"\n")
+            there = self.path.exists()
+        except (OSError, ValueError) as error:
+            raise FileError(f"{path}: {why(error)}") from error
         # Whatever stands behind the last newline was cut short.
-        complete = [line for line in lines[:-1] if line]
-        if complete:
-            self._read(complete)
+        content = read_regular(self.path) if there else b""
+        lines = content.split(b"\n")[:-1]
+        if content and not lines:
+            raise self._unusable(1)
+        self._read(lines)
+        kept = b"".join(line + b"\n" for line in lines)
         # Written anew without what was cut short, whose rest would spoil the next line.
-        kept = b"".join(line + b"\n" for line in complete)
-        write_atomically(self.path, kept or self._line({"evaluation": self.identity}))
+        write_atomically(self.path, kept or self._line({run: self.identity}))
 
     def _read(self, lines: list[bytes]) -> None:
-        try:
-            first, *parts = [json.loads(line) for line in lines]
-            found = dict(first["evaluation"])
-            self.parts = {part["part"]: part["items"] for part in parts}
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._no_journal() from error
+        for number, line in enumerate(lines, start=1):
+            try:
+                content = parse_json(line.decode("utf-8"))
+                seal, after = content.pop("sha256"), content.pop("after")
+                own = isinstance(seal, str) and after == self._seal and has_seal(line, seal)
+            except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+                raise self._unusable(number) from error
+            if not own:
+                raise self._unusable(number)
+            self._seal = seal
+            if number == 1:
+                self._check_identity(content)
+            elif content.keys() == {"part", "content"} and content["part"] == number - 2:
+                self.parts[number - 2] = content["content"]
+            else:
+                raise self._unusable(number)
+
+    def _check_identity(self, content: dict[str, Any]) -> None:
+        found = content.get(self.run)
+        if not isinstance(found, dict):
+            raise self._unusable(1)
         if other := [name for name in self.identity if not _same(found.get(name), self.identity[name])]:
             raise MismatchError(
-                f"{self.path} holds the beginning of another evaluation (other {', '.join(other)}): "
+                f"{self.path} holds the beginning of another {self.run} (other {', '.join(other)}): "
                 f"delete it to start anew"
             )
 
-    def _no_journal(self) -> FileError:
-        return FileError(f"{self.path} is no journal of an evaluation: give another path, or delete it")
+    def _unusable(self, number: int) -> FileError:
+        what = f"is no journal of {self.run}" if number == 1 else f"is damaged in line {number}"
+        return FileError(f"{self.path} {what}: give another path, or delete it to start anew")
 
-    @staticmethod
-    def _line(content: Any) -> bytes:
-        return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+    def _line(self, content: Mapping[str, Any]) -> bytes:
+        whole = {**content, "after": self._seal, "sha256": NO_SEAL}
+        line = sealed(json.dumps(whole, ensure_ascii=False).encode())
+        self._seal = json.loads(line)["sha256"]
+        return line + b"\n"
 
-    def add(self, part: int, items: list[dict[str, Any]]) -> None:
-        """Note that a part is finished; on disk when this returns."""
-        self.parts[part] = items
+    def add(self, part: int, content: Any) -> None:
+        """Note that the next part is finished; on disk when this returns."""
+        assert part == len(self.parts)
+        line = self._line({"part": part, "content": content})
         try:
             with self.path.open("ab") as file:
-                file.write(self._line({"part": part, "items": items}))
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise FileError(f"cannot write {self.path}: {error.strerror}") from error
+            raise FileError(f"cannot write {self.path}: {why(error)}") from error
+        self.parts[part] = content
 
 
 def _same(found: Any, own: Any) -> bool:

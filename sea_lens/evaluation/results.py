@@ -1,19 +1,18 @@
 """What an evaluation found, and how two of them compare."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
-from .._support.json_files import write_json
+from .._support.json_files import plain, read_sealed_json, write_sealed_json
 from .._support.statistics import Interval, percentiles, resampled_sums
-from .._support.storage import as_file_errors
-from .._support.text_rows import read_json
-from ..errors import FileError, MismatchError
+from .._support.storage import ImpossibleError, as_file_errors
+from ..errors import FileError, MismatchError, SeaLensError
 from .benchmark import Benchmark
 from .registry import BENCHMARKS
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
 # Fewer than elsewhere: a benchmark has thousands of items and a hundred scores, each drawn anew every time.
 _RESAMPLES = 2000
+_KIND = "evaluation"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,17 @@ class Evaluation:
     def __post_init__(self) -> None:
         import pandas as pd
 
-        object.__setattr__(self, "_sums", self.benchmark.sums(pd.DataFrame(self.items)))
+        try:
+            _check_items(self.items)
+            sums = self.benchmark.sums(pd.DataFrame(self.items))
+            for name, column in sums.items():
+                if np.shape(column) != (len(self.items),) or not np.isfinite(column).all():
+                    raise ValueError(f"the sum {name!r} is not one number for each item")
+        except SeaLensError:
+            raise
+        except Exception as error:  # a benchmark of somebody else's, on rows of somebody else's
+            raise ImpossibleError(f"these are no results of {self.benchmark.name!r}: {error!r}"[:500]) from error
+        object.__setattr__(self, "_sums", sums)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -79,9 +89,13 @@ class Evaluation:
         return pd.DataFrame.from_dict(rows, orient="index", columns=["score", "low", "high"]).rename_axis("name")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything as JSON, whole or not at all."""
+        """Write everything as JSON, whole or not at all, with a digest of its content.
+
+        Raises:
+            FileError: the file cannot be written.
+        """
         content = {
-            "sea_lens": "evaluation",
+            "sea_lens": _KIND,
             "benchmark": self.benchmark.name,
             "scores": self.scores,
             "intervals": self.intervals,
@@ -89,34 +103,75 @@ class Evaluation:
             "seed": self.seed,
             "items": self.items,
         }
-        write_json(Path(path), content, sort_keys=False)
+        write_sealed_json(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], benchmark: Benchmark | None = None) -> "Evaluation":
-        """Read what `save` wrote.
+        """Read what `save` wrote; scores are computed anew from the items, and must be those of the file.
 
         Args:
             path: the file.
             benchmark: what was asked, where it is a `Benchmark` of one's own.
 
         Raises:
-            FileError: another file, a damaged one, or results of another benchmark.
+            FileError: another file, one that was changed since it was written, scores that its items contradict, or
+                results of another benchmark.
         """
-        content = read_json(path)
-        if not isinstance(content, dict) or content.get("sea_lens") != "evaluation":
-            raise FileError(f"{path} is no evaluation that sea_lens wrote")
+        content = read_sealed_json(path, _KIND)
         with as_file_errors(path):
             name = content["benchmark"]
             if benchmark is None and name in BENCHMARKS:
                 benchmark = BENCHMARKS[name]()
             if benchmark is None or benchmark.name != name:
                 raise FileError(f"{path} holds results of the benchmark {name!r}: expected it as `benchmark`")
-            return cls(benchmark, content["items"], content["provenance"], content["seed"])
+            seed, provenance = content["seed"], content["provenance"]
+            if type(seed) is not int or not 0 <= seed < 2**63 or not isinstance(provenance, dict):
+                raise ValueError("its seed or its provenance is none")
+            loaded = cls(benchmark, content["items"], provenance, seed)
+            if not _agree(content["scores"], plain(loaded.scores)):
+                raise ValueError("its scores are not those of its items")
+        return loaded
 
     def __str__(self) -> str:
         overall = {name: interval for name, interval in self.intervals.items() if "/" not in name}
         parts = [f"{name} {one.mean:.4g} [{one.low:.4g}, {one.high:.4g}]" for name, one in overall.items()]
         return f"{self.benchmark.name}, {len(self.items)} items: " + ", ".join(parts)
+
+
+def _check_items(items: Any) -> None:
+    """Refuse what are no rows of results.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+        raise ValueError("expected a list of at least one row")
+    rows = [item.get("row") for item in items]
+    if not all(type(row) is int and 0 < row < 2**53 for row in rows) or len(set(rows)) < len(rows):
+        raise ValueError("expected a number of its own, above 0, as 'row' of each")
+    cells, names = sum(map(len, items)), {name for item in items for name in item}
+    # A table has a cell for every row and name, which few rows of many names would make a huge one.
+    if len(names) * len(items) > 4 * cells:
+        raise ValueError("its rows have hardly any names in common")
+    for item in items:
+        for name in ("log_probs", "tokens"):
+            values = item.get(name, [])
+            if isinstance(values, list) and not all(_is_number(value) for value in values):
+                raise ValueError(f"row {item['row']}: {name} holds what is no number")
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -math.inf < value < math.inf
+
+
+def _agree(stored: Any, own: Any) -> bool:
+    """Whether scores of a file are those of its items, up to the rounding of sums."""
+    if not isinstance(stored, dict) or stored.keys() != own.keys():
+        return False
+    return all(
+        a == b or (_is_number(a) and _is_number(b) and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-12))
+        for a, b in ((stored[name], own[name]) for name in own)
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -191,7 +192,7 @@ def evaluate(
     parts = [items[start : start + PART] for start in range(0, len(items), PART)]
     rows = []
     for number, part in enumerate(tracked(parts, chosen.name, len(parts), show=progress)):
-        found = notes.parts.get(number) if notes is not None else None
+        found = _noted(notes, number, part)
         if found is None:
             try:
                 found = plain(chosen.ask(asker, part))
@@ -201,6 +202,21 @@ def evaluate(
                 notes.add(number, found)
         rows += found
     return Evaluation(chosen, rows, provenance, seed)
+
+
+def _noted(notes: Journal | None, number: int, part: Sequence[Item]) -> list[dict[str, Any]] | None:
+    """What the journal has of a part, None where it has nothing.
+
+    Raises:
+        FileError: it has rows of other items.
+    """
+    found = None if notes is None else notes.parts.get(number)
+    if found is None or notes is None:
+        return None
+    rows = [row.get("row") if isinstance(row, dict) else None for row in found] if isinstance(found, list) else None
+    if rows != [item.row for item in part]:
+        raise FileError(f"{notes.path} holds other rows than part {number} of the items: delete it to start anew")
+    return found
 
 
 def _items(benchmark: Benchmark, path: str | os.PathLike[str] | None) -> tuple[Benchmark, str, list[Item], int]:
