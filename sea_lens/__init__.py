@@ -7,10 +7,8 @@ edit = sl.fit(sl.capture(bed.model, bed.demonstrations), centre=True)
 print(sl.effect(bed.model, edit, bed.contrasts["dev"]))
 """
 
-from ._support import interrupts as _interrupts
-
-# Before what takes seconds to import.
-_interrupts.watch_imports()
+# Before what takes seconds to import: it watches for interrupts.
+from ._support import interrupts as _interrupts  # noqa: F401
 
 # isort: split
 from . import testbed

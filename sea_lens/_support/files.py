@@ -34,7 +34,7 @@ def why(error: Exception) -> str:
 
 
 def what_is_there(mode: int) -> str:
-    """What a path leads to, by its mode: "a file", "a folder", "a device", …"""
+    """What a path leads to, by its mode: "a file", "a folder", "a device" and so on."""
     return next((name for is_one, name in _KINDS if is_one(mode)), "a file")
 
 
@@ -46,8 +46,6 @@ def regular_size(path: str | os.PathLike[str]) -> int:
     """
     try:
         found = os.stat(path)  # noqa: PTH116
-    except FileNotFoundError as error:
-        raise FileError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
         raise FileError(f"{path}: {why(error)}") from error
     if not stat.S_ISREG(found.st_mode):

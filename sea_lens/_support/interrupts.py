@@ -78,3 +78,7 @@ def _raise(*_: Any) -> None:
         signal.signal(signal.SIGALRM, end_at_once)
         signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
     raise KeyboardInterrupt
+
+
+# Here, so that importing this module before all others is enough.
+watch_imports()

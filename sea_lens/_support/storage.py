@@ -52,7 +52,7 @@ def write_tensors(
     """
     # In the order of safetensors' own writer: the widest numbers first, so that all of them are aligned.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    pieces = [_bytes_of(tensors[name]) for name in order]
+    pieces = [bytes_of(tensors[name]) for name in order]
     entries: dict[str, Any] = {}
     end = 0
     for name, piece in zip(order, pieces, strict=True):
@@ -76,10 +76,9 @@ def write_tensors(
     write_atomically(Path(path), [seal.put_into(prefix), *pieces])
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    # Little-endian, as every machine is that torch runs on.
-    return memoryview(plain.view(torch.uint8).numpy())
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor as they lie in memory: little-endian, as on every machine that torch runs on."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -135,6 +134,8 @@ def _incomplete(path: str | os.PathLike[str], why: object) -> FileError:
 
 def _raw_header(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
     """Everything in front of the tensors' bytes, and the JSON object in it."""
+    if not os.path.lexists(path):
+        raise FileError(f"{path}: no such file")
     size = regular_size(path)
     with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")

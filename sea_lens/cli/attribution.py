@@ -1,11 +1,12 @@
 """The analyses of `sea-lens attribute`, and its files."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._support.json_files import write_json
 from .._support.files import write_atomically
+from .._support.json_files import write_json
 from .._support.versions import versions
 from ..contributions.base import Contributions
 from ..contributions.direct import direct_contributions, first_tokens
@@ -23,13 +24,15 @@ from ..contributions.study import Study
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..errors import DemonstrationError, InputError
+from ..evaluation.journal import Journal
 from ..measure.effects import Effect
 from ..models.lens import Lens
 from ..spectral.capturing import Captured
 from ..spectral.controls import permuted_fits
 from ..spectral.edit import SpectralEdit
 from ..texts.demonstrations import Demonstrations
-from .files import markdown_table, spectra_figure, write_figure
+from .files import REPORT, RESULTS, markdown_table, spectra_figure, write_figure
+from .resume import noted
 
 # What can be measured, as (kind, method), in the order of the report.
 ANALYSES = (
@@ -81,32 +84,62 @@ def check_analyses(edit: Edit, names: Sequence[str]) -> None:
 
 @outside_inference_mode
 def run_analyses(
-    study: Study, names: Sequence[str], demonstrations: Demonstrations | None, control_draws: int
+    study: Study,
+    names: Sequence[str],
+    demonstrations: Demonstrations | None,
+    control_draws: int,
+    journal: Journal | None = None,
 ) -> dict[str, Contributions]:
     """Each analysis by name; with demonstrations, a permutation control of all but positions and exact patching.
 
     What is asked of one study is run once: the path integral is shared out in all ways that are wanted, patching
     methods share their clean runs, and the demonstrations are read once for all draws and descriptions.
+
+    Args:
+        study: the edit and its contrasts.
+        names: of `NAMES`.
+        demonstrations: what the edit was fitted from, None for no control.
+        control_draws: permuted edits to compare with.
+        journal: finished parts are noted there, and not measured again.
     """
     if "heads_direct" in names:
         # Refuses contrasts that it cannot measure, before any of the others has begun.
         first_tokens(study.contrasts)
-    captured, control = None, []
-    is_read = control_draws > 0 or "directions_path" in names
-    if isinstance(study.edit, SpectralEdit) and demonstrations is not None and is_read:
+
+    @functools.cache
+    def read() -> tuple[Captured | None, list[SpectralEdit]]:
+        is_read = control_draws > 0 or "directions_path" in names
+        if not isinstance(study.edit, SpectralEdit) or demonstrations is None or not is_read:
+            return None, []
         options = {"batch_size": study.batch_size, "progress": study.progress}
         captured = Captured.of(study.model, study.edit, demonstrations, **options)
-        control = permuted_fits(study.edit, captured, control_draws, progress=study.progress)
-    results = _paths(study, names, control) | _patches(study, names, control)
-    for name in names:
-        kind, method = ANALYSES[NAMES.index(name)]
-        if kind == "layers" and method in GAME_METHODS:
-            results[name] = layer_games(study, method, control=control)
-        elif name == "heads_direct":
-            results[name] = direct_contributions(study, None, control)
-        elif kind == "directions":
-            results[name] = described(study, results[name], captured)
+        return captured, permuted_fits(study.edit, captured, control_draws, progress=study.progress)
+
+    def measured(part: Sequence[str]) -> dict[str, Contributions]:
+        captured, control = read()
+        found = _paths(study, part, control) | _patches(study, part, control)
+        for name in part:
+            kind, method = ANALYSES[NAMES.index(name)]
+            if kind == "layers" and method in GAME_METHODS:
+                found[name] = layer_games(study, method, control=control)
+            elif name == "heads_direct":
+                found[name] = direct_contributions(study, None, control)
+            elif kind == "directions":
+                found[name] = described(study, found[name], captured)
+        return {name: found[name] for name in part}
+
+    results: dict[str, Contributions] = {}
+    for number, part in enumerate(_parts(names)):
+        results |= noted(journal, number, part, lambda part=part: measured(part))
     return {name: results[name] for name in names}
+
+
+def _parts(names: Sequence[str]) -> list[list[str]]:
+    """The analyses that are measured together, since they share what is run; each of the others by itself."""
+    paths = [name for name in names if name in SPLITTERS]
+    patches = [name for name in names if name.removeprefix("heads_") in PATCHING_METHODS]
+    others = [[name] for name in names if name not in {*paths, *patches}]
+    return [part for part in (paths, patches, *others) if part]
 
 
 def _paths(study: Study, names: Sequence[str], control: Sequence[Edit]) -> dict[str, Any]:
@@ -145,7 +178,7 @@ def write_attribution(
     for name, contributions in results.items():
         write_figure(folder / f"{name}.png", contributions.plot())
     write_json(
-        folder / "results.json",
+        folder / RESULTS,
         {
             **effect_numbers(effect),
             "contributions": {name: contribution_numbers(contributions) for name, contributions in results.items()},
@@ -163,7 +196,7 @@ def write_attribution(
             sections.append(f"## {TITLES[kinds[place]]}\n")
         sections += [*section(contributions), f"![{name}]({name}.png)\n"]
     sections += ["## Spectra\n", "![spectra](spectra.png)\n"] if spectral else []
-    write_atomically(folder / "report.md", "\n".join(sections))
+    write_atomically(folder / REPORT, "\n".join(sections))
 
 
 def about_edit(edit: Edit) -> dict[str, Any]:
@@ -178,10 +211,10 @@ def write_effect(folder: Path, model: Any, effect: Effect, settings: dict[str, A
     """Write results.json, report.md and the figure of an effect alone."""
     write_figure(folder / "effect.png", effect.plot())
     about = {"settings": settings, "model": Lens.of(model).record, "versions": versions()}
-    write_json(folder / "results.json", {**effect_numbers(effect), **about})
+    write_json(folder / RESULTS, {**effect_numbers(effect), **about})
     described = ", ".join(f"{name} {value}" for name, value in settings.items())
     write_atomically(
-        folder / "report.md", f"# Effect of the edit\n\n{effect}\n\n![effect](effect.png)\n\nSettings: {described}\n"
+        folder / REPORT, f"# Effect of the edit\n\n{effect}\n\n![effect](effect.png)\n\nSettings: {described}\n"
     )
 
 

@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
+from .._support.versions import versions
 from ..contributions.study import Study
 from ..edits.generation import generate as generate_texts
 from ..errors import InputError
+from ..evaluation.fingerprints import edit_identity, model_identity
+from ..evaluation.journal import Journal
 from ..measure.effects import effect as measure_effect
 from ..methods.loading import load_edit
 from ..models.lens import Lens
@@ -22,7 +25,7 @@ from ..spectral.features import feature_map
 from ..spectral.fitting import fit_to_size
 from ..spectral.ranks import Size
 from ..testbed.bed import load as load_testbed
-from . import evaluation
+from . import evaluation, tuning
 from . import options as opt
 from .attribution import (
     NAMES,
@@ -34,7 +37,7 @@ from .attribution import (
     write_effect,
 )
 from .demo_report import print_demo, write_demo
-from .files import check_output_file, output_folder
+from .files import RESULTS, check_output_file, output_folder
 
 app = typer.Typer(
     help="Spectral editing of activations for TransformerLens models, and why an edit works.",
@@ -224,6 +227,8 @@ def attribute(
         demos = opt.read_demonstrations(demonstrations, form, None)
     inputs = {"--edit": edit, "--contrasts": contrasts, "--demonstrations": demonstrations, "--model": model}
     folder = output_folder(out, inputs)
+    unfinished = folder / f"{RESULTS}.partial"
+    check_output_file(unfinished, inputs)
     loaded = opt.open_model(model, backend, device, dtype)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(loaded, loaded_edit, items, **where, **common, progress=True)
@@ -231,11 +236,16 @@ def attribute(
         names = default_analyses(study)
         for left_out in sorted({*NAMES} - {*names}):
             console.print(f"left out: {left_out} (name it by --methods to have it)", highlight=False)
-    results = run_analyses(study, names, demos, control_draws)
     settings = opt.settings(where, loaded_edit, edit, items, **common)
     if demos is not None:
         settings["demonstrations"] = {"n": len(demos), "sha256": demos.digest, "control_draws": control_draws}
+    identity = {"model": model_identity(study.lens), "edit": edit_identity(loaded_edit), "settings": settings}
+    if unfinished.exists():
+        console.print(f"going on from {unfinished}", highlight=False, soft_wrap=True)
+    journal = Journal(unfinished, {**identity, "analyses": names, "versions": versions()}, "attribution")
+    results = run_analyses(study, names, demos, control_draws, journal)
     write_attribution(folder, loaded, loaded_edit, study.effect, results, settings)
+    unfinished.unlink(missing_ok=True)
     console.print(str(study.effect), highlight=False, soft_wrap=True)
     for contributions in results.values():
         console.print(str(contributions), highlight=False, markup=False, soft_wrap=True)
@@ -281,6 +291,13 @@ app.command(
     "--data mc_task.json --out edited.json[/bold]",
 )(evaluation.run)
 app.command(epilog="Example: [bold]sea-lens compare unedited.json edited.json --out changes[/bold]")(evaluation.compare)
+
+
+app.command(
+    "tune",
+    epilog="Example: [bold]sea-lens tune --model gpt2 --demonstrations demos.jsonl --benchmark truthfulqa "
+    "--data dev.json --maximise mc2 --out tuned[/bold]",
+)(tuning.run)
 
 
 @app.command(epilog="Example: [bold]sea-lens inspect edit.safetensors[/bold]")

@@ -6,9 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from .._support.files import write_atomically
 from .._support.json_files import write_json
 from .._support.statistics import Interval
-from .._support.files import write_atomically
 from .._support.versions import versions
 from ..testbed.bed import Testbed
 from ..testbed.demo import MINIMUM_MASS, RANDOM_DRAWS, RULE, DemoResult, MethodResult

@@ -65,6 +65,11 @@ def read_pair(text: str, name: str, kind: type[int] | type[float]) -> Any:
     return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
 
 
+def read_numbers(text: str, name: str) -> list[float]:
+    """Numbers with commas between them."""
+    return [as_number(part.strip(), name) for part in text.split(",")]
+
+
 def read_names(text: str, name: str, known: Sequence[str]) -> list[str]:
     """Comma-separated names of known things, each once."""
     names = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
@@ -80,9 +85,7 @@ def check_format(form: str) -> None:
         raise InputError(f"--format {form!r}: expected one of {', '.join(FORMATS)}")
 
 
-def settings(
-    where: dict[str, Any], edit: Edit, path: Path, contrasts: Contrasts, **common: Any
-) -> dict[str, Any]:
+def settings(where: dict[str, Any], edit: Edit, path: Path, contrasts: Contrasts, **common: Any) -> dict[str, Any]:
     """What a result was measured with, for its file: the edit by its content, whatever the bytes of its file."""
     digest = edit.digest[:16] if isinstance(edit, SavedEdit) else repr(edit)
     return {

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from .._support.storage import ImpossibleError, as_file_errors, read_tensors, write_tensors
+from .._support.storage import ImpossibleError, as_file_errors, bytes_of, read_tensors, write_tensors
 from ..models.sites import SITES, Site
 from .base import Edit
 
@@ -66,9 +66,8 @@ class SavedEdit(Edit):
         """SHA-256 of the method, its tensors and its facts: what the edit is, whatever file or process it is in."""
         found = hashlib.sha256(json.dumps([self.kind, self.facts()], sort_keys=True).encode())
         for name, tensor in sorted(self.tensors().items()):
-            plain = tensor.detach().cpu().contiguous()
-            found.update(f"{name} {plain.dtype} {tuple(plain.shape)}".encode())
-            found.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(bytes_of(tensor))
         return found.hexdigest()
 
     @abstractmethod
@@ -132,9 +131,7 @@ def require(holds: bool, broken: str) -> None:
         raise ValueError(broken)
 
 
-def check_units(
-    site: str, shapes: Mapping[Any, tuple[int, ...]], provenance: Mapping[str, Any] | None = None
-) -> None:
+def check_units(site: str, shapes: Mapping[Any, tuple[int, ...]], provenance: Mapping[str, Any] | None = None) -> None:
     """Refuse tensors of an activation edit that are not all of one shape (units, width) that the site can have.
 
     Raises:
@@ -171,7 +168,7 @@ def check_signatures(signatures: Mapping[int, float] | None, layers: tuple[int, 
     """
     if signatures is not None:
         require(set(layers) <= set(signatures), f"it has signatures of layers {sorted(signatures)} alone")
-        sizes = all(type(s) in (int, float) and 0 <= s and math.isfinite(s) for s in signatures.values())
+        sizes = all(type(s) in (int, float) and s >= 0 and math.isfinite(s) for s in signatures.values())
         require(sizes, "a signature is no size")
         require(all(type(layer) is int and layer >= 0 for layer in signatures), "a signature is of no layer")
 

@@ -1,14 +1,18 @@
 """What tells one model and one edit from another, so that results are not mixed up."""
 
 import hashlib
+import re
 from typing import Any
 
 import torch
 
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
+from ..edits.saved import SavedEdit
 from ..models.lens import Lens
+from ..spectral.features import FEATURE_MAPS
 
+_KNOWN = FEATURE_MAPS["identity"]
 _SAMPLE = 512
 _PROBE_TOKENS = 12
 _PREDICTIONS = 16
@@ -34,10 +38,19 @@ def model_identity(lens: Lens) -> dict[str, Any]:
 
 
 def edit_identity(edit: Edit) -> dict[str, Any]:
-    """What the edit is, with a digest of what it does to activations drawn at random."""
+    """What the edit is: a digest of its content, the same in every process and whatever file it came from.
+
+    An edit that cannot be saved is told by what it says of itself, or by what it does to activations drawn at random;
+    so is one with a feature map of the user's own, whose functions no file holds.
+    """
     found: dict[str, Any] = {"method": type(edit).__name__, "site": edit.site, "fitted_layers": list(edit.layers)}
+    if isinstance(edit, SavedEdit):
+        found["sha256"] = edit.digest
+        if getattr(edit, "feature", _KNOWN).name in FEATURE_MAPS:
+            return found
     if not isinstance(edit, ActivationEdit):
-        return found | {"options": repr(edit)}
+        # Without the addresses of objects, which every process has its own of.
+        return found | {"options": re.sub(r" at 0x[0-9a-f]+", "", repr(edit))}
     units, width = edit.shape
     probe = edit.at.from_units(torch.randn(4, units, width, generator=torch.Generator().manual_seed(0)))
     digest = hashlib.sha256()

@@ -35,9 +35,7 @@ class Journal:
         FileError: it cannot be read or written, is no journal, or was changed since it was written.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], identity: Mapping[str, Any], run: str = "evaluation"
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any], run: str = "evaluation") -> None:
         self.path = Path(path)
         self.run = run
         self.identity = json.loads(json.dumps(plain(identity)))

@@ -125,6 +125,8 @@ class Evaluation:
             if benchmark is None or benchmark.name != name:
                 raise FileError(f"{path} holds results of the benchmark {name!r}: expected it as `benchmark`")
             seed, provenance = content["seed"], content["provenance"]
+            if not all("row" in item for item in content["items"]):
+                raise ValueError("an item has no 'row'")
             if type(seed) is not int or not 0 <= seed < 2**63 or not isinstance(provenance, dict):
                 raise ValueError("its seed or its provenance is none")
             loaded = cls(benchmark, content["items"], provenance, seed)
@@ -146,7 +148,7 @@ def _check_items(items: Any) -> None:
     """
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise ValueError("expected a list of at least one row")
-    rows = [item.get("row") for item in items]
+    rows = [item["row"] for item in items if "row" in item]
     if not all(type(row) is int and 0 < row < 2**53 for row in rows) or len(set(rows)) < len(rows):
         raise ValueError("expected a number of its own, above 0, as 'row' of each")
     cells, names = sum(map(len, items)), {name for item in items for name in item}
@@ -157,7 +159,7 @@ def _check_items(items: Any) -> None:
         for name in ("log_probs", "tokens"):
             values = item.get(name, [])
             if isinstance(values, list) and not all(_is_number(value) for value in values):
-                raise ValueError(f"row {item['row']}: {name} holds what is no number")
+                raise ValueError(f"row {item.get('row')}: {name} holds what is no number")
 
 
 def _is_number(value: Any) -> bool:

@@ -1,14 +1,19 @@
 """Choosing an edit's options on a dev split, by a rule that is stated beforehand."""
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 from .._support.arguments import as_integer, as_number
+from .._support.json_files import plain, read_sealed_json, write_sealed_json
 from .._support.progress import tracked
+from .._support.storage import ImpossibleError, as_file_errors
+from .._support.versions import versions
 from ..edits.where import LayerChoice, choose_layers
-from ..errors import InputError
+from ..errors import FileError, InputError
 from ..models.lens import Lens
 from ..models.reading import Reading
 from ..spectral.capturing import capture
@@ -18,11 +23,17 @@ from ..spectral.fitting import fit
 from ..spectral.ranks import Size
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
+from .fingerprints import model_identity
+from .journal import Journal
 from .results import Evaluation
 from .run import Task, evaluate
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# What `Tuning.save` writes.
+EDIT, RESULTS = "edit.safetensors", "results.json"
+_KIND = "tuning"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +47,11 @@ class Tuning:
         edit: the chosen edit.
         options: layers and strength that were chosen with it, for `applied`.
         unedited: without an edit, the score to maximise and those with a budget, by name.
+        maximise: the score that the rule makes largest.
+        limits: the budget that it keeps.
+
+    Raises:
+        InputError: a table whose chosen setting is not the one that the rule takes.
     """
 
     table: "pd.DataFrame"
@@ -43,6 +59,65 @@ class Tuning:
     edit: SpectralEdit
     options: Mapping[str, Any]
     unedited: Mapping[str, float]
+    maximise: str
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            allowed, best = _choice(self.table, self.maximise, self.limits)
+            chosen = self.table.index[self.table["chosen"].to_numpy(dtype=bool)].tolist()
+            if self.table["allowed"].tolist() != allowed.tolist() or chosen != [best]:
+                raise ValueError(f"its choice {chosen} is not the rule's, {[best]}")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise ImpossibleError(f"this is no result of tune: {error}") from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the chosen edit (`edit.safetensors`) and everything else (`results.json`) into a folder.
+
+        Raises:
+            FileError: they cannot be written; a half-written one is never left.
+        """
+        # First, since the results name it.
+        self.edit.save(Path(folder) / EDIT)
+        content = {
+            "sea_lens": _KIND,
+            "rule": self.rule,
+            "maximise": self.maximise,
+            "limits": self.limits,
+            "options": self.options,
+            "unedited": self.unedited,
+            "edit": self.edit.digest,
+            "settings": self.table.to_dict("records"),
+        }
+        write_sealed_json(Path(folder) / RESULTS, content)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], feature: FeatureMap | None = None) -> "Tuning":
+        """Read what `save` wrote; `feature` is the feature map of the chosen edit, where it was one of the user's own.
+
+        Raises:
+            FileError: missing or changed files, a choice that is not the rule's, or an edit that is not the chosen one.
+        """
+        import pandas as pd
+
+        path = Path(folder) / RESULTS
+        content = read_sealed_json(path, _KIND)
+        edit = SpectralEdit.load(Path(folder) / EDIT, feature)
+        with as_file_errors(path):
+            settings = content["settings"]
+            if len({tuple(row) for row in settings}) != 1:
+                raise ValueError("its settings have different scores")
+            if edit.digest != content["edit"]:
+                raise ValueError(f"{EDIT} is not the edit that was chosen")
+            table = pd.DataFrame([{name: _from_text(x) for name, x in row.items()} for row in settings])
+            unedited = {name: float(x) for name, x in content["unedited"].items()}
+            limits = {name: as_number(x, name) for name, x in content["limits"].items()}
+            options = dict(content["options"])
+            loaded = cls(table, str(content["rule"]), edit, options, unedited, str(content["maximise"]), limits)
+            chosen = settings[table["chosen"].tolist().index(True)]
+            if any(chosen[name] != value for name, value in options.items()):
+                raise ValueError("its options are not those of the chosen setting")
+        return loaded
 
     def __str__(self) -> str:
         chosen = self.table[self.table["chosen"]].iloc[0]
@@ -67,6 +142,7 @@ def tune(
     site: str = "mlp_out",
     batch_size: SupportsIndex = 16,
     progress: bool = True,
+    journal: str | os.PathLike[str] | None = None,
 ) -> Tuning:
     """Try every setting of a grid on a dev split and take the best that a budget allows.
 
@@ -86,6 +162,8 @@ def tune(
         site: what is edited.
         batch_size: sequences at a time.
         progress: show a progress bar.
+        journal: a file in which finished settings are noted. A tuning that was interrupted goes on from it, and ends
+            with the same results; delete it when they are safe.
 
     Returns:
         The whole table and the choice. Ties go to the setting that was tried first.
@@ -93,9 +171,12 @@ def tune(
     Raises:
         InputError: an unknown score or option, an empty grid, or a budget that no setting keeps; refused before any
             setting is tried, but for the last.
+        FileError: the journal cannot be written, or is damaged.
+        MismatchError: the journal belongs to a tuning of something else.
     """
     import pandas as pd
 
+    layers, strengths = _as_values(layers, _layer_choice), _as_values(strengths, lambda s: as_number(s, "strength"))
     grid = {"feature": features, "energy": energies, "centre": centres, "layers": layers, "strength": strengths}
     lens = Lens.of(model)
     _check(grid, lens.n_layers)
@@ -104,11 +185,23 @@ def tune(
     batch_size = as_integer(batch_size, "batch_size", least=1)
     tasks = [task] if side_effects is None else [task, side_effects]
     common: dict[str, Any] = {"batch_size": batch_size, "progress": False}
-    unedited = _scores([evaluate(model, one, **common) for one in tasks])
+    demonstrations = Demonstrations.of(demonstrations)
+    identity = {
+        "model": model_identity(lens),
+        "demonstrations": demonstrations.digest,
+        "tasks": [
+            {"benchmark": one.benchmark.name, "source": one.source, "sha256": one.digest, "prompt": repr(one.template)}
+            for one in tasks
+        ],
+        "grid": {name: [getattr(value, "name", repr(value)) for value in values] for name, values in grid.items()},
+        "options": {"maximise": maximise, "budget": limits, "site": site, "batch_size": batch_size},
+        "versions": versions(),
+    }
+    notes = None if journal is None else Journal(journal, identity, "tuning")
+    unedited = _noted(notes, 0, lambda: _scores([evaluate(model, one, **common) for one in tasks]))
     if unknown := {maximise, *limits} - set(unedited):
         raise InputError(f"unknown scores {sorted(unknown)}: the tasks have {', '.join(unedited)}")
 
-    demonstrations = Demonstrations.of(demonstrations)
     fitted: list[tuple[dict[str, Any], SpectralEdit]] = []
     for feature in features:
         covariance = capture(model, demonstrations, site=site, feature=feature, **common)
@@ -117,9 +210,14 @@ def tune(
             fitted.append((options, fit(covariance, energy=energy, centre=centre)))
     points = list(itertools.product(fitted, layers, strengths))
     rows = []
-    for (options, edit), where, strength in tracked(points, "tuning", len(points), show=progress):
+    steps = enumerate(tracked(points, "tuning", len(points), show=progress), start=1)
+    for number, ((options, edit), where, strength) in steps:
         applied = {"layers": where, "strength": strength}
-        scores = _scores([evaluate(model, one, edit=edit, **applied, **common) for one in tasks])
+
+        def tried(edit: SpectralEdit = edit, applied: dict[str, Any] = applied) -> dict[str, float]:
+            return _scores([evaluate(model, one, edit=edit, **applied, **common) for one in tasks])
+
+        scores = _noted(notes, number, tried, unedited)
         allowed = all(scores[name] <= limit for name, limit in limits.items())
         rows.append({**options, **applied, **scores, "allowed": allowed})
     table = pd.DataFrame(rows)
@@ -127,11 +225,64 @@ def tune(
     if not table["allowed"].any():
         smallest = ", ".join(f"{name} {table[name].min():.4g}" for name in limits)
         raise InputError(f"no setting keeps the budget of “{rule}”: the smallest values found are {smallest}")
-    best = table.loc[table["allowed"], maximise].idxmax()
+    if not table.loc[table["allowed"], maximise].notna().any():
+        raise InputError(f"no setting within the budget has a score {maximise!r}: it is a quotient of nothing")
+    _, best = _choice(table, maximise, limits)
     table["chosen"] = table.index == best
-    (_, edit), *_ = points[int(best)]
+    (_, edit), *_ = points[best]
     wanted = {name: unedited[name] for name in dict.fromkeys([maximise, *limits])}
-    return Tuning(table, rule, edit, {name: rows[int(best)][name] for name in ("layers", "strength")}, wanted)
+    options = {name: rows[best][name] for name in ("layers", "strength")}
+    return Tuning(table, rule, edit, options, wanted, maximise, limits)
+
+
+def _choice(table: "pd.DataFrame", maximise: str, limits: Mapping[str, float]) -> "tuple[pd.Series, int]":
+    """Which settings keep the budget, and the first of those with the largest score to maximise."""
+    allowed = table[maximise].map(lambda _: True)
+    for name, limit in limits.items():
+        allowed &= table[name] <= limit
+    return allowed, int(table.loc[allowed, maximise].idxmax())
+
+
+def _noted(
+    notes: Journal | None,
+    number: int,
+    measure: Callable[[], dict[str, float]],
+    like: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """The scores that the journal has as a part, or those that are measured now and noted in it.
+
+    Raises:
+        FileError: the part has other scores than `like`.
+    """
+    if notes is None:
+        return measure()
+    if number not in notes.parts:
+        notes.add(number, plain(measure()))
+    try:
+        found = {name: float(value) for name, value in notes.parts[number].items()}
+    except (ValueError, TypeError, AttributeError):
+        found = {}
+    if not found or (like is not None and found.keys() != like.keys()):
+        raise FileError(f"{notes.path} holds other scores than those of the tasks: delete it to start anew")
+    return found
+
+
+def _from_text(value: Any) -> Any:
+    """A value of a table, in which JSON has made NaN a text."""
+    return float(value) if value in ("nan", "inf", "-inf") else value
+
+
+def _as_values(values: Any, as_value: Callable[[Any], Any]) -> Any:
+    """A list of plain values that a table and a file can hold; what is no list is left to `_check`."""
+    return values if isinstance(values, str) else [as_value(value) for value in values]
+
+
+def _layer_choice(choice: Any) -> Any:
+    if isinstance(choice, str):
+        return choice
+    if hasattr(choice, "__index__") and not getattr(choice, "ndim", 0):
+        return as_integer(choice, "layers")
+    return [as_integer(layer, "layers") for layer in choice]
 
 
 def _check(grid: Mapping[str, Sequence[Any]], n_layers: int) -> None:

@@ -191,8 +191,8 @@ class RankOfEach(Size):
 
 def _recorded_key(name: str) -> Any:
     """A layer, or (layer, head), as `RankOfEach.record` writes it."""
-    parts = tuple(int(part) for part in name.split("."))
-    return parts if len(parts) > 1 else parts[0]
+    first, *rest = (int(part) for part in name.split("."))
+    return (first, *rest) if rest else first
 
 
 def _check_width(pair: tuple[int, int], width: int) -> None:

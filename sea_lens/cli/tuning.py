@@ -1,0 +1,108 @@
+"""The command `tune`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .._support.arguments import as_number
+from ..errors import InputError
+from ..evaluation.run import Task
+from ..evaluation.tuning import EDIT, RESULTS, tune
+from ..spectral.features import feature_map
+from ..spectral.ranks import Size
+from ..texts.demonstrations import Demonstrations
+from . import options as opt
+from .evaluation import BenchmarkOption, DataOption
+from .files import check_output_file, output_folder
+
+console = Console()
+
+_CENTRES = {"no": (False,), "yes": (True,), "both": (False, True)}
+
+
+def run(
+    model: opt.ModelOption,
+    demonstrations: Annotated[Path, typer.Option("--demonstrations", help="What to fit from.")],
+    benchmark: BenchmarkOption,
+    maximise: Annotated[str, typer.Option(help="The score to make largest, such as mc2.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the chosen edit and results.json.")],
+    data: DataOption = None,
+    form: opt.FormatOption = "jsonl",
+    limit: opt.LimitOption = None,
+    side_effects: Annotated[
+        str | None, typer.Option(help="Plain text or rows of it: its perplexity and KL count as scores too.")
+    ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="Largest allowed value of a score, such as kl=0.1; may be given often.")
+    ] = None,
+    energies: Annotated[str, typer.Option(help="Energies to try, with commas.")] = "0.99,0.999,0.9999",
+    centre: Annotated[str, typer.Option(help="Centre: no, yes or both.")] = "both",
+    layers: Annotated[list[str] | None, typer.Option(help="Layers to try, as in effect; may be given often.")] = None,
+    strengths: Annotated[str, typer.Option(help="Strengths to try, with commas.")] = "0.5,1,1.5",
+    features: Annotated[str, typer.Option(help="Feature maps to try, with commas.")] = "identity",
+    site: opt.SiteOption = "mlp_out",
+    batch_size: opt.BatchSizeOption = 16,
+    backend: opt.BackendOption = "auto",
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = "float32",
+) -> None:
+    """Choose an edit's options on a dev split: the best of a grid that a budget allows."""
+    opt.check_format(form)
+    if centre not in _CENTRES:
+        raise InputError(f"--centre {centre!r}: expected one of {', '.join(_CENTRES)}")
+    grid: dict[str, Any] = {
+        "energies": opt.read_numbers(energies, "--energies"),
+        "centres": _CENTRES[centre],
+        "layers": [opt.read_layers(choice) for choice in layers or ["all"]],
+        "strengths": opt.read_numbers(strengths, "--strengths"),
+        "features": [name.strip() for name in features.split(",")],
+    }
+    for energy in grid["energies"]:
+        Size.of(energy)
+    for name in grid["features"]:
+        feature_map(name)
+    limits = dict(_limit(text) for text in budget or ())
+    inputs = {"--demonstrations": demonstrations, "--data": data, "--side-effects": side_effects, "--model": model}
+    folder = output_folder(out, inputs)
+    journal = folder / f"{RESULTS}.partial"
+    for written in (folder / EDIT, journal):
+        check_output_file(written, inputs)
+    demos: Demonstrations = opt.read_demonstrations(demonstrations, form, None)
+    task = Task.read(benchmark, data, limit=limit)
+    side = None if side_effects is None else Task.read("perplexity", side_effects)
+    loaded = opt.open_model(model, backend, device, dtype)
+    if journal.exists():
+        console.print(f"going on from {journal}", highlight=False, soft_wrap=True)
+    found = tune(
+        loaded,
+        demos,
+        task,
+        maximise=maximise,
+        side_effects=side,
+        budget=limits,
+        site=site,
+        batch_size=batch_size,
+        journal=journal,
+        **grid,
+    )
+    found.save(folder)
+    journal.unlink(missing_ok=True)
+    shown = ["feature", "energy", "centre", "layers", "strength", *found.unedited]
+    table = Table(*shown, title=f"{benchmark}, {len(task.items)} items: {found.rule}")
+    for _, row in found.table.iterrows():
+        style = "bold" if row["chosen"] else None
+        cells = (f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in shown)
+        table.add_row(*(cell.replace("[", "\\[") for cell in cells), style=style)
+    console.print(table)
+    console.print(str(found), highlight=False, markup=False, soft_wrap=True)
+    console.print(f"wrote {folder}", highlight=False, soft_wrap=True)
+
+
+def _limit(text: str) -> tuple[str, float]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise InputError(f"--budget {text!r}: expected a score and its largest value, such as kl=0.1")
+    return name.strip(), as_number(value, f"--budget {name.strip()}")
