@@ -92,7 +92,7 @@ def run(
     journal.unlink(missing_ok=True)
     shown = ["feature", "energy", "centre", "layers", "strength", *found.unedited]
     table = Table(*shown, title=f"{benchmark}, {len(task.items)} items: {found.rule}")
-    for _, row in found.table.iterrows():
+    for row in found.table.to_dict("records"):
         style = "bold" if row["chosen"] else None
         cells = (f"{row[name]:.4g}" if isinstance(row[name], float) else str(row[name]) for name in shown)
         table.add_row(*(cell.replace("[", "\\[") for cell in cells), style=style)

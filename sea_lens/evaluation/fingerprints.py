@@ -46,7 +46,7 @@ def edit_identity(edit: Edit) -> dict[str, Any]:
     found: dict[str, Any] = {"method": type(edit).__name__, "site": edit.site, "fitted_layers": list(edit.layers)}
     if isinstance(edit, SavedEdit):
         found["sha256"] = edit.digest
-        if getattr(edit, "feature", _KNOWN).name in FEATURE_MAPS:
+        if isinstance(edit, ActivationEdit) and getattr(edit, "feature", _KNOWN).name in FEATURE_MAPS:
             return found
     if not isinstance(edit, ActivationEdit):
         # Without the addresses of objects, which every process has its own of.

@@ -23,7 +23,8 @@ class Journal:
     """The finished parts of one run.
 
     Args:
-        path: the file; made if it is missing, continued if it is there.
+        path: the file; continued if it is there, else made with the first part, so that a run that is refused
+            leaves none.
         identity: everything that the results depend on, as JSON content.
         run: what is being done, such as "evaluation".
 
@@ -51,9 +52,9 @@ class Journal:
         if content and not lines:
             raise self._unusable(1)
         self._read(lines)
-        kept = b"".join(line + b"\n" for line in lines)
-        # Written anew without what was cut short, whose rest would spoil the next line.
-        write_atomically(self.path, kept or self._line({run: self.identity}))
+        if lines:
+            # Written anew without what was cut short, whose rest would spoil the next line.
+            write_atomically(self.path, b"".join(line + b"\n" for line in lines))
 
     def _read(self, lines: list[bytes]) -> None:
         for number, line in enumerate(lines, start=1):
@@ -96,7 +97,13 @@ class Journal:
     def add(self, part: int, content: Any) -> None:
         """Note that the next part is finished; on disk when this returns."""
         assert part == len(self.parts)
-        line = self._line({"part": part, "content": content})
+        begun = bool(self._seal)
+        start = b"" if begun else self._line({self.run: self.identity})
+        line = start + self._line({"part": part, "content": content})
+        self.parts[part] = content
+        if not begun:
+            write_atomically(self.path, line)
+            return
         try:
             with self.path.open("ab") as file:
                 file.write(line)
@@ -104,7 +111,6 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise FileError(f"cannot write {self.path}: {why(error)}") from error
-        self.parts[part] = content
 
 
 def _same(found: Any, own: Any) -> bool:

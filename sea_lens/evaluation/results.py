@@ -125,8 +125,9 @@ class Evaluation:
             if benchmark is None or benchmark.name != name:
                 raise FileError(f"{path} holds results of the benchmark {name!r}: expected it as `benchmark`")
             seed, provenance = content["seed"], content["provenance"]
-            if not all("row" in item for item in content["items"]):
-                raise ValueError("an item has no 'row'")
+            rows = [item["row"] for item in content["items"]]
+            if not all(type(row) is int and 0 < row < 2**53 for row in rows) or len(set(rows)) < len(rows):
+                raise ValueError("expected a number of its own, above 0, as 'row' of each item")
             if type(seed) is not int or not 0 <= seed < 2**63 or not isinstance(provenance, dict):
                 raise ValueError("its seed or its provenance is none")
             loaded = cls(benchmark, content["items"], provenance, seed)
@@ -148,9 +149,6 @@ def _check_items(items: Any) -> None:
     """
     if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
         raise ValueError("expected a list of at least one row")
-    rows = [item["row"] for item in items if "row" in item]
-    if not all(type(row) is int and 0 < row < 2**53 for row in rows) or len(set(rows)) < len(rows):
-        raise ValueError("expected a number of its own, above 0, as 'row' of each")
     cells, names = sum(map(len, items)), {name for item in items for name in item}
     # A table has a cell for every row and name, which few rows of many names would make a huge one.
     if len(names) * len(items) > 4 * cells:

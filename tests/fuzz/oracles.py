@@ -1,0 +1,81 @@
+"""What a file that was accepted must be, looked at in other ways than the loaders do."""
+
+import math
+from typing import Any
+
+import torch
+
+import sea_lens as sl
+from sea_lens.edits.saved import SavedEdit
+
+
+def impossible_edit(edit: Any) -> str | None:
+    """What is impossible about a loaded edit, None where nothing is."""
+    if not isinstance(edit, SavedEdit):
+        return "no edit"
+    for name, tensor in edit.tensors().items():
+        if not math.isfinite(tensor.double().abs().sum().item()):
+            return f"{name} is not finite"
+    n_layers = edit.n_layers
+    if not edit.layers or min(edit.layers) < 0 or (n_layers is not None and max(edit.layers) >= n_layers):
+        return f"layers {edit.layers}"
+    if isinstance(edit, sl.SpectralEdit):
+        return _impossible_subspaces(edit)
+    if isinstance(edit, sl.ITI):
+        zero = all(not edit.vectors[at][head].any() for at in edit.layers for head in range(edit.shape[0]))
+        return "no heads" if zero or not edit.heads or edit.site != "z" else None
+    if isinstance(edit, sl.LEACE):
+        for layer, eraser in edit.erasers.items():
+            x = torch.randn(3, *eraser.left.shape, dtype=eraser.left.dtype)
+            once = x - eraser.erased_from(x - eraser.centre)
+            twice = once - eraser.erased_from(once - eraser.centre)
+            if not torch.allclose(once, twice, atol=1e-2 * float(once.abs().max()) + 1e-6):
+                return f"layer {layer} erases again"
+    if isinstance(edit, sl.LoRA) and not all(math.isfinite(loss) and loss >= 0 for loss in edit.losses):
+        return "losses"
+    return None
+
+
+def _impossible_subspaces(edit: sl.SpectralEdit) -> str | None:
+    if type(edit.n) is not int or edit.n < 1 or edit.site not in sl.SITES:
+        return f"n {edit.n}, site {edit.site}"
+    if not all(0 <= value < math.inf for value in edit.signatures.values()):
+        return "signatures"
+    for layer in edit.layers:
+        one = edit.subspaces[layer]
+        sides = ((one.keep, one.keep_rank, one.keep_values), (one.drop, one.drop_rank, one.drop_values))
+        for factor, ranks, values in sides:
+            for unit, rank in enumerate(ranks.tolist()):
+                columns = factor[unit].double()
+                gram = columns.T @ columns
+                wanted = torch.diag((torch.arange(gram.shape[0]) < rank).double())
+                if not 0 <= rank <= columns.shape[1] or not torch.allclose(gram, wanted, atol=1e-5):
+                    return f"layer {layer}: not orthonormal"
+                if (values[unit] < 0).any() or (values[unit].diff() > 0).any():
+                    return f"layer {layer}: singular values"
+    return None
+
+
+def impossible_covariance(found: sl.CrossCovariance) -> str | None:
+    """What is impossible about loaded sums."""
+    if type(found.n) is not int or found.n < 0 or found.site not in sl.SITES:
+        return f"n {found.n}, site {found.site}"
+    if list(found.layers) != sorted(set(found.layers)) or min(found.layers) < 0:
+        return f"layers {found.layers}"
+    units, d = found.units, found.d
+    shape = (len(found.layers), units, d)
+    if tuple(found.sum_positive.shape) != shape or tuple(found.sum_outer_negative.shape) != (*shape, d):
+        return "shapes"
+    most = found.n * max(abs(end) for end in found.feature.range) * (1 + 1e-6)
+    for name in ("sum_neutral", "sum_positive", "sum_negative"):
+        largest = getattr(found, name).abs().max().item()
+        if not largest < math.inf or (math.isfinite(most) and largest > most):
+            return name
+    return None
+
+
+def impossible_evaluation(found: sl.Evaluation) -> str | None:
+    """What is impossible about loaded results: here, accuracies that are not the mean of the items'."""
+    items = [float(item["accuracy"]) for item in found.items]
+    mean = math.fsum(items) / len(items)
+    return None if abs(found.scores["accuracy"] - mean) < 1e-9 else "accuracy"
