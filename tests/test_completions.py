@@ -10,7 +10,7 @@ import sea_lens as sl
 from sea_lens.measure.shared_prompts import log_probs
 from sea_lens.measure.spans import Fitted, Span, completion_spans, fit_context, text_spans
 from sea_lens.models.cache import Past
-from sea_lens.models.decoding import generate_greedily
+from sea_lens.models.decoding import continue_prompts
 from sea_lens.models.lens import Lens
 from sea_lens.models.tokens import pad
 
@@ -121,8 +121,8 @@ def test_rows_padded_on_the_left_go_on_as_they_would_alone(any_model):
 def test_greedy_continuations_do_not_depend_on_the_batch(any_model):
     lens = Lens.of(any_model)
     prompts = [[1, *range(4, 4 + length)] for length in (3, 9, 1, 9)]
-    together = generate_greedily(lens, prompts, 6, batch_size=4)
-    assert together == [generate_greedily(lens, [prompt], 6)[0] for prompt in prompts]
+    together = continue_prompts(lens, prompts, 6, batch_size=4)
+    assert together == [continue_prompts(lens, [prompt], 6)[0] for prompt in prompts]
     for prompt, continuation in zip(prompts, together, strict=True):
         tokens = torch.tensor([prompt + continuation])
         chosen = lens.forward(tokens, torch.ones_like(tokens))[0].argmax(-1)
@@ -131,13 +131,13 @@ def test_greedy_continuations_do_not_depend_on_the_batch(any_model):
 
 def test_a_continuation_ends_with_a_stop_text_or_an_end_token(model, monkeypatch):
     lens = Lens.of(model)
-    free = generate_greedily(lens, [[1, 5, 6]], 8)[0]
+    free = continue_prompts(lens, [[1, 5, 6]], 8)[0]
     word = lens.tokenizer.decode([free[2]])
-    stopped = generate_greedily(lens, [[1, 5, 6]], 8, stop=[word])[0]
+    stopped = continue_prompts(lens, [[1, 5, 6]], 8, stop=[word])[0]
     assert stopped == free[: free.index(free[2]) + 1]
     # An instruction model's turn may end at another token than EOS; its generation configuration says which.
     monkeypatch.setattr(lens, "more_ends", frozenset([free[2]]))
-    assert generate_greedily(lens, [[1, 5, 6]], 8)[0] == free[: free.index(free[2])]
+    assert continue_prompts(lens, [[1, 5, 6]], 8)[0] == free[: free.index(free[2])]
 
 
 def test_a_prompt_too_long_loses_its_left_end_and_keeps_bos(model):

@@ -18,6 +18,7 @@ from ..measure.effects import effect as measure_effect
 from ..methods.loading import load_edit
 from ..models.lens import Lens
 from ..models.reading import Reading
+from ..models.sampling import Sampling
 from ..models.sites import Site
 from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
@@ -258,29 +259,52 @@ def attribute(
 )
 def generate(
     model: opt.ModelOption,
-    edit: opt.EditOption,
     prompt: Annotated[list[str], typer.Option("--prompt", help="May be given several times.")],
+    edit: evaluation.EditedOption = None,
     compare: Annotated[bool, typer.Option("--compare", help="The unedited model beside the edited one.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation in tokens.", min=1)] = 32,
+    temperature: Annotated[float, typer.Option(help="0 takes the most probable token, above 0 tokens are drawn.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the most probable tokens of this probability.")] = 1,
+    top_k: Annotated[int | None, typer.Option(help="Draw from so many of the most probable tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A text that ends a continuation; may be given several times.")
+    ] = None,
     layers: opt.LayersOption = "all",
     strength: opt.StrengthOption = 1.0,
     combine: opt.CombineOption = None,
+    batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "float32",
 ) -> None:
-    """Continue prompts greedily under an edit."""
-    loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine)
+    """Continue prompts, unedited or under an edit: greedily, or drawing tokens."""
+    Sampling(temperature, top_p, top_k, seed)
+    chosen: dict[str, Any] = {}
+    if edit is not None:
+        loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine)
+        chosen = {"edit": loaded_edit, **where}
+    elif compare or (layers, strength, combine) != ("all", 1.0, None):
+        raise InputError("--compare, --layers, --strength and --combine are about an edit: expected --edit")
     loaded = opt.open_model(model, backend, device, dtype)
-    common = {"max_new_tokens": max_new_tokens, "prepend_bos": prepend_bos}
-    edited = generate_texts(loaded, prompt, loaded_edit, **where, **common)
+    common: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or (),
+        "prepend_bos": prepend_bos,
+        "batch_size": batch_size,
+    }
+    found = generate_texts(loaded, prompt, **chosen, **common)
     if not compare:
-        for text, continuation in zip(prompt, edited, strict=True):
+        for text, continuation in zip(prompt, found, strict=True):
             console.print(text + continuation, highlight=False, markup=False, soft_wrap=True)
         return
     table = Table("prompt", "unedited", "edited", show_lines=True)
-    for row in zip(prompt, generate_texts(loaded, prompt, **common), edited, strict=True):
+    for row in zip(prompt, generate_texts(loaded, prompt, **common), found, strict=True):
         table.add_row(*(text.replace("[", "\\[") for text in row))
     console.print(table)
 

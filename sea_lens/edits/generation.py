@@ -1,38 +1,106 @@
-"""Greedy continuations as text, with and without an edit."""
+"""Continuations of prompts, with and without an edit (docs/method.md 6.10)."""
 
 import contextlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, Literal, SupportsFloat, SupportsIndex, TypeAlias, overload
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..models.decoding import decode_continuation, generate_greedily
+from ..errors import DemonstrationError, InputError
+from ..models.decoding import before_stop, continue_prompts, decode_continuation
 from ..models.lens import Lens
+from ..models.sampling import Sampling
 from ..models.tokens import encode
 from .base import Edit
 from .where import LayerChoice, Strength
 
+Prompts: TypeAlias = (
+    str | Tensor | np.ndarray | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
+)
 
+
+@overload
 def generate(
     model: Any,
-    prompts: str | Sequence[str],
+    prompts: Prompts,
     edit: Edit | None = None,
     layers: LayerChoice = "all",
     strength: Strength = 1.0,
     combine: str | None = None,
     *,
-    max_new_tokens: int = 32,
+    max_new_tokens: SupportsIndex = 32,
+    temperature: SupportsFloat = 0.0,
+    top_p: SupportsFloat = 1.0,
+    top_k: SupportsIndex | None = None,
+    seed: SupportsIndex = 0,
+    stop: str | Iterable[str] = (),
+    return_tokens: Literal[False] = False,
     prepend_bos: bool = True,
-    batch_size: int = 16,
-) -> list[str]:
-    """Greedy continuations of prompts, decoded with a KV cache under the edit, up to EOS or another end token.
+    batch_size: SupportsIndex = 16,
+) -> list[str]: ...
+
+
+@overload
+def generate(
+    model: Any,
+    prompts: Prompts,
+    edit: Edit | None = None,
+    layers: LayerChoice = "all",
+    strength: Strength = 1.0,
+    combine: str | None = None,
+    *,
+    max_new_tokens: SupportsIndex = 32,
+    temperature: SupportsFloat = 0.0,
+    top_p: SupportsFloat = 1.0,
+    top_k: SupportsIndex | None = None,
+    seed: SupportsIndex = 0,
+    stop: str | Iterable[str] = (),
+    return_tokens: Literal[True],
+    prepend_bos: bool = True,
+    batch_size: SupportsIndex = 16,
+) -> list[list[int]]: ...
+
+
+def generate(
+    model: Any,
+    prompts: Any,
+    edit: Edit | None = None,
+    layers: LayerChoice = "all",
+    strength: Strength = 1.0,
+    combine: str | None = None,
+    *,
+    max_new_tokens: SupportsIndex = 32,
+    temperature: SupportsFloat = 0.0,
+    top_p: SupportsFloat = 1.0,
+    top_k: SupportsIndex | None = None,
+    seed: SupportsIndex = 0,
+    stop: Any = (),
+    return_tokens: bool = False,
+    prepend_bos: bool = True,
+    batch_size: SupportsIndex = 16,
+) -> list[str] | list[list[int]]:
+    """Continuations of prompts, decoded with a KV cache under the edit, up to EOS or another end token.
 
     Args:
         model: a TransformerLens model.
-        prompts: one text or several.
+        prompts: a text or several; or the token ids of one prompt (a list of integers, or a tensor (pos,)) or of
+            several (a list of these, or a tensor (batch, pos) without padding). Token ids are taken as they are: no BOS
+            is added.
         edit: the edit to apply, none by default.
         layers, strength, combine: as in `Edit.applied`.
         max_new_tokens: longest continuation in tokens.
-        prepend_bos: one BOS in front of every prompt, where the tokenizer has one.
+        temperature: 0 takes the most probable token; above 0 tokens are drawn, at 1 from the model's own distribution.
+        top_p: with a temperature, draw from the smallest set of most probable tokens that has this probability.
+        top_k: with a temperature, draw from so many of the most probable tokens.
+        seed: of the draws. A prompt's continuation depends on it and the prompt alone, not on the other prompts; a
+            prompt that is given several times is continued in as many ways.
+        stop: texts that end a continuation; it is cut before the first of them.
+        return_tokens: give the token ids of the continuations in place of their texts: without the end token, and with
+            those that complete a stop text.
+        prepend_bos: one BOS in front of every text, where the tokenizer has one.
         batch_size: prompts at a time.
 
     Returns:
@@ -40,7 +108,9 @@ def generate(
 
     Raises:
         DemonstrationError: a prompt without tokens, or one that does not fit the model's context with its continuation.
-        InputError: `max_new_tokens` or `batch_size` is below 1.
+        InputError: prompts that are neither texts nor token ids of the model, an option out of range, `top_p` or
+            `top_k` without a temperature, or an empty stop text.
+        ActivationError: the model's logits for a next token are NaN or infinite; names the prompt.
         Otherwise as `Edit.applied`.
 
     Example:
@@ -50,10 +120,70 @@ def generate(
     """
     batch_size = as_integer(batch_size, "batch_size", least=1)
     max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)
+    sampling = Sampling(temperature, top_p, top_k, seed)  # type: ignore[arg-type]
+    stops = _stop_texts(stop)
     lens = Lens.of(model)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    tokens = [encode(lens, text, prepend_bos=prepend_bos, what=f"prompt {i}") for i, text in enumerate(texts)]
+    tokens = prompt_tokens(lens, prompts, prepend_bos=prepend_bos)
     context = edit.applied(model, layers, strength, combine) if edit is not None else contextlib.nullcontext()
     with context:
-        continuations = generate_greedily(lens, tokens, max_new_tokens, batch_size=batch_size)
-    return [decode_continuation(lens, *pair) for pair in zip(tokens, continuations, strict=True)]
+        found = continue_prompts(lens, tokens, max_new_tokens, batch_size=batch_size, stop=stops, sampling=sampling)
+    if return_tokens:
+        return found
+    return [before_stop(decode_continuation(lens, *pair), stops) for pair in zip(tokens, found, strict=True)]
+
+
+def _stop_texts(stop: Any) -> tuple[str, ...]:
+    given = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
+    if not all(isinstance(text, str) and text for text in given):
+        raise InputError(f"stop {stop!r}: expected a non-empty text, or several")
+    return given
+
+
+def prompt_tokens(lens: Lens, prompts: Any, *, prepend_bos: bool = True) -> list[list[int]]:
+    """Tokens of prompts given as texts or as token ids; arguments and errors as in `generate`."""
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    elif isinstance(prompts, np.ndarray):
+        prompts = torch.from_numpy(prompts)
+    if isinstance(prompts, Tensor):
+        if prompts.ndim not in (1, 2):
+            raise InputError(f"prompts of shape {tuple(prompts.shape)}: expected token ids (pos,) or (batch, pos)")
+        prompts = [prompts] if prompts.ndim == 1 else list(prompts)
+    if not isinstance(prompts, Iterable) or isinstance(prompts, (bytes, Mapping, Set)):
+        raise InputError(f"{_EXPECTED}, got {type(prompts).__name__}")
+    given = list(prompts)
+    if given and all(_is_id(one) for one in given):
+        given = [given]
+    texts = [isinstance(one, str) for one in given]
+    if any(texts) and not all(texts):
+        raise InputError(f"{_EXPECTED}, got both")
+    return [
+        encode(lens, one, prepend_bos=prepend_bos, what=f"prompt {i}")
+        if isinstance(one, str)
+        else _checked_ids(lens, one, f"prompt {i}")
+        for i, one in enumerate(given)
+    ]
+
+
+_EXPECTED = "prompts: expected texts or token ids (whole numbers)"
+
+
+def _is_id(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.ndim == 0
+    return isinstance(value, (SupportsIndex, float)) and not isinstance(value, np.ndarray)
+
+
+def _checked_ids(lens: Lens, ids: Any, what: str) -> list[int]:
+    if isinstance(ids, Tensor) and (ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool):
+        raise InputError(f"{what}: expected token ids (pos,), got {ids.dtype} of shape {tuple(ids.shape)}")
+    if not isinstance(ids, Iterable) or isinstance(ids, (bytes, Mapping, Set)):
+        raise InputError(f"{_EXPECTED}, got {type(ids).__name__} for {what}")
+    tokens = [as_integer(one, f"{what}, token id") for one in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+    if not tokens:
+        raise DemonstrationError(f"{what} has no tokens")
+    if beyond := [one for one in tokens if not 0 <= one < lens.d_vocab]:
+        raise InputError(f"{what} has token ids {beyond[:4]}: expected 0 to {lens.d_vocab - 1}, the model's vocabulary")
+    if len(tokens) > lens.n_ctx:
+        raise DemonstrationError(f"{what} has {len(tokens)} tokens, the model's context holds {lens.n_ctx}")
+    return tokens

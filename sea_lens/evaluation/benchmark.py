@@ -14,7 +14,7 @@ from .._support.text_rows import ending, read_json_list, read_rows
 from ..errors import DemonstrationError, FileError, InputError
 from ..measure.shared_prompts import log_probs
 from ..measure.spans import Fitted, completion_spans, text_spans
-from ..models.decoding import decode_continuation, generate_greedily
+from ..models.decoding import before_stop, continue_prompts, decode_continuation
 from ..models.lens import Lens
 from ..models.tokens import bos_token, tokenise
 from ..texts.prompts import ChatPrompt, PromptTemplate
@@ -148,11 +148,11 @@ class Asker:
                     raise DemonstrationError(f"row {item.row} has no room in a context of {self.lens.n_ctx} tokens")
                 cuts.append(max(len(tokens) - room, 0))
                 prompts.append([*tokens[:bos], *tokens[bos + cuts[-1] :]])
-            found = generate_greedily(self.lens, prompts, new_tokens, batch_size=self.batch_size, stop=self.prompt.stop)
+            found = continue_prompts(self.lens, prompts, new_tokens, batch_size=self.batch_size, stop=self.prompt.stop)
         texts = []
         for prompt, continuation in zip(prompts, found, strict=True):
             text = decode_continuation(self.lens, prompt, continuation)
-            texts.append(text[: min([text.find(stop) for stop in self.prompt.stop if stop in text], default=len(text))])
+            texts.append(before_stop(text, self.prompt.stop))
         return list(zip(texts, cuts, strict=True))
 
     def _score(self, tokenised: Callable[[], Sequence[Sequence[Fitted]]]) -> list[Scored]:

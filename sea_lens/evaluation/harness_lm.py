@@ -14,7 +14,7 @@ from transformers import PretrainedConfig
 from ..edits.base import Edit
 from ..edits.where import Where
 from ..errors import InputError
-from ..models.decoding import generate_greedily
+from ..models.decoding import continue_prompts
 from ..models.lens import Lens
 from ..models.tokens import pad, tokenise
 
@@ -110,7 +110,7 @@ class EditedLM(HFLM):
         mask = generation_kwargs["attention_mask"].bool()
         prompts = [row[kept].tolist() for row, kept in zip(context, mask, strict=True)]
         with self._edited():
-            found = generate_greedily(self.lens, prompts, max_length - context.shape[1], stop=stop)
+            found = continue_prompts(self.lens, prompts, max_length - context.shape[1], stop=stop)
         longest = max(map(len, found))
         pad = self.tokenizer.pad_token_id
         rows = [

@@ -2,8 +2,9 @@
 
 In reading order: `lens` (a model as the rest sees it), `parts`, `hook_points`, `hooks`, `passes` and `standing` (what
 stands in a model, and the proof that it acted), `copies` (copies of a model in which something stands), `load`, `sites`
-(where activations are read and edited), `tokens` (texts to tokens), `readout` (norms, heads and the unembedding),
-`cached_pass`, `cache_probe`, `cache` and `decoding` (what has been read is not read again, where that is exact),
-`reading` (the activations of demonstrations); then changes that no hook point can make: `forward_stand_in`,
-`logit_hooks`, `prefix` (tokens in front of everything) and `weight_changes`.
+(where activations are read and edited), `tokens` (texts to tokens), `token_positions` (which tokens of a text are
+meant), `readout` (norms, heads and the unembedding), `cached_pass`, `cache_probe` and `cache` (what has been read is
+not read again, where that is exact), `sampling` and `decoding` (continuing prompts), `reading` (the activations of
+demonstrations); then changes that no hook point can make: `forward_stand_in`, `logit_hooks`, `prefix` (tokens in front
+of everything) and `weight_changes`.
 """

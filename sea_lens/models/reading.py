@@ -15,7 +15,7 @@ from .._support.progress import tracked
 from ..errors import InputError, MismatchError
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
-from .decoding import generate_greedily
+from .decoding import continue_prompts
 from .lens import FINAL_NORM, Lens
 from .readout import probe_norm
 from .sites import SITES, Site
@@ -157,7 +157,7 @@ class Reading:
         ]
         if self.neutral == "generated":
             prompts = [sequences[0] for sequences in texts]
-            continued = generate_greedily(lens, prompts, self.max_new_tokens, batch_size=batch_size)
+            continued = continue_prompts(lens, prompts, self.max_new_tokens, batch_size=batch_size)
             texts = [(prompt + more, *rest) for (prompt, *rest), more in zip(texts, continued, strict=True)]
         first_token = 1 if self.prepend_bos and bos_token(lens) is not None else 0
         order = sorted(range(len(texts)), key=lambda i: -max(map(len, texts[i])))
