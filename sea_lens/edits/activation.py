@@ -10,11 +10,12 @@ from torch import Tensor
 
 from .._support.arguments import Scalar, as_integer, as_strength
 from .._support.saturation import saturate
-from ..errors import InputError, MismatchError
+from ..errors import InputError, MismatchError, UnsupportedModelError
 from ..models.hooks import HookFunction
 from ..models.lens import Lens
 from ..models.sites import Site, unit_keys
 from ..models.standing import Change
+from ..models.token_positions import Positions, acting, check_positions
 from .base import Edit
 from .where import LayerChoice, Strength, Where
 
@@ -125,29 +126,66 @@ class ActivationEdit(Edit):
             layer: strength.to(lens.device) if isinstance(strength, Tensor) else strength
             for layer, strength in where.strengths.items()
         }
-        return [
+        functions = [
             (self.at.point(lens, layer), self.function(layer, strength, where.combine))
             for layer, strength in placed.items()
         ]
+        if where.positions == "all":
+            return functions
+        return [(name, at_positions(lens, where.positions, function)) for name, function in functions]
+
+    def choose_positions(self, positions: Positions) -> Positions:
+        return check_positions(positions)
 
     def fwd_hooks(
-        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+        self,
+        model: Any,
+        layers: LayerChoice | None = None,
+        strength: Strength | None = None,
+        combine: str | None = None,
+        positions: Positions | None = None,
     ) -> list[tuple[str, Callable[..., Tensor | None]]]:
         """The edit as `fwd_hooks` for `run_with_hooks` and `hooks`, for pipelines that own their hooks.
 
-        Arguments and errors as in `applied`.
+        Arguments and errors as in `applied`. At other positions than all, the hooks need to know which tokens the model
+        reads: run them within `sl.prompt_lengths`, else they refuse.
         """
 
         def accepting_hook(function: HookFunction) -> Callable[..., Tensor | None]:
             return lambda x, hook=None: function(x)
 
-        functions = self.functions(model, self.check(model, layers, strength, combine))
+        functions = self.functions(model, self.check(model, layers, strength, combine, positions))
         return [(name, accepting_hook(function)) for name, function in functions]
 
     def changes(self, model: Any, where: Where) -> Sequence[Change]:
         """Hooks that do arithmetic only: what `check` settled is not asked again at every token."""
         lens = Lens.of(model)
         return [lens.hook(name, function) for name, function in self.functions(model, where)]
+
+
+def at_positions(lens: Lens, positions: Positions, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of activations that leaves those at other positions as they are.
+
+    Args:
+        lens: the model whose passes say where the positions are.
+        positions: the choice.
+        function: whose result at one token depends on no other token.
+    """
+
+    def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        where = acting(lens, positions)
+        if tuple(x.shape[:2]) != tuple(where.mask.shape):
+            raise UnsupportedModelError(
+                f"model {lens.name!r}: an activation of shape {tuple(x.shape)} has no axes for the "
+                f"{tuple(where.mask.shape)} rows and tokens that are read, so that it cannot be edited at some of them"
+            )
+        if not where.anywhere:
+            return x
+        if where.everywhere:
+            return function(x)
+        return torch.where(where.over(x), function(x), x)
+
+    return edited
 
 
 def _check_broadcast(strength: Tensor, x: Float[Tensor, "..."]) -> None:

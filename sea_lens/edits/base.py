@@ -5,15 +5,21 @@ that change activations are `ActivationEdit`s, which the analyses of activations
 """
 
 import contextlib
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, TypeVar
 
+from .._support.arguments import as_number
 from ..errors import InputError, MismatchError
 from ..models.lens import Lens
 from ..models.standing import Change, Held, Standing
+from ..models.token_positions import Positions, check_positions, positions_name
 from .in_model import warn_of_installed
-from .where import LayerChoice, Strength, Where, choose_layers, strength_of_layers
+from .where import Defaults, LayerChoice, Strength, Where, choose_layers, strength_of_layers
+
+Kind = TypeVar("Kind", bound="Edit")
 
 
 class Installation(Held):
@@ -24,7 +30,7 @@ class Installation(Held):
 
     Attributes:
         edit: the edit.
-        where: its layers, strengths and way to combine.
+        where: its layers, strengths, way to combine and positions.
     """
 
     def __init__(self, lens: Lens, edit: "Edit", where: Where) -> None:
@@ -38,10 +44,12 @@ class Edit(ABC):
     Attributes:
         combines: the values that `combine` may take, the default first.
         site: where it acts: one of `SITES`, "logits", "tokens" or "weights".
+        defaults: how it is applied where a call does not say (`with_defaults`).
     """
 
     combines: ClassVar[tuple[str, ...]]
     site: str
+    defaults: Defaults = Defaults()
 
     @property
     @abstractmethod
@@ -77,10 +85,15 @@ class Edit(ABC):
         return installation
 
     def install(
-        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+        self,
+        model: Any,
+        layers: LayerChoice | None = None,
+        strength: Strength | None = None,
+        combine: str | None = None,
+        positions: Positions | None = None,
     ) -> Installation:
         """Install the edit until the returned handle is removed; arguments and errors as in `applied`."""
-        return self.put(model, self.check(model, layers, strength, combine)).keep()
+        return self.put(model, self.check(model, layers, strength, combine, positions)).keep()
 
     def check_model(self, model: Any) -> None:
         """Refuse a model that the edit does not fit.
@@ -98,30 +111,90 @@ class Edit(ABC):
     def check(
         self,
         model: Any,
-        layers: LayerChoice = "all",
-        strength: Strength = 1.0,
+        layers: LayerChoice | None = None,
+        strength: Strength | None = None,
         combine: str | None = None,
+        positions: Positions | None = None,
         *,
         scoring: bool = False,
     ) -> Where:
         """Refuse, before any work, what `applied` would refuse; arguments and errors as there.
 
         Args:
-            model, layers, strength, combine: as in `applied`.
+            model, layers, strength, combine, positions: as in `applied`.
             scoring: whether completions are to be scored under the edit, for which every token needs a probability.
 
         Returns:
-            Layers, strengths and `combine` as one value, for `put`.
+            Layers, strengths, `combine` and positions as one value, for `put`.
 
         Warns:
             SeaLensWarning: an edit stands in the model already; names it.
         """
         self.check_model(model)
-        combine = self.choose_combine(combine)
-        where = Where(strength_of_layers(strength, self.choose_layers(layers)), combine)
+        asked = self.settled(layers, strength, combine, positions)
+        strengths = strength_of_layers(asked["strength"], self.choose_layers(asked["layers"]))
+        where = Where(strengths, self.choose_combine(asked["combine"]), self.choose_positions(asked["positions"]))
         self.check_strengths(model, where, scoring=scoring)
         warn_of_installed(model, f"{type(self).__name__} is applied")
         return where
+
+    def settled(
+        self,
+        layers: LayerChoice | None = None,
+        strength: Strength | None = None,
+        combine: str | None = None,
+        positions: Positions | None = None,
+    ) -> dict[str, Any]:
+        """What a call that gives these arguments asks for, by name: what it does not give is what the edit remembers."""
+        given = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
+        fallbacks = {"layers": "all", "strength": 1.0, "combine": self.combines[0], "positions": "all"}
+        for name, value in given.items():
+            if value is None:
+                remembered = getattr(self.defaults, name)
+                given[name] = fallbacks[name] if remembered is None else remembered
+        return given
+
+    def with_defaults(
+        self: Kind,
+        *,
+        layers: LayerChoice | None = None,
+        strength: Strength | None = None,
+        combine: str | None = None,
+        positions: Positions | None = None,
+    ) -> Kind:
+        """The same edit with what was chosen for it, which every call and command takes where none is given.
+
+        It is saved with the edit. What is not given stays as it was.
+
+        Args:
+            layers, combine, positions: as in `applied`.
+            strength: as there, but a number, or one for each layer.
+
+        Raises:
+            InputError: unknown layers, `combine` or positions, or a strength that is not finite or is a tensor.
+
+        Example:
+            >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+            >>> chosen = edit.with_defaults(layers="last-2", strength=1.5)
+            >>> found = sl.effect(bed.model, chosen, bed.contrasts["test"])
+            >>> found.effect == sl.effect(bed.model, edit, bed.contrasts["test"], layers="last-2", strength=1.5).effect
+            True
+        """
+        if layers is not None:
+            chosen = self.choose_layers(layers)
+            layers = layers if isinstance(layers, str) else chosen
+        if strength is not None:
+            of_layers = strength if isinstance(strength, Mapping) else dict.fromkeys(self.layers, strength)
+            strengths = {layer: as_number(value, "strength") for layer, value in of_layers.items()}
+            strength = strengths if isinstance(strength, Mapping) else next(iter(strengths.values()))
+        combine = None if combine is None else self.choose_combine(combine)
+        positions = None if positions is None else self.choose_positions(positions)
+        given = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
+        found = copy.copy(self)
+        defaults = replace(self.defaults, **{name: value for name, value in given.items() if value is not None})
+        # Edits are frozen: no attribute of one that somebody holds ever changes.
+        object.__setattr__(found, "defaults", defaults)
+        return found
 
     def check_strengths(self, model: Any, where: Where, *, scoring: bool) -> None:  # noqa: B027
         """Refuse what this method in particular cannot do; most have nothing to add to `check`.
@@ -144,19 +217,49 @@ class Edit(ABC):
         """The layers of this edit that a choice names."""
         return choose_layers(layers, self.layers, self.signature)
 
+    def choose_positions(self, positions: Positions) -> Positions:
+        """A choice of positions, which only an edit of activations has.
+
+        Raises:
+            InputError: it is unknown, or this edit acts at all positions or at none.
+        """
+        if check_positions(positions) != "all":
+            raise InputError(
+                f"{type(self).__name__} acts on the {self.site}, and so at all positions: expected positions 'all', got "
+                f"{positions_name(positions)!r}"
+            )
+        return positions
+
     @contextlib.contextmanager
     def applied(
-        self, model: Any, layers: LayerChoice = "all", strength: Strength = 1.0, combine: str | None = None
+        self,
+        model: Any,
+        layers: LayerChoice | None = None,
+        strength: Strength | None = None,
+        combine: str | None = None,
+        positions: Positions | None = None,
     ) -> Iterator[Any]:
         """The model with the edit in it, for the length of a context.
 
+        Whatever is not given is what the edit remembers (`with_defaults`), else what is said here.
+
         Args:
             model: a TransformerLens model.
-            layers: "all", "last-L", "first-L", "signature-L", one layer, or a list of layers.
-            strength: α, any finite number; or a mapping with one for each chosen layer. For an `ActivationEdit` also a
-                tensor, as where the edit is called on activations.
+            layers: "all", "last-L", "first-L", "signature-L", one layer, or a list of layers; all by default.
+            strength: α, any finite number; or a mapping with one for each chosen layer; 1 by default. For an
+                `ActivationEdit` also a tensor, as where the edit is called on activations.
             combine: for a spectral edit, how its two projections are put together; one of `combines`, the first by
                 default.
+            positions: for an `ActivationEdit`, at which tokens of a text it acts (docs/method.md 3.7):
+                - "all", the default but for what `mean_difference` and `iti` make;
+                - "prompt", the tokens of the prompt;
+                - "generated" or "answer", which are the same: the tokens behind the prompt, generated or scored;
+                - "last_prompt", the last token of the prompt, which the answer's first token is predicted from;
+                - "from_last_prompt", this one and all behind it: each token that one of the answer is predicted from;
+                - a function of (token ids of a row, length of its prompt) that gives True or False for each token.
+
+                A scorer and `sl.generate` know what the prompt is. In passes of your own it is all that is read before
+                a cache is filled, unless `sl.prompt_lengths` says otherwise.
 
         Yields:
             The model, which on leaving (also by an exception) is as it was before.
@@ -164,7 +267,7 @@ class Edit(ABC):
         Raises:
             MismatchError: the edit is for another model.
             UnsupportedModelError: the model lacks what the edit acts on, such as the site's hook point.
-            InputError: unknown layers or `combine`, or a strength that is not finite or that the method cannot have.
+            InputError: unknown layers, `combine` or positions, or a strength or positions that the method cannot have.
 
         Example:
             >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
@@ -174,5 +277,5 @@ class Edit(ABC):
             >>> sl.generate(bed.model, "Q: what is the river of Delkeld ? A:", max_new_tokens=1)
             [' Selwyn']
         """
-        with self.put(model, self.check(model, layers, strength, combine)):
+        with self.put(model, self.check(model, layers, strength, combine, positions)):
             yield model

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from .._support.storage import ImpossibleError, as_file_errors, bytes_of, read_tensors, write_tensors
+from ..errors import InputError
 from ..models.sites import SITES, Site
 from .base import Edit
+from .where import Defaults
 
 Saved = TypeVar("Saved", bound="SavedEdit")
 
@@ -100,8 +102,14 @@ class SavedEdit(Edit):
 
         Raises:
             FileError: the file cannot be written; a half-written one is never left.
+            InputError: the positions that the edit remembers are a function, which no file can hold.
         """
-        header = {**self.facts(), "provenance": dict(self.provenance)}
+        remembered = self.defaults.record
+        header = {
+            **self.facts(),
+            **({"defaults": remembered} if remembered else {}),
+            "provenance": dict(self.provenance),
+        }
         write_tensors(path, self.tensors(), kind=self.kind, header=header)
 
     @classmethod
@@ -122,7 +130,20 @@ def read_edit(
     with as_file_errors(path):
         edit = made_of(tensors, header)
         require(set(edit.tensors()) == set(tensors), "it holds other tensors than its method writes")
-    return edit
+        return _remembering(edit, header.get("defaults", {}))
+
+
+def _remembering(edit: Saved, record: Mapping[str, Any]) -> Saved:
+    """The edit with the defaults that a file records.
+
+    Raises:
+        ValueError, TypeError: they are not defaults of this edit.
+    """
+    require(isinstance(record, Mapping), "its defaults are no object")
+    try:
+        return edit.with_defaults(**vars(Defaults.recorded(record))) if record else edit
+    except InputError as error:
+        raise ValueError(f"its defaults: {error}") from None
 
 
 def require(holds: bool, broken: str) -> None:

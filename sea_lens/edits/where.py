@@ -1,18 +1,20 @@
-"""Where an edit acts: which layers, how strongly in each, and how its parts are combined.
+"""Where an edit acts: which layers, how strongly in each, at which positions, and how its parts are combined.
 
-What users may write is a `LayerChoice` and a `Strength`; `Edit.check` makes a `Where` of them, once, and everything
-inside takes that. Ways of choosing layers: "all", "last-2", "first-2", "signature-2", one layer, or an explicit list.
+What users may write is a `LayerChoice`, a `Strength` and `Positions`, or nothing, for what the edit remembers
+(`Defaults`); `Edit.check` makes a `Where` of them, once, and everything inside takes that. Ways of choosing layers:
+"all", "last-2", "first-2", "signature-2", one layer, or an explicit list.
 """
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import SupportsIndex, TypeAlias
+from typing import Any, SupportsIndex, TypeAlias
 
 from torch import Tensor
 
 from .._support.arguments import Scalar, as_integer, as_strength
 from ..errors import InputError
+from ..models.token_positions import POSITIONS, Positions, positions_name
 
 LayerChoice: TypeAlias = str | SupportsIndex | Iterable[SupportsIndex]
 Strength: TypeAlias = Scalar | Mapping[int, Scalar]
@@ -25,10 +27,12 @@ class Where:
     Attributes:
         strengths: α of each chosen layer, layers ascending; a finite number, or a tensor of them for single tokens.
         combine: one of the edit's `combines`.
+        positions: at which tokens of a text.
     """
 
     strengths: Mapping[int, float | Tensor]
     combine: str
+    positions: Positions = "all"
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -38,6 +42,49 @@ class Where:
     def with_strengths(self, strengths: Mapping[int, float | Tensor]) -> "Where":
         """The same with other strengths, of some of the chosen layers; nothing is checked anew."""
         return replace(self, strengths=strengths)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """How an edit is applied where a call does not say; None where the edit does not say either.
+
+    Attributes:
+        layers, strength, combine, positions: as in `Edit.applied`; a strength is a number, or one for each layer.
+    """
+
+    layers: LayerChoice | None = None
+    strength: float | Mapping[int, float] | None = None
+    combine: str | None = None
+    positions: Positions | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Those that are set, as JSON values.
+
+        Raises:
+            InputError: the positions are a function, which no file can hold.
+        """
+        if callable(self.positions):
+            raise InputError(
+                f"an edit cannot be saved with a function as its positions ({positions_name(self.positions)}): expected "
+                f"one of {', '.join(POSITIONS)} as default"
+            )
+        found = {name: value for name, value in vars(self).items() if value is not None}
+        if isinstance(self.strength, Mapping):
+            found["strength"] = {str(layer): value for layer, value in self.strength.items()}
+        return found
+
+    @staticmethod
+    def recorded(record: Mapping[str, Any]) -> "Defaults":
+        """What a file says.
+
+        Raises:
+            ValueError, TypeError: it says something else.
+        """
+        values = dict(record)
+        if isinstance(values.get("strength"), Mapping):
+            values["strength"] = {int(layer): value for layer, value in values["strength"].items()}
+        return Defaults(**values)
 
 
 _COUNTED = re.compile(r"(first|last|signature)-(\d+)")

@@ -18,7 +18,7 @@ from torch import Tensor
 from .._support.arguments import as_integer, as_number
 from .._support.versions import versions
 from ..edits.saved import SavedEdit, require
-from ..edits.where import LayerChoice, Where, choose_layers
+from ..edits.where import Defaults, LayerChoice, Where, choose_layers
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
 from ..models.lens import Lens
 from ..models.load import load_huggingface, quiet
@@ -66,6 +66,7 @@ class LoRA(SavedEdit):
     losses: tuple[float, ...]
     provenance: Mapping[str, Any]
     site: str = field(default="weights", init=False)
+    defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from .._support.versions import versions
 from ..edits.activation import ActivationEdit
 from ..edits.in_model import warn_of_installed
 from ..edits.saved import SavedEdit, check_units, grouped_by_layer, require
-from ..edits.where import LayerChoice, choose_layers
+from ..edits.where import Defaults, LayerChoice, choose_layers
 from ..errors import ActivationError, MissingPackageError
 from ..models.lens import Lens
 from ..models.reading import Reading
@@ -73,6 +73,7 @@ class LEACE(SavedEdit, ActivationEdit):
     site: str
     erasers: Mapping[int, Eraser]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)
 
     @property
     def layers(self) -> tuple[int, ...]:

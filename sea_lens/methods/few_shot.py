@@ -8,7 +8,7 @@ import torch
 
 from .._support.arguments import as_integer
 from ..edits.base import Edit
-from ..edits.where import Where
+from ..edits.where import Defaults, Where
 from ..errors import InputError
 from ..models.lens import Lens
 from ..models.prefix import PrefixStandIn
@@ -35,6 +35,7 @@ class InContext(Edit):
     prefix: str
     model_layers: int
     site: str = field(default="tokens", init=False)
+    defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .._support.arguments import as_number
 from ..edits.base import Edit
-from ..edits.where import LayerChoice, Where, choose_layers
+from ..edits.where import Defaults, LayerChoice, Where, choose_layers
 from ..errors import InputError, UnsupportedModelError
 from ..models.hooks import HookFunction
 from ..models.lens import Lens
@@ -57,6 +57,7 @@ class DoLa(Edit):
     model_layers: int
     relative_top: float = 0.1
     site: str = field(default="logits", init=False)
+    defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from .._support.versions import versions
+from ..edits.where import Defaults
 from ..errors import InputError
 from ..spectral.covariance import CrossCovariance
-from .steering import Steering
+from .steering import STEERED, Steering
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +19,9 @@ class MeanDifference(Steering):
 
 def mean_difference(covariance: CrossCovariance) -> MeanDifference:
     """Mean-difference steering from the same captured statistics as a spectral fit.
+
+    As in the paper the prompt is left alone: the edit acts from the prompt's last token on, unless `positions` or
+    `with_defaults` says otherwise (docs/method.md 5.1).
 
     Args:
         covariance: from `capture`, with the identity as its feature map.
@@ -36,4 +40,5 @@ def mean_difference(covariance: CrossCovariance) -> MeanDifference:
         vectors,
         {layer: covariance.signature(layer)[0] for layer in covariance.layers},
         {**covariance.provenance, "versions": versions()},
+        defaults=Defaults(positions=STEERED),
     )

@@ -1,8 +1,8 @@
 """Inference-time intervention (ITI; Li et al. 2023, arXiv 2306.03341; docs/method.md 5.2): steering of a few heads.
 
 One linear probe for each head learns to tell the positive from the negative texts by the head's last-token z. The K
-heads whose probes do best on held-out demonstrations are steered: at every position z becomes z + α σ θ, where θ is the
-head's unit direction from negative to positive and σ the standard deviation of its activations along θ.
+heads whose probes do best on held-out demonstrations are steered: z becomes z + α σ θ, where θ is the head's unit
+direction from negative to positive and σ the standard deviation of its activations along θ.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,6 +20,7 @@ from .._support.progress import tracked
 from .._support.versions import versions
 from ..edits.in_model import warn_of_installed
 from ..edits.saved import keyed_by_layer, require
+from ..edits.where import Defaults
 from ..errors import ActivationError, InputError
 from ..models.lens import Lens
 from ..models.reading import Reading
@@ -27,7 +28,7 @@ from ..models.sites import Site
 from ..spectral.covariance import refuse_non_finite
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
-from .steering import Steering, vectors_of
+from .steering import STEERED, Steering, vectors_of
 
 DIRECTIONS = ("mass_mean", "probe")
 
@@ -37,7 +38,9 @@ class ITI(Steering):
     """Inference-time intervention: made by `iti`, applied like any edit at site `z`.
 
     `vectors` holds σθ of the chosen heads and zeros for the others of their layers. The strength is the paper's α; as
-    everywhere it is 1 by default, which is one standard deviation: the paper chooses 15.
+    everywhere it is 1 by default, which is one standard deviation: the paper chooses 15. As in the paper the edit acts
+    at the last token of every decoding step, the prompt's last one first, unless `positions` or `with_defaults` says
+    otherwise (docs/method.md 5.2).
 
     Attributes:
         heads: the chosen heads as (layer, head), the best probe first.
@@ -177,7 +180,7 @@ def iti(
         "demonstrations": [{"n": len(demonstrations), "sha256": demonstrations.digest}],
         "versions": versions(),
     }
-    return ITI("z", steered, None, provenance, chosen, accuracies)
+    return ITI("z", steered, None, provenance, chosen, accuracies, defaults=Defaults(positions=STEERED))
 
 
 def _split(n: int, share: float, seed: int) -> tuple[list[int], list[int]]:

@@ -9,13 +9,17 @@ from torch import Tensor
 
 from ..edits.activation import ActivationEdit
 from ..edits.saved import SavedEdit, check_signatures, check_units, keyed_by_layer, require
+from ..edits.where import Defaults
 
 Kind = TypeVar("Kind", bound="Steering")
+
+# Where new edits act unless told otherwise: at each token that one of the answer is predicted from (docs/method.md 3.7).
+STEERED = "from_last_prompt"
 
 
 @dataclass(frozen=True, eq=False)
 class Steering(SavedEdit, ActivationEdit):
-    """A vector for each layer, added α times at every position.
+    """A vector for each layer, added α times at every position where the edit acts.
 
     Attributes:
         site: where it acts.
@@ -29,6 +33,7 @@ class Steering(SavedEdit, ActivationEdit):
     vectors: Mapping[int, Float[Tensor, "units d"]]
     signatures: Mapping[int, float] | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)
 
     @property
     def layers(self) -> tuple[int, ...]:

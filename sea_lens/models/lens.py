@@ -61,6 +61,7 @@ class Lens(Parts):
         points: the hook points by name.
         observer: of the passes that the model runs while something of sea_lens's stands in it.
         cached_readings: how the model may read with a cache, once it was measured (`models.cache_probe`).
+        told: how long the prompts of the passes to come are, where somebody knows (`models.token_positions`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -85,6 +86,7 @@ class Lens(Parts):
         self.observer = Observer(model, self.name)
         self.points = HookPoints(model)
         self.cached_readings: dict[Any, Any] = {}
+        self.told: Any = None
 
     @classmethod
     def of(cls, model: Any) -> "Lens":

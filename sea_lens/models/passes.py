@@ -34,6 +34,7 @@ class Pass:
         whole: whether it begins with the embedding and ends with the logits.
         expected: the hooks that stood in the model when the pass began.
         calls: how often each hook was called in it.
+        acting: where choices of positions act in it, once somebody has asked (`models.token_positions`).
     """
 
     tokens: Int[Tensor, "batch pos"] | None
@@ -43,6 +44,7 @@ class Pass:
     whole: bool = True
     expected: tuple[Hook, ...] = ()
     calls: dict[Hook, int] = field(default_factory=dict)
+    acting: dict[Any, Any] = field(default_factory=dict)
 
     def check(self, name: str) -> None:
         """Refuse what a pass of the model `name` gave, unless each hook in the layers that it ran was called once.

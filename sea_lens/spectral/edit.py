@@ -21,6 +21,7 @@ from ..edits.saved import (
     read_edit,
     require,
 )
+from ..edits.where import Defaults
 from ..errors import InputError
 from .arithmetic import COMBINES, edit_activation
 from .features import FeatureMap, recorded_feature_map
@@ -54,6 +55,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
     n: int
     signatures: Mapping[int, float]
     provenance: Mapping[str, Any]
+    defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)
     _cast: dict[tuple[int, torch.device, torch.dtype], Subspaces] = field(
         default_factory=dict, repr=False, compare=False
     )

@@ -1,0 +1,202 @@
+"""Where in a text an edit acts: which positions of a forward pass a choice of positions means (docs/method.md 3.7).
+
+Whoever reads texts says how many tokens of each row are the prompt (`Told`); the mask of a choice is made once for each
+pass, for all layers together. Tokens are counted from a row's first one: padding is left out, and a prefix that stands
+in front of what a caller gave (`models.prefix`) belongs to the prompt.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..errors import InputError
+from .lens import Lens
+from .passes import Pass
+from .tokens import bos_token
+
+Positions: TypeAlias = str | Callable[[Tensor, int], Any]
+"""One of `POSITIONS`, or a function of (token ids of a row, length of its prompt) that says for each token whether."""
+
+POSITIONS = ("all", "prompt", "generated", "last_prompt", "answer", "from_last_prompt")
+
+
+def check_positions(positions: Any) -> Positions:
+    """A choice of positions.
+
+    Raises:
+        InputError: it is neither one of `POSITIONS` nor a function.
+    """
+    if not callable(positions) and (not isinstance(positions, str) or positions not in POSITIONS):
+        raise InputError(
+            f"unknown positions {positions!r}: expected one of {', '.join(POSITIONS)}, or a function of (token ids, "
+            f"prompt length)"
+        )
+    return positions
+
+
+def positions_name(positions: Positions) -> str:
+    """What results call a choice of positions."""
+    return positions if isinstance(positions, str) else getattr(positions, "__qualname__", repr(positions))
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is known of the rows of the passes to come.
+
+    Attributes:
+        prompts: how many tokens of each row are the prompt, BOS counted, padding and prefix not.
+        before: the tokens of each row that the cache holds, likewise; None where nobody knows them.
+    """
+
+    prompts: tuple[int, ...]
+    before: tuple[tuple[int, ...], ...] | None = None
+
+
+@contextlib.contextmanager
+def telling(lens: Lens, prompts: Sequence[int], before: Sequence[Sequence[int]] | None = None) -> Iterator[None]:
+    """Say, for the length of a context, how long the prompts of all passes in it are; fields as in `Told`."""
+    outer = lens.told
+    lens.told = Told(tuple(prompts), None if before is None else tuple(map(tuple, before)))
+    try:
+        yield
+    finally:
+        lens.told = outer
+
+
+@dataclass(frozen=True)
+class Acting:
+    """The positions of one pass at which something acts.
+
+    Attributes:
+        mask: True where it does.
+        anywhere, everywhere: whether it does at any position and at all of them.
+    """
+
+    mask: Bool[Tensor, "batch pos"]
+    anywhere: bool
+    everywhere: bool
+
+    def over(self, x: Tensor) -> Bool[Tensor, "batch pos *ones"]:
+        """The mask with as many axes as an activation (batch, pos, …), on its device."""
+        return self.mask.to(x.device)[(..., *[None] * (x.ndim - 2))]
+
+
+def acting(lens: Lens, positions: Positions) -> Acting:
+    """Where a choice of positions acts in the pass that the model runs now; made once for each pass.
+
+    Raises:
+        InputError: the pass does not say what is needed, such as its tokens; says what was expected.
+    """
+    current = lens.current_pass
+    if current is None:
+        raise InputError(
+            f"positions {positions_name(positions)!r}: nobody sees which tokens the model reads: expected "
+            f"`edit.applied` or `edit.install`, or `fwd_hooks` within `sl.prompt_lengths(model, lengths)`"
+        )
+    if positions not in current.acting:
+        mask = _mask(lens, positions, current)
+        current.acting[positions] = Acting(mask, bool(mask.any()), bool(mask.all()))
+    return current.acting[positions]
+
+
+def _mask(lens: Lens, positions: Positions, current: Pass) -> Bool[Tensor, "batch pos"]:
+    if current.tokens is None:
+        raise InputError(
+            f"positions {positions_name(positions)!r}: the pass begins with embeddings, so that its tokens are not "
+            f"known: expected tokens"
+        )
+    tokens = current.tokens
+    index, real = _places(current)
+    prompts = _prompts(lens, current, index, real)
+    if callable(positions):
+        return _asked(lens, positions, current, prompts, real).to(tokens.device)
+    ends = torch.tensor(prompts, device=tokens.device)[:, None]
+    masks = {
+        "all": index >= 0,
+        "prompt": index < ends,
+        "generated": index >= ends,
+        "answer": index >= ends,
+        "last_prompt": index == ends - 1,
+        "from_last_prompt": index >= ends - 1,
+    }
+    return masks[positions] & real
+
+
+def _places(current: Pass) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+    """The place of each token in its row, counted without padding; and which positions are no padding."""
+    assert current.tokens is not None
+    batch, n = current.tokens.shape
+    if current.mask is None:
+        places = torch.arange(current.read_before, current.read_before + n, device=current.tokens.device)
+        return places.expand(batch, n), torch.ones_like(current.tokens, dtype=torch.bool)
+    mask = current.mask
+    if mask.shape != (batch, current.read_before + n):
+        raise InputError(
+            f"an edit that acts at some positions needs the attention mask of every token, read before or now: expected "
+            f"shape {(batch, current.read_before + n)}, got {tuple(mask.shape)}"
+        )
+    real = mask.to(current.tokens.device) != 0
+    return (real.long().cumsum(1) - 1)[:, -n:], real[:, -n:]
+
+
+def _prompts(lens: Lens, current: Pass, index: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"]) -> list[int]:
+    """Length of each row's prompt, a prefix counted.
+
+    Where nobody told, all that the first pass reads is the prompt, and all that is read behind a cache is generated.
+    """
+    if lens.told is not None:
+        if len(lens.told.prompts) != len(index):
+            raise InputError(
+                f"lengths of {len(lens.told.prompts)} prompts are given, and the model reads {len(index)} rows"
+            )
+        return [length + lens.prefix_length for length in lens.told.prompts]
+    if current.read_before:
+        return index[:, 0].tolist()
+    return real.sum(1).tolist()
+
+
+def _asked(
+    lens: Lens, function: Callable[[Tensor, int], Any], current: Pass, prompts: Sequence[int], real: Tensor
+) -> Bool[Tensor, "batch pos"]:
+    """The mask that a function of a user's gives, row by row; at a prefix nothing acts."""
+    assert current.tokens is not None
+    prefix = lens.prefix_length
+    if current.read_before == 0:
+        before: Sequence[Sequence[int]] = [()] * len(real)
+    elif lens.told is not None and lens.told.before is not None:
+        before = lens.told.before
+    else:
+        raise InputError(
+            f"positions {positions_name(function)!r} asks for the tokens of whole rows, and this pass goes on from a "
+            f"cache: expected `sl.generate`, which keeps them, or a pass without a cache"
+        )
+    mask = torch.zeros(real.shape, dtype=torch.bool)
+    for row, (tokens, read) in enumerate(zip(current.tokens.tolist(), before, strict=True)):
+        places = real[row].nonzero()[:, 0].tolist()
+        if current.read_before == 0 and prefix:
+            has_bos = bool(places) and tokens[places[0]] == bos_token(lens)
+            places = [*places[:has_bos], *places[has_bos + prefix :]]
+        whole, prompt = [*read, *(tokens[place] for place in places)], prompts[row] - prefix
+        chosen = _called(function, whole, prompt)
+        if read and chosen[: len(read)] != _called(function, read, prompt):
+            raise InputError(
+                f"positions {positions_name(function)!r} chooses a position by tokens behind it, which are not known "
+                f"while a text is generated: expected a function that looks at earlier tokens alone"
+            )
+        mask[row, places] = torch.tensor(chosen[len(read) :], dtype=torch.bool)
+    return mask
+
+
+def _called(function: Callable[[Tensor, int], Any], tokens: Sequence[int], prompt: int) -> list[bool]:
+    found = torch.as_tensor(function(torch.tensor(list(tokens), dtype=torch.int64), prompt))
+    if found.dtype != torch.bool or tuple(found.shape) != (len(tokens),):
+        raise InputError(
+            f"positions {positions_name(function)!r} gave {found.dtype} of shape {tuple(found.shape)}: expected one "
+            f"True or False for each of {len(tokens)} tokens"
+        )
+    return found.tolist()
