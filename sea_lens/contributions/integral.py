@@ -29,6 +29,7 @@ from .._support.arguments import as_number
 from ..edits.base import Edit
 from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction
+from ..models.token_positions import acting
 from .base import Contributions
 from .study import Study, with_control
 
@@ -47,7 +48,7 @@ class Slope:
     Attributes:
         layer: which.
         x: activations before the edit.
-        gradient: sₗ ∂f/∂oₗ, in the same places; f is the batch's sum of contrasts.
+        gradient: sₗ ∂f/∂oₗ, in the same places, and 0 where the edit does not act; f is the batch's sum of contrasts.
         batch: the sequences.
     """
 
@@ -156,10 +157,13 @@ def _slopes(study: Study, t: float, batch: ScoringBatch) -> list[Slope]:
     edit, lens, strengths = study.activation_edit(WHAT), study.lens, study.where.strengths
     befores: dict[int, Tensor] = {}
     afters: dict[int, Tensor] = {}
+    acts: dict[int, Tensor] = {}
 
     def watching(layer: int, function: HookFunction) -> HookFunction:
         def hook(x: Tensor) -> Tensor:
             befores[layer] = x.detach()
+            if study.where.positions != "all":
+                acts[layer] = acting(lens, study.where.positions).over(x)
             out = function(x)
             assert out is not None
             afters[layer] = out if out.requires_grad else out.requires_grad_()
@@ -176,6 +180,7 @@ def _slopes(study: Study, t: float, batch: ScoringBatch) -> list[Slope]:
         contrast = signed(batch, study.scorer.batch_log_probs(batch)).sum()
         gradients = gradients_of(contrast, list(afters.values()))
     of_layer = dict(zip(afters, gradients, strict=True))
+    of_layer = {layer: torch.where(acts[layer], x, 0) if layer in acts else x for layer, x in of_layer.items()}
 
     def at_strength(gradient: Tensor, layer: int) -> Tensor:
         strength = edit.per_unit(strengths[layer])

@@ -261,6 +261,7 @@ def _repeated(batch: ScoringBatch, copies: int) -> ScoringBatch:
         repeat(batch.tokens, "row pos -> (copy row) pos", copy=copies),
         repeat(batch.mask, "row pos -> (copy row) pos", copy=copies),
         batch.items.repeat(copies),
+        batch.prompts.repeat(copies),
         rearrange(rows, "copy n -> (copy n)"),
         batch.position.repeat(copies),
         batch.token.repeat(copies),

@@ -135,6 +135,7 @@ class ActivationEdit(Edit):
         return [(name, at_positions(lens, where.positions, function)) for name, function in functions]
 
     def choose_positions(self, positions: Positions) -> Positions:
+        """A choice of positions; raises InputError where it is unknown."""
         return check_positions(positions)
 
     def fwd_hooks(

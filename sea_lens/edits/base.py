@@ -145,7 +145,7 @@ class Edit(ABC):
         combine: str | None = None,
         positions: Positions | None = None,
     ) -> dict[str, Any]:
-        """What a call that gives these arguments asks for, by name: what it does not give is what the edit remembers."""
+        """What a call with these arguments asks for, by name; what it does not give is what the edit remembers."""
         given = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
         fallbacks = {"layers": "all", "strength": 1.0, "combine": self.combines[0], "positions": "all"}
         for name, value in given.items():
@@ -225,8 +225,8 @@ class Edit(ABC):
         """
         if check_positions(positions) != "all":
             raise InputError(
-                f"{type(self).__name__} acts on the {self.site}, and so at all positions: expected positions 'all', got "
-                f"{positions_name(positions)!r}"
+                f"{type(self).__name__} acts on the {self.site}, and so at all positions: expected positions 'all', "
+                f"got {positions_name(positions)!r}"
             )
         return positions
 
@@ -279,3 +279,9 @@ class Edit(ABC):
         """
         with self.put(model, self.check(model, layers, strength, combine, positions)):
             yield model
+
+
+def asks_for_whole_rows(lens: Lens) -> bool:
+    """Whether an edit stands in the model whose positions are a function of a row's tokens."""
+    edits = (about for one in lens.observer.standing if isinstance(about := getattr(one, "about", None), tuple))
+    return any(isinstance(part, Where) and callable(part.positions) for about in edits for part in about)

@@ -66,8 +66,8 @@ class Defaults:
         """
         if callable(self.positions):
             raise InputError(
-                f"an edit cannot be saved with a function as its positions ({positions_name(self.positions)}): expected "
-                f"one of {', '.join(POSITIONS)} as default"
+                f"no file can hold a function, and the edit remembers {positions_name(self.positions)!r} as its "
+                f"positions: expected one of {', '.join(POSITIONS)}"
             )
         found = {name: value for name, value in vars(self).items() if value is not None}
         if isinstance(self.strength, Mapping):

@@ -12,6 +12,7 @@ from torch import Tensor
 from .._support.text_rows import ending, read_text, shown
 from ..errors import ActivationError, FileError
 from ..measure.spans import Span, text_spans
+from ..models.token_positions import telling
 from ..models.tokens import batches
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
 
@@ -100,7 +101,7 @@ def _predictions(
     asker: Asker, tokens: Tensor, mask: Tensor, chosen: Sequence[tuple[int, Span]]
 ) -> list[Float[Tensor, "scored d_vocab"]]:
     """Log-probabilities over the vocabulary for each scored token of each row."""
-    with torch.no_grad():
+    with torch.no_grad(), telling(asker.lens, [span.prompt_length for _, span in chosen]):
         logits = asker.lens.forward(tokens, mask)
     return [
         logits[row, span.start - 1 : len(span.tokens) - 1].float().log_softmax(-1)

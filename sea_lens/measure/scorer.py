@@ -16,6 +16,7 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from ..errors import DemonstrationError
 from ..models.lens import Lens
+from ..models.token_positions import telling
 from ..models.tokens import batches, encode, encode_completions
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
@@ -29,6 +30,7 @@ class ScoringBatch:
     Attributes:
         tokens, mask: a right-padded batch.
         items: the item that each row belongs to.
+        prompts: how many tokens of each row are its prompt.
         row, position, token, completion: one entry for each completion token: log p(token | row up to position)
             counts for that completion.
     """
@@ -36,6 +38,7 @@ class ScoringBatch:
     tokens: Int[Tensor, "batch pos"]
     mask: Int[Tensor, "batch pos"]
     items: Int[Tensor, " batch"]
+    prompts: Int[Tensor, " batch"]
     row: Int[Tensor, " n"]
     position: Int[Tensor, " n"]
     token: Int[Tensor, " n"]
@@ -69,12 +72,14 @@ class Scorer:
         planned = []
         for batch in batches(plan.inputs, batch_size):
             belongs = torch.tensor([items[plan.wanted[place][0][0]] for place in batch.rows])
-            planned.append(ScoringBatch(batch.tokens, batch.mask, belongs, *plan.entries(batch.rows)))
+            prompts = torch.tensor([plan.prompts[place] for place in batch.rows])
+            planned.append(ScoringBatch(batch.tokens, batch.mask, belongs, prompts, *plan.entries(batch.rows)))
         return cls(lens, tuple(planned), plan.n)
 
     def batch_log_probs(self, batch: ScoringBatch) -> Float[Tensor, " n"]:
         """Log-probability of each entry of a batch under the model as it is now, in float32, differentiable."""
-        logits = self.lens.forward(batch.tokens, batch.mask)
+        with telling(self.lens, batch.prompts.tolist()):
+            logits = self.lens.forward(batch.tokens, batch.mask)
         log_probs = logits[batch.row, batch.position].float().log_softmax(-1)
         return log_probs[torch.arange(len(batch.token)), batch.token.to(log_probs.device)]
 

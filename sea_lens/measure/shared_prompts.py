@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from ..edits.base import asks_for_whole_rows
 from ..models.cache import Past
 from ..models.lens import Lens
 from ..models.tokens import batches, common_length
@@ -30,7 +31,7 @@ def log_probs(
 
     Args:
         lens: the model, with whatever edit is in it. Where it has hooks that sea_lens did not install, which may depend
-            on positions, every row is read whole.
+            on positions, or an edit whose positions are a function of the tokens, every row is read whole.
         spans: what to score.
         items: the item of each span; spans of one item have a prompt in common.
         batch_size: rows at a time.
@@ -45,20 +46,21 @@ def log_probs(
     if not spans:
         return torch.zeros(0, dtype=torch.float64)
     rows = _Rows(lens, Plan.of(spans), batch_size)
-    if lens.has_foreign_hooks():
+    if lens.has_foreign_hooks() or asks_for_whole_rows(lens):
         rows.read_all(Past(lens, 1), 0, range(len(rows.plan.inputs)))
         return rows.totals()
     for places, shared in _families(rows.plan, items):
         past = Past(lens, 1)
         if shared:
-            _, past = past.read(torch.tensor([rows.plan.inputs[places[0]][:shared]]))
+            _, past = past.read(torch.tensor([rows.plan.inputs[places[0]][:shared]]), prompts=[shared + 1])
         alone, by_length = _grouped_by_prompt(rows.plan, places, items, shared)
         rows.read_all(past, shared, alone)
         for length, groups in sorted(by_length.items(), reverse=True):
             for begin in range(0, len(groups), batch_size):
                 some = groups[begin : begin + batch_size]
                 prompts = torch.tensor([rows.plan.inputs[group[0]][shared:length] for group in some])
-                _, read = past.select([0] * len(some)).read(prompts)
+                # What is read together stands before the last token of every prompt.
+                _, read = past.select([0] * len(some)).read(prompts, prompts=[length + 1] * len(some))
                 which = {row: place for place, group in enumerate(some) for row in group}
                 rows.read_all(read, length, list(which), which.__getitem__)
     return rows.totals()
@@ -76,7 +78,7 @@ def _families(plan: Plan, items: Sequence[int]) -> list[tuple[list[int], int]]:
     others: list[int] = []
     for places in begin_alike.values():
         wanted = [entry for place in places for entry in plan.wanted[place]]
-        shared = min(common_length([plan.inputs[place] for place in places]), *(span.start - 1 for _, span in wanted))
+        shared = min(common_length([plan.inputs[place] for place in places]), *(_unscored(span) for _, span in wanted))
         if shared >= _SHORTEST_COMMON and len({items[index] for index, _ in wanted}) > 1:
             families.append((places, shared))
         else:
@@ -94,13 +96,18 @@ def _grouped_by_prompt(
     alone: list[int] = []
     by_length: dict[int, list[list[int]]] = defaultdict(list)
     for group in of_item.values():
-        starts = [span.start - 1 for place in group for _, span in plan.wanted[place]]
-        length = min(common_length([plan.inputs[place] for place in group]), *starts)
+        unscored = [_unscored(span) for place in group for _, span in plan.wanted[place]]
+        length = min(common_length([plan.inputs[place] for place in group]), *unscored)
         if len(group) == 1 or length <= shared:
             alone += group
         else:
             by_length[length].append(group)
     return alone, by_length
+
+
+def _unscored(span: Span) -> int:
+    """Tokens of a span that stand before the last one of its prompt, and before any that predicts a scored one."""
+    return min(span.start, span.prompt_length) - 1
 
 
 class _Rows:
@@ -117,7 +124,8 @@ class _Rows:
         order = list(places)
         for batch in batches([self.plan.inputs[place][length:] for place in order], self.batch_size):
             chosen = [order[row] for row in batch.rows]
-            logits, _ = past.select([row_of(place) for place in chosen]).read(batch.tokens, batch.mask)
+            prompts = [self.plan.prompts[place] for place in chosen]
+            logits, _ = past.select([row_of(place) for place in chosen]).read(batch.tokens, batch.mask, prompts)
             row, position, token, index = self.plan.entries(chosen, length).to(logits.device)
             scores = logits[row, position].float().log_softmax(-1).gather(1, token[:, None])[:, 0]
             self.sums.index_add_(0, index.cpu(), scores.double().cpu())

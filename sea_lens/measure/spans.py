@@ -19,10 +19,19 @@ from ..models.tokens import bos_token, tokenise, tokenise_completion
 
 
 class Span(NamedTuple):
-    """Tokens of which those from `start` on are scored, each given all that stand before it."""
+    """Tokens of which those from `start` on are scored, each given all that stand before it.
+
+    The first `prompt` of them are the prompt: all before `start`, but in a later part of a completion that was cut.
+    """
 
     tokens: tuple[int, ...]
     start: int
+    prompt: int | None = None
+
+    @property
+    def prompt_length(self) -> int:
+        """How many of the tokens are the prompt."""
+        return self.start if self.prompt is None else self.prompt
 
 
 @dataclass(frozen=True)
@@ -55,9 +64,10 @@ def fit_context(lens: Lens, tokens: Sequence[int], start: int) -> Fitted:
         last = min(first + half, len(tokens))
         begin = max(last - (room - len(bos)), 0)
         if begin <= len(bos):
-            spans.append(Span(tuple(tokens[:last]), first))
+            spans.append(Span(tuple(tokens[:last]), first, start))
             continue
-        spans.append(Span((*bos, *tokens[begin:last]), len(bos) + first - begin))
+        prompt = len(bos) + max(start - begin, 0)
+        spans.append(Span((*bos, *tokens[begin:last]), len(bos) + first - begin, prompt))
         cut = cut or (begin - len(bos) if first == start else 0)
     return Fitted(tuple(spans), cut)
 
@@ -118,11 +128,13 @@ class Plan:
 
     Attributes:
         inputs: tokens to read; the last token of a span is only predicted and never read.
+        prompts: how many tokens of each input are its prompt.
         wanted: for each input, the spans of which it is all but the last token, as (place in what was given, span).
         n: number of spans.
     """
 
     inputs: tuple[tuple[int, ...], ...]
+    prompts: tuple[int, ...]
     wanted: tuple[tuple[tuple[int, Span], ...], ...]
     n: int
 
@@ -134,11 +146,12 @@ class Plan:
             spans: what to score.
             apart: the item of each span, where those of different items must not share an input.
         """
-        found: dict[tuple[int, tuple[int, ...]], list[tuple[int, Span]]] = {}
+        found: dict[tuple[int, int, tuple[int, ...]], list[tuple[int, Span]]] = {}
         for index, span in enumerate(spans):
             item = 0 if apart is None else apart[index]
-            found.setdefault((item, span.tokens[:-1]), []).append((index, span))
-        return cls(tuple(tokens for _, tokens in found), tuple(map(tuple, found.values())), len(spans))
+            found.setdefault((item, span.prompt_length, span.tokens[:-1]), []).append((index, span))
+        inputs, prompts = tuple(tokens for *_, tokens in found), tuple(prompt for _, prompt, _ in found)
+        return cls(inputs, prompts, tuple(map(tuple, found.values())), len(spans))
 
     def entries(self, places: Sequence[int], read: int = 0) -> Int[Tensor, "4 n"]:
         """Row, position, token and span of every log-probability that counts, where these inputs are the rows.

@@ -13,7 +13,7 @@ from ..edits.where import Defaults
 
 Kind = TypeVar("Kind", bound="Steering")
 
-# Where new edits act unless told otherwise: at each token that one of the answer is predicted from (docs/method.md 3.7).
+# Where new edits act unless told otherwise: at each token that one of the answer is predicted from (method.md 3.7).
 STEERED = "from_last_prompt"
 
 

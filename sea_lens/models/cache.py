@@ -16,6 +16,7 @@ from torch import Tensor
 from .cache_probe import CachedReading, cached_reading, distrust
 from .cached_pass import cached_pass, holds, selected, whole_pass
 from .lens import Lens
+from .token_positions import telling
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Past:
         mask: 1 on the tokens that each row has read, 0 on padding; None before the first token.
         tokens: what each row has read, padding included; None before the first token.
         state: the backend's own cache, None before the first token and where rows are read whole.
+        prompts: how many tokens of each row are its prompt, padding not counted; None before the first token.
     """
 
     lens: Lens
@@ -35,9 +37,13 @@ class Past:
     mask: Int[Tensor, "batch past"] | None = None
     tokens: Int[Tensor, "batch past"] | None = None
     state: Any = None
+    prompts: tuple[int, ...] | None = None
 
     def read(
-        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"] | None = None
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"] | None = None,
+        prompts: Sequence[int] | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], "Past"]:
         """Logits of the next tokens, and the past that includes them.
 
@@ -46,17 +52,27 @@ class Past:
             mask: 1 on tokens, 0 on padding; all tokens by default. Padding on the left is allowed only before a row's
                 very first token; rows that were padded on the right cannot be read on from. Logits of padding mean
                 nothing.
+            prompts: how many tokens of each row are its prompt, those read before counted; by default what was said
+                before, and at first all that is read.
         """
         new = torch.ones_like(tokens) if mask is None else mask
         new, tokens = new.to(self.lens.device), tokens.to(self.lens.device)
         whole = new if self.mask is None else torch.cat([self.mask, new], 1)
         read = tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
+        known = prompts or self.prompts or new.sum(1).tolist()
         with torch.no_grad():
             found = cached_reading(self.lens, whole.shape[1] + self.lens.prefix_length)
-            logits, state = self._read_on(tokens, whole, found)
-            if logits is None:
-                logits = whole_pass(self.lens, read, whole, apart=found.apart)[:, read.shape[1] - tokens.shape[1] :]
-        return logits, replace(self, mask=whole, tokens=read, state=state)
+            with telling(self.lens, known, self._before):
+                logits, state = self._read_on(tokens, whole, found)
+                if logits is None:
+                    logits = whole_pass(self.lens, read, whole, apart=found.apart)[:, read.shape[1] - tokens.shape[1] :]
+        return logits, replace(self, mask=whole, tokens=read, state=state, prompts=tuple(known))
+
+    def _before(self) -> list[list[int]]:
+        """Tokens that each row has read."""
+        if self.mask is None or self.tokens is None:
+            return [[] for _ in range(self.rows)]
+        return [row[kept.bool()].tolist() for row, kept in zip(self.tokens, self.mask, strict=True)]
 
     def select(self, rows: Sequence[int]) -> "Past":
         """The past of these rows; a row may come several times."""
@@ -64,7 +80,10 @@ class Past:
             return replace(self, rows=len(rows))
         index = torch.tensor(list(rows), device=self.lens.device)
         state = None if self.state is None else selected(self.state, index)
-        return replace(self, rows=len(rows), mask=self.mask[index], tokens=self.tokens[index], state=state)
+        prompts = None if self.prompts is None else tuple(self.prompts[row] for row in rows)
+        return replace(
+            self, rows=len(rows), mask=self.mask[index], tokens=self.tokens[index], state=state, prompts=prompts
+        )
 
     def _read_on(self, tokens: Tensor, whole: Tensor, found: CachedReading) -> tuple[Tensor | None, Any]:
         """Logits and the cache behind them; None for both where the rows must be read whole."""

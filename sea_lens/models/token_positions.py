@@ -50,18 +50,20 @@ class Told:
 
     Attributes:
         prompts: how many tokens of each row are the prompt, BOS counted, padding and prefix not.
-        before: the tokens of each row that the cache holds, likewise; None where nobody knows them.
+        before: gives the tokens of each row that the cache holds, likewise; None where nobody knows them.
     """
 
     prompts: tuple[int, ...]
-    before: tuple[tuple[int, ...], ...] | None = None
+    before: Callable[[], Sequence[Sequence[int]]] | None = None
 
 
 @contextlib.contextmanager
-def telling(lens: Lens, prompts: Sequence[int], before: Sequence[Sequence[int]] | None = None) -> Iterator[None]:
+def telling(
+    lens: Lens, prompts: Sequence[int], before: Callable[[], Sequence[Sequence[int]]] | None = None
+) -> Iterator[None]:
     """Say, for the length of a context, how long the prompts of all passes in it are; fields as in `Told`."""
     outer = lens.told
-    lens.told = Told(tuple(prompts), None if before is None else tuple(map(tuple, before)))
+    lens.told = Told(tuple(prompts), before)
     try:
         yield
     finally:
@@ -137,8 +139,8 @@ def _places(current: Pass) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batc
     mask = current.mask
     if mask.shape != (batch, current.read_before + n):
         raise InputError(
-            f"an edit that acts at some positions needs the attention mask of every token, read before or now: expected "
-            f"shape {(batch, current.read_before + n)}, got {tuple(mask.shape)}"
+            f"an edit at some positions needs the attention mask of every token, read before or now: expected shape "
+            f"{(batch, current.read_before + n)}, got {tuple(mask.shape)}"
         )
     real = mask.to(current.tokens.device) != 0
     return (real.long().cumsum(1) - 1)[:, -n:], real[:, -n:]
@@ -169,7 +171,7 @@ def _asked(
     if current.read_before == 0:
         before: Sequence[Sequence[int]] = [()] * len(real)
     elif lens.told is not None and lens.told.before is not None:
-        before = lens.told.before
+        before = lens.told.before()
     else:
         raise InputError(
             f"positions {positions_name(function)!r} asks for the tokens of whole rows, and this pass goes on from a "
