@@ -53,6 +53,7 @@ from .methods.mean_steering import MeanDifference, mean_difference
 from .methods.probed_heads import ITI, iti
 from .models.load import load_model
 from .models.sites import SITES
+from .models.token_positions import POSITIONS, prompt_lengths
 from .spectral.arithmetic import COMBINES
 from .spectral.capturing import capture
 from .spectral.controls import permuted, randomised
@@ -71,6 +72,7 @@ __all__ = [
     "FEATURE_MAPS",
     "ITI",
     "LEACE",
+    "POSITIONS",
     "SITES",
     "ActivationEdit",
     "ActivationError",
@@ -130,6 +132,7 @@ __all__ = [
     "mean_difference",
     "permuted",
     "position_contributions",
+    "prompt_lengths",
     "randomised",
     "remove_all",
     "testbed",

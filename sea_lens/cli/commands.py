@@ -162,9 +162,10 @@ def effect(
     edit: opt.EditOption,
     contrasts: opt.ContrastsOption,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for results.json and a figure.")] = None,
-    layers: opt.LayersOption = "all",
-    strength: opt.StrengthOption = 1.0,
+    layers: opt.LayersOption = None,
+    strength: opt.StrengthOption = None,
     combine: opt.CombineOption = None,
+    positions: opt.PositionsOption = None,
     limit: opt.LimitOption = None,
     batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,
@@ -173,7 +174,7 @@ def effect(
     dtype: opt.DtypeOption = "float32",
 ) -> None:
     """Measure an edit's effect on contrasts, with a paired bootstrap interval."""
-    loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine)
+    loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     items = opt.read_contrasts(contrasts, limit)
     inputs = {"--edit": edit, "--contrasts": contrasts, "--model": model}
     folder = None if out is None else output_folder(out, inputs)
@@ -204,9 +205,10 @@ def attribute(
     ] = None,
     form: opt.FormatOption = "jsonl",
     control_draws: Annotated[int, typer.Option(help="Permuted edits to compare with.", min=0)] = 8,
-    layers: opt.LayersOption = "all",
-    strength: opt.StrengthOption = 1.0,
+    layers: opt.LayersOption = None,
+    strength: opt.StrengthOption = None,
     combine: opt.CombineOption = None,
+    positions: opt.PositionsOption = None,
     limit: opt.LimitOption = None,
     batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,
@@ -215,7 +217,7 @@ def attribute(
     dtype: opt.DtypeOption = "float32",
 ) -> None:
     """Trace an edit's effect to layers, positions, singular directions and heads."""
-    loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine)
+    loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     names = None if methods is None else opt.read_names(methods, "--methods", NAMES)
     check_analyses(loaded_edit, names or ())
     opt.check_format(form)
@@ -270,9 +272,10 @@ def generate(
     stop: Annotated[
         list[str] | None, typer.Option(help="A text that ends a continuation; may be given several times.")
     ] = None,
-    layers: opt.LayersOption = "all",
-    strength: opt.StrengthOption = 1.0,
+    layers: opt.LayersOption = None,
+    strength: opt.StrengthOption = None,
     combine: opt.CombineOption = None,
+    positions: opt.PositionsOption = None,
     batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
@@ -283,10 +286,11 @@ def generate(
     Sampling(temperature, top_p, top_k, seed)
     chosen: dict[str, Any] = {}
     if edit is not None:
-        loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine)
+        loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
         chosen = {"edit": loaded_edit, **where}
-    elif compare or (layers, strength, combine) != ("all", 1.0, None):
-        raise InputError("--compare, --layers, --strength and --combine are about an edit: expected --edit")
+    else:
+        given = {"layers": layers, "strength": strength is not None, "combine": combine, "positions": positions}
+        opt.refuse_without_edit(compare=compare, **given)
     loaded = opt.open_model(model, backend, device, dtype)
     common: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,

@@ -40,9 +40,10 @@ def run(
     prompt: PromptOption = None,
     chat: Annotated[str, typer.Option(help="Use the tokenizer's chat template: auto, yes or no.")] = "auto",
     max_new_tokens: Annotated[int, typer.Option(help="Longest generated answer in tokens.", min=1)] = 256,
-    layers: opt.LayersOption = "all",
-    strength: opt.StrengthOption = 1.0,
+    layers: opt.LayersOption = None,
+    strength: opt.StrengthOption = None,
     combine: opt.CombineOption = None,
+    positions: opt.PositionsOption = None,
     limit: opt.LimitOption = None,
     batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,
@@ -61,9 +62,9 @@ def run(
     where: dict[str, Any] = {}
     loaded_edit = None
     if edit is not None:
-        loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine)
-    elif (layers, strength, combine) != ("all", 1.0, None):
-        raise InputError("--layers, --strength and --combine say how to apply an edit: expected --edit")
+        loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
+    else:
+        opt.refuse_without_edit(layers=layers, strength=strength is not None, combine=combine, positions=positions)
     loaded = opt.open_model(model, backend, device, dtype)
     if journal.exists():
         console.print(f"going on from {journal}", highlight=False, soft_wrap=True)

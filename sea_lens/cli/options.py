@@ -8,12 +8,18 @@ import typer
 
 from .._support.arguments import as_number
 from ..edits.base import Edit
+<<<<<<< HEAD
 from ..edits.saved import SavedEdit
 from ..edits.where import LayerChoice, check_layer_choice, choose_layers
 from ..errors import InputError
+=======
+from ..edits.where import LayerChoice, check_layer_choice
+from ..errors import FileError, InputError
+>>>>>>> e30c67b (Every analysis, benchmark and command takes positions and what an edit remembers)
 from ..methods.loading import load_edit
 from ..models.load import load_model
 from ..models.sites import SITES
+from ..models.token_positions import POSITIONS
 from ..spectral.arithmetic import COMBINES
 from ..spectral.features import FEATURE_MAPS
 from ..testbed.bed import PATH as TESTBED
@@ -29,8 +35,17 @@ BatchSizeOption = Annotated[int, typer.Option(help="Sequences at a time.", min=1
 PrependBosOption = Annotated[bool, typer.Option(help="One BOS in front of every text.")]
 EditOption = Annotated[Path, typer.Option("--edit", help="A fitted edit of any method (safetensors).")]
 ContrastsOption = Annotated[Path, typer.Option("--contrasts", help="JSON Lines with the fields prompt, target, foil.")]
-LayersOption = Annotated[str, typer.Option(help="all, first-L, last-L, signature-L, or a list such as 3,5.")]
-StrengthOption = Annotated[float, typer.Option(help="α; 1 is the edit as fitted, 0 none.")]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(help="all, first-L, last-L, signature-L, or a list such as 3,5; what the edit remembers, or all."),
+]
+StrengthOption = Annotated[
+    float | None, typer.Option(help="α: 1 is the edit as fitted, 0 none; what the edit remembers, or 1.")
+]
+PositionsOption = Annotated[
+    str | None,
+    typer.Option(help=f"Where in a text: {', '.join(POSITIONS)}; what the edit remembers, or all."),
+]
 CombineOption = Annotated[
     str | None,
     typer.Option(help=f"For a spectral edit one of {', '.join(COMBINES)}; the first by default."),
@@ -117,23 +132,51 @@ def open_model(name: str, backend: str, device: str | None, dtype: str) -> Any:
     return load_model(str(TESTBED) if name == "testbed" else name, backend, device, dtype)  # type: ignore[arg-type]
 
 
+<<<<<<< HEAD
 def edit_and_where(edit: Path, layers: str, strength: float, combine: str | None) -> tuple[Edit, dict[str, Any]]:
+=======
+def check_output_file(path: Path) -> None:
+    """Refuse an output file that could not be written, before any work for it is done."""
+    if path.is_dir():
+        raise FileError(f"--out {path} is a folder: expected a file")
+    if not path.parent.is_dir():
+        raise FileError(f"--out {path}: no such folder {path.parent}")
+
+
+def edit_and_where(
+    edit: Path, layers: str | None, strength: float | None, combine: str | None, positions: str | None
+) -> tuple[Edit, dict[str, Any]]:
+>>>>>>> e30c67b (Every analysis, benchmark and command takes positions and what an edit remembers)
     """The edit of any method, and where and how to apply it; refuses all that can be refused without a model.
+
+    What is None is what the edit remembers.
 
     Raises:
         FileError: the file holds no edit.
-        InputError: unknown layers or `combine`, or a strength that is no finite number.
+        InputError: unknown layers, `combine` or positions, or a strength that is no finite number.
     """
     loaded = load_edit(edit)
     if combine is not None and combine not in loaded.combines:
         raise InputError(f"--combine {combine!r}: expected one of {', '.join(loaded.combines)}")
-    choice = read_layers(layers)
+    choice = None if layers is None else read_layers(layers)
+    strength = None if strength is None else as_number(strength, "--strength")
+    where = loaded.settled(choice, strength, combine, positions)
     try:
-        choose_layers(choice, loaded.layers, loaded.signature)
+        loaded.choose_layers(where["layers"])
     except InputError as error:
         raise InputError(f"--layers {layers}: {error}") from None
-    return loaded, {
-        "layers": choice,
-        "strength": as_number(strength, "--strength"),
-        "combine": combine or loaded.combines[0],
-    }
+    try:
+        loaded.choose_positions(where["positions"])
+    except InputError as error:
+        raise InputError(f"--positions {positions}: {error}") from None
+    return loaded, where
+
+
+def refuse_without_edit(**options: Any) -> None:
+    """Refuse options about an edit where there is none.
+
+    Raises:
+        InputError: naming those that were given.
+    """
+    if given := [f"--{name}" for name, value in options.items() if value]:
+        raise InputError(f"{', '.join(given)}: say how to apply an edit: expected --edit")

@@ -1,15 +1,17 @@
 """What a singular direction stands for: the tokens it raises and lowers, the texts it fires on (docs/method.md 8.4)."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from einops import einsum, rearrange, reduce
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction, Lens
 from ..models.readout import FINAL_NORM, head_outputs, probe_norm
+from ..models.token_positions import acting, telling
 from ..models.tokens import Batch, batches
 from ..spectral.capturing import Captured
 from ..spectral.direction_terms import Direction, DirectionTerms, direction_terms
@@ -28,7 +30,8 @@ def describe_directions(
     """Describe directions of U⁺ and U⁻ of a study's spectral edit.
 
     The sign of a singular vector is arbitrary, so a direction is described by what the edit does along it: the mean
-    displacement over the tokens of the contrasts' prompts, in the edited run.
+    displacement over the tokens of the contrasts' prompts, in the edited run; of an edit that does not act at all
+    positions, over the tokens of prompts and completions where it acts.
 
     Args:
         study: the edit, and the contrasts whose prompts it is watched on.
@@ -53,18 +56,20 @@ def describe_directions(
 def _mean_displacements(
     study: Study, edit: SpectralEdit, directions: Sequence[Direction]
 ) -> list[tuple[float, Float[Tensor, " d"]]]:
-    """Mean of what the edit adds along each direction over the prompts' tokens: length and vector."""
+    """Mean of what the edit adds along each direction over the tokens of `describe_directions`: length and vector."""
     lens, where = study.lens, study.where
     functions = edit.functions(study.model, where)
     wanted = {edit.at.point(lens, direction.layer): direction.layer for direction in directions}
     sums: list[tuple[float, Any]] = [(0.0, 0.0)] * len(directions)
     count = 0
-    for batch in batches(study.contrasts.prompts, BATCH_SIZE):
+    for batch, prompts in _watched(study):
         # BOS is the same in every text, and often far larger than the rest.
         counted = batch.mask.bool()
         counted[:, 0] &= batch.mask.sum(1) == 1
+        seen, mask = _before_edits(study, batch, prompts, functions, wanted)
+        counted &= mask
         count += int(counted.sum())
-        for name, x in _before_edits(lens, batch, functions, wanted).items():
+        for name, x in seen.items():
             layer = wanted[name]
             activations = edit.at.to_units(x.to(torch.promote_types(x.dtype, torch.float32)))[counted]
             subspaces = edit.subspaces[layer].to(activations.device, activations.dtype)
@@ -78,26 +83,45 @@ def _mean_displacements(
                     length, vector = _term(terms, direction, alphas)
                     total = reduce(vector, "tokens d -> d", "sum")
                     sums[place] = (sums[place][0] + length.sum().item(), sums[place][1] + total)
-    return [(length / count, vector / count) for length, vector in sums]
+    return [(length / max(count, 1), vector / max(count, 1)) for length, vector in sums]
+
+
+def _watched(study: Study) -> Iterator[tuple[Batch | ScoringBatch, list[int]]]:
+    """Batches of texts that the edit is watched on, and how long the prompts in them are."""
+    if study.where.positions == "all":
+        for batch in batches(study.contrasts.prompts, BATCH_SIZE):
+            yield batch, batch.mask.sum(1).tolist()
+    else:
+        for scored in study.scorer.batches:
+            yield scored, scored.prompts.tolist()
 
 
 def _before_edits(
-    lens: Lens, batch: Batch, functions: Iterable[tuple[str, HookFunction]], wanted: Container[str]
-) -> dict[str, Tensor]:
-    """Activations of an edited run as they stand before the edits, by hook point."""
+    study: Study,
+    batch: Batch | ScoringBatch,
+    prompts: Sequence[int],
+    functions: Iterable[tuple[str, HookFunction]],
+    wanted: Container[str],
+) -> tuple[dict[str, Tensor], Bool[Tensor, "batch pos"]]:
+    """Activations of an edited run as they stand before the edits, by hook point, and where the edit acts."""
+    lens, positions = study.lens, study.where.positions
     seen: dict[str, Tensor] = {}
+    acts = torch.ones_like(batch.mask, dtype=torch.bool)
 
     def watching(name: str, function: HookFunction) -> HookFunction:
         def hook(x: Tensor) -> Tensor | None:
+            nonlocal acts
             if name in wanted:
                 seen[name] = x
+                acts = acts if positions == "all" else acting(lens, positions).mask.cpu()
             return function(x)
 
         return hook
 
-    with torch.no_grad(), lens.hooks([(name, watching(name, function)) for name, function in functions]):
+    hooks = [(name, watching(name, function)) for name, function in functions]
+    with torch.no_grad(), lens.hooks(hooks), telling(lens, prompts):
         lens.forward(batch.tokens, batch.mask)
-    return seen
+    return seen, acts
 
 
 def _term(

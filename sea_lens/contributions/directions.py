@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._support.arguments import as_integer
 from ..edits.base import Edit
-from ..edits.where import LayerChoice, Strength
+from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
 from ..spectral.capturing import Captured
 from ..spectral.direction_terms import Direction, direction_terms
@@ -39,9 +39,10 @@ def direction_contributions(
     model: Any,
     edit: Edit,
     contrasts: Iterable[Contrast],
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     demonstrations: Iterable[Demonstration] | None = None,
     describe: int = DESCRIBED,
@@ -58,7 +59,7 @@ def direction_contributions(
         model: a TransformerLens model.
         edit: a spectral edit.
         contrasts: what the effect is measured on.
-        layers, strength, combine: as in `applied`.
+        layers, strength, combine, positions: as in `applied`.
         demonstrations: those that the edit was fitted from, or others: the described directions then name the ones
             that they fire on most.
         describe: how many of the directions that contribute most to describe (`descriptions`); 0 for none.
@@ -85,7 +86,7 @@ def direction_contributions(
     describe = as_integer(describe, "describe", least=0)
     demonstrations = None if demonstrations is None else Demonstrations.of(demonstrations)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
-    study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
+    study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     check_control_ranks(study, control)
     (result,) = path_contributions(study, {by_direction: control}, tolerance)
     layers_of_top = sorted({Direction.of(label).layer for label in strongest(result, describe)})

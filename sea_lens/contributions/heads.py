@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._support.arguments import as_integer
 from ..edits.base import Edit
-from ..edits.where import LayerChoice, Strength
+from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
 from ..texts.items import Contrast
 from .direct import direct_contributions
@@ -38,9 +38,10 @@ def head_contributions(
     edit: Edit,
     contrasts: Iterable[Contrast],
     method: str = "direct",
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     batch_size: int = 16,
     prepend_bos: bool = True,
@@ -66,7 +67,7 @@ def head_contributions(
             - "gradient": first-order estimate of sufficiency, all heads from one backward pass;
             - for an edit at site `z`, "path", "shapley", "leave_one_out" and "only_one" as in `layer_contributions`,
               with a strength for each head; heads of layers that are not edited contribute 0.
-        layers, strength, combine: as in `applied`.
+        layers, strength, combine, positions: as in `applied`.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         tolerance: for "direct" the largest relative error of the identities that are checked, by default 1e-4, and
@@ -103,7 +104,7 @@ def head_contributions(
     sample, seed = as_integer(sample, "sample", least=0), as_integer(seed, "seed")
     permutations = as_integer(permutations, "permutations", least=1)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
-    study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
+    study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     if method == "direct":
         return direct_contributions(study, tolerance, control)
     if method in PATCHING_METHODS:

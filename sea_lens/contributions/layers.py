@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._support.arguments import as_integer
 from ..edits.base import Edit
-from ..edits.where import LayerChoice, Strength
+from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
 from ..texts.items import Contrast
 from .games import METHODS as GAME_METHODS
@@ -32,9 +32,10 @@ def layer_contributions(
     edit: Edit,
     contrasts: Iterable[Contrast],
     method: str = "path",
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     batch_size: int = 16,
     prepend_bos: bool = True,
@@ -52,7 +53,7 @@ def layer_contributions(
         contrasts: what the effect is measured on.
         method: "path" (sums to the effect up to quadrature), "shapley" (sums to it exactly), "leave_one_out" or
             "only_one" (need not sum to it).
-        layers, strength, combine: as in `applied`.
+        layers, strength, combine, positions: as in `applied`.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         tolerance: `path` doubles its nodes from 4 until |Σ − Δ| ≤ tolerance · |Δ|, at most to 64; by default 0.001, and
@@ -88,7 +89,7 @@ def layer_contributions(
         activation_edit(model, edit, f"method 'path' (the others are {', '.join(GAME_METHODS)})")
     permutations, seed = as_integer(permutations, "permutations", least=1), as_integer(seed, "seed")
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
-    study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
+    study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     if method == "path":
         return path_contributions(study, {by_layer: control}, tolerance)[0]
     return layer_games(study, method, permutations=permutations, seed=seed, control=control)
@@ -121,9 +122,10 @@ def position_contributions(
     model: Any,
     edit: Edit,
     contrasts: Iterable[Contrast],
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     batch_size: int = 16,
     prepend_bos: bool = True,
@@ -139,7 +141,7 @@ def position_contributions(
     """
     activation_edit(model, edit, "position_contributions")
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
-    study = Study.of(model, edit, contrasts, layers, strength, combine, **common)
+    study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     return path_contributions(study, {by_position: ()}, tolerance)[0]
 
 

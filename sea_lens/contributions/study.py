@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
-from ..edits.where import LayerChoice, Strength, Where
+from ..edits.where import LayerChoice, Positions, Strength, Where
 from ..errors import InputError
 from ..measure.effects import Effect, effect_between
 from ..measure.scorer import EncodedContrasts, Scorer, contrast_values
@@ -63,16 +63,17 @@ class Study:
         model: Any,
         edit: Edit,
         contrasts: Iterable[Contrast],
-        layers: LayerChoice = "all",
-        strength: Strength = 1.0,
+        layers: LayerChoice | None = None,
+        strength: Strength | None = None,
         combine: str | None = None,
+        positions: Positions | None = None,
         *,
         batch_size: int = 16,
         prepend_bos: bool = True,
         progress: bool = False,
     ) -> "Study":
         """Check the arguments and tokenise the contrasts; arguments and errors as in `effect`."""
-        where = edit.check(model, layers, strength, combine, scoring=True)
+        where = edit.check(model, layers, strength, combine, positions, scoring=True)
         detached = {at: s.detach() if isinstance(s, Tensor) else s for at, s in where.strengths.items()}
         lens = Lens.of(model)
         encoded = EncodedContrasts.of(lens, contrasts, prepend_bos)
@@ -153,7 +154,8 @@ class Study:
         Where the user asked for no way to combine, each edit takes its own first one.
         """
         if id(other) not in self._others:
-            where = other.check(self.model, self.layers, self.where.strengths, self.combine, scoring=True)
+            places = self.layers, self.where.strengths, self.combine, self.where.positions
+            where = other.check(self.model, *places, scoring=True)
             self._others[id(other)] = replace(self, edit=other, where=where, progress=False, _runs={}, _others={})
         return self._others[id(other)]
 

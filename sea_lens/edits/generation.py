@@ -15,7 +15,7 @@ from ..models.lens import Lens
 from ..models.sampling import Sampling
 from ..models.tokens import encode
 from .base import Edit
-from .where import LayerChoice, Strength
+from .where import LayerChoice, Positions, Strength
 
 Prompts: TypeAlias = (
     str | Tensor | np.ndarray | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]
@@ -27,9 +27,10 @@ def generate(
     model: Any,
     prompts: Prompts,
     edit: Edit | None = None,
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     max_new_tokens: SupportsIndex = 32,
     temperature: SupportsFloat = 0.0,
@@ -48,9 +49,10 @@ def generate(
     model: Any,
     prompts: Prompts,
     edit: Edit | None = None,
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     max_new_tokens: SupportsIndex = 32,
     temperature: SupportsFloat = 0.0,
@@ -68,9 +70,10 @@ def generate(
     model: Any,
     prompts: Any,
     edit: Edit | None = None,
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     max_new_tokens: SupportsIndex = 32,
     temperature: SupportsFloat = 0.0,
@@ -90,7 +93,7 @@ def generate(
             several (a list of these, or a tensor (batch, pos) without padding). Token ids are taken as they are: no BOS
             is added.
         edit: the edit to apply, none by default.
-        layers, strength, combine: as in `Edit.applied`.
+        layers, strength, combine, positions: as in `Edit.applied`.
         max_new_tokens: longest continuation in tokens.
         temperature: 0 takes the most probable token; above 0 tokens are drawn, at 1 from the model's own distribution.
         top_p: with a temperature, draw from the smallest set of most probable tokens that has this probability.
@@ -124,7 +127,9 @@ def generate(
     stops = _stop_texts(stop)
     lens = Lens.of(model)
     tokens = prompt_tokens(lens, prompts, prepend_bos=prepend_bos)
-    context = edit.applied(model, layers, strength, combine) if edit is not None else contextlib.nullcontext()
+    context = (
+        edit.applied(model, layers, strength, combine, positions) if edit is not None else contextlib.nullcontext()
+    )
     with context:
         found = continue_prompts(lens, tokens, max_new_tokens, batch_size=batch_size, stop=stops, sampling=sampling)
     if return_tokens:

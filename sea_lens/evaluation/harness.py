@@ -4,16 +4,17 @@ from typing import Any, SupportsIndex
 
 from .._support.arguments import as_integer
 from ..edits.base import Edit
-from ..edits.where import LayerChoice, Strength
+from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import MissingPackageError
 
 
 def harness_model(
     model: Any,
     edit: Edit | None = None,
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     batch_size: SupportsIndex = 16,
     prepend_bos: bool = True,
@@ -27,7 +28,7 @@ def harness_model(
     Args:
         model: a TransformerLens model.
         edit: the edit, none by default.
-        layers, strength, combine: as in `applied`.
+        layers, strength, combine, positions: as in `applied`.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
 
@@ -37,10 +38,10 @@ def harness_model(
     Raises:
         MissingPackageError: the harness is not installed.
         MismatchError: the edit is for another model.
-        InputError: unknown layers or `combine`.
+        InputError: unknown layers, `combine` or positions.
     """
     batch_size = as_integer(batch_size, "batch_size", least=1)
-    where = None if edit is None else edit.check(model, layers, strength, combine)
+    where = None if edit is None else edit.check(model, layers, strength, combine, positions)
     try:
         from .harness_lm import EditedLM
     except ImportError as error:

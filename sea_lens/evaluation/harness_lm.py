@@ -16,6 +16,7 @@ from ..edits.where import Where
 from ..errors import InputError
 from ..models.decoding import continue_prompts
 from ..models.lens import Lens
+from ..models.token_positions import telling
 from ..models.tokens import pad, tokenise
 
 
@@ -49,6 +50,8 @@ class EditedLM(HFLM):
         self.lens, self.edit, self.where, self.prepend_bos = Lens.of(model), edit, where, prepend_bos
         # The harness gives rolling log-likelihoods a token in front itself.
         self._whole_texts = False
+        # Of what is to be scored now: the lengths that the prompt of an input may have.
+        self._prompts: dict[tuple[int, ...], set[int]] = {}
         with self._edited():
             room = self.lens.n_ctx
         options: dict[str, Any] = {
@@ -100,7 +103,45 @@ class EditedLM(HFLM):
         self, inps: Int[Tensor, "batch pos"], attn_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> Float[Tensor, "batch pos d_vocab"]:
         with torch.no_grad(), self._edited():
-            return self.model(inps).logits  # type: ignore[operator]
+            if not self._prompts:
+                return self.model(inps).logits  # type: ignore[operator]
+            inputs = [self._input(row) for row in inps.tolist()]
+            mask = pad(inputs)[1]
+            with telling(self.lens, [self._prompt(tokens) for tokens in inputs]):
+                return self.lens.forward(inps[:, : mask.shape[1]], mask)
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], *args: Any, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """The harness's own, which says nothing of prompts to the model; an edit at some positions asks for them."""
+        try:
+            if self.where is not None and self.where.positions != "all":
+                for _, context, continuation in requests:
+                    tokens = tuple((context + continuation)[-(self.max_length + 1) :][:-1])
+                    prompt = max(len(tokens) - len(continuation) + 1, 0)
+                    if self._whole_texts:
+                        prompt = int(tokens[:1] == (self.prefix_token_id,))
+                    self._prompts.setdefault(tokens, set()).add(prompt)
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        finally:
+            self._prompts = {}
+
+    def _input(self, row: list[int]) -> tuple[int, ...]:
+        """The input that a row is, without the harness's padding of zeros on the right."""
+        padding = next((n for n, token in enumerate(reversed(row)) if token != 0), len(row))
+        for length in range(len(row), len(row) - padding - 1, -1):
+            if tuple(row[:length]) in self._prompts:
+                return tuple(row[:length])
+        raise InputError("the harness asks for other inputs than its requests have, so that prompts cannot be told")
+
+    def _prompt(self, tokens: tuple[int, ...]) -> int:
+        lengths = self._prompts[tokens]
+        if len(lengths) > 1:
+            raise InputError(
+                f"the harness scores {len(tokens)} tokens at once as prompts of {sorted(lengths)} tokens: expected "
+                f"positions 'all', or requests that are scored one by one"
+            )
+        return next(iter(lengths))
 
     def _model_generate(
         self, context: Int[Tensor, "batch pos"], max_length: int, stop: Sequence[str], **generation_kwargs: Any

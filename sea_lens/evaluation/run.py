@@ -17,10 +17,11 @@ from .._support.text_rows import has_half_character
 from .._support.versions import versions
 from ..edits.base import Edit
 from ..edits.in_model import warn_of_installed
-from ..edits.where import LayerChoice, Strength
+from ..edits.where import LayerChoice, Positions, Strength, Where
 from ..errors import DemonstrationError, FileError, InputError
 from ..models.lens import Lens
 from ..models.tokens import chat_tokenizer
+from ..models.token_positions import positions_name
 from ..texts.prompts import Chat, PromptTemplate, for_model
 from .benchmark import Asker, Benchmark, Item
 from .fingerprints import edit_identity, model_identity
@@ -96,9 +97,10 @@ def evaluate(
     path: str | os.PathLike[str] | None = None,
     *,
     edit: Edit | None = None,
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     prompt: PromptTemplate | str | os.PathLike[str] | None = None,
     chat: Chat = "auto",
     limit: SupportsIndex | None = None,
@@ -118,7 +120,7 @@ def evaluate(
         path: the benchmark's file, or "hf:owner/name", "hf:owner/name:split" or "hf:owner/name:config:split" for a data
             set on the Hugging Face hub; by default the benchmark's own data set there. The hub needs a network.
         edit: an edit of any method; none by default.
-        layers, strength, combine: as in `applied`.
+        layers, strength, combine, positions: as in `applied`.
         prompt: a named prompt, a JSON file with one, or a `PromptTemplate`; the benchmark's own by default.
         chat: put the prompt into the tokenizer's chat template: "auto" where it has one, True, or False.
         limit: only the first so many items.
@@ -134,9 +136,10 @@ def evaluate(
         Scores with bootstrap intervals, and one row for each item.
 
     Raises:
-        InputError: unknown benchmark, prompt, layers or `combine`; a benchmark without a data set of its own and
-            without a path; a prompt that asks for fields the benchmark does not have; an edit that leaves some tokens
-            without a probability where completions are scored; or a model that drops out units at random.
+        InputError: unknown benchmark, prompt, layers, `combine` or positions; a benchmark without a data set of its own
+            and without a path; a prompt that asks for fields the benchmark does not have; an edit that leaves some
+            tokens without a probability where completions are scored; a journal beside positions that are a function;
+            or a model that drops out units at random.
         FileError: a missing or malformed file; names the row.
         MismatchError: the edit is for another model, or the journal belongs to another evaluation.
         DemonstrationError: an answer that adds no token to its prompt; names the row.
@@ -169,8 +172,12 @@ def evaluate(
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed", least=0)
     if edit is not None and not isinstance(edit, Edit):
         raise InputError(f"expected an edit, such as sl.load_edit reads, got {type(edit).__name__}")
-    where = edit.check(model, layers, strength, combine, scoring=chosen.scoring) if edit is not None else None
-    if edit is None:
+    where = None
+    if edit is not None:
+        where = edit.check(model, layers, strength, combine, positions, scoring=chosen.scoring)
+        if callable(where.positions) and journal is not None:
+            raise InputError("a journal cannot tell one function from another: expected positions by name beside it")
+    else:
         warn_of_installed(model, "a benchmark is evaluated")
 
     def edited() -> contextlib.AbstractContextManager[Any]:
@@ -181,9 +188,7 @@ def evaluate(
         "benchmark": chosen.name,
         "data": {"source": task.source, "items": len(items), "left_out": task.left_out, "sha256": task.digest},
         "model": model_identity(lens),
-        "edit": None
-        if edit is None or where is None
-        else edit_identity(edit) | {"strength": where.strengths, "combine": combine},
+        "edit": None if edit is None or where is None else edit_identity(edit) | _applied(edit, where, combine),
         "prompt": asked.record() if asked is not None else None,
         "options": {"batch_size": batch_size, "prepend_bos": prepend_bos, "max_new_tokens": longest},
         "versions": versions(),
@@ -217,6 +222,12 @@ def _noted(notes: Journal | None, number: int, part: Sequence[Item]) -> list[dic
     if rows != [item.row for item in part]:
         raise FileError(f"{notes.path} holds other rows than part {number} of the items: delete it to start anew")
     return found
+
+
+def _applied(edit: Edit, where: Where, combine: str | None) -> dict[str, Any]:
+    """How an edit is applied, for the provenance."""
+    positions = {} if where.positions == "all" else {"positions": positions_name(where.positions)}
+    return {"strength": where.strengths, "combine": combine or edit.defaults.combine, **positions}
 
 
 def _items(benchmark: Benchmark, path: str | os.PathLike[str] | None) -> tuple[Benchmark, str, list[Item], int]:

@@ -12,10 +12,11 @@ from .._support.json_files import plain, read_sealed_json, write_sealed_json
 from .._support.progress import tracked
 from .._support.storage import ImpossibleError, as_file_errors
 from .._support.versions import versions
-from ..edits.where import LayerChoice, choose_layers
+from ..edits.where import LayerChoice, Positions, choose_layers
 from ..errors import FileError, InputError
 from ..models.lens import Lens
 from ..models.reading import Reading
+from ..models.token_positions import check_positions, positions_name
 from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
 from ..spectral.features import FeatureMap, feature_map
@@ -44,7 +45,7 @@ class Tuning:
         table: one row for each setting: its options, every score of the tasks, whether the budget allows it
             (`allowed`), and whether it was chosen (`chosen`).
         rule: in words.
-        edit: the chosen edit.
+        edit: the chosen edit, which remembers the layers, strength and positions that were chosen with it.
         options: layers and strength that were chosen with it, for `applied`.
         unedited: without an edit, the score to maximise and those with a budget, by name.
         maximise: the score that the rule makes largest.
@@ -140,6 +141,7 @@ def tune(
     strengths: Sequence[Any] = (0.5, 1.0, 1.5),
     features: Sequence[str | FeatureMap] = ("identity",),
     site: str = "mlp_out",
+    positions: Positions = "all",
     batch_size: SupportsIndex = 16,
     progress: bool = True,
     journal: str | os.PathLike[str] | None = None,
@@ -160,6 +162,7 @@ def tune(
         energies, centres, features: as in `fit` and `capture`.
         layers, strengths: as in `applied`.
         site: what is edited.
+        positions: where in a text every edit acts, as in `applied`.
         batch_size: sequences at a time.
         progress: show a progress bar.
         journal: a file in which finished settings are noted. A tuning that was interrupted goes on from it, and ends
@@ -181,6 +184,7 @@ def tune(
     lens = Lens.of(model)
     _check(grid, lens.n_layers)
     Reading(site)
+    check_positions(positions)
     limits = {name: as_number(value, f"budget {name!r}") for name, value in (budget or {}).items()}
     batch_size = as_integer(batch_size, "batch_size", least=1)
     tasks = [task] if side_effects is None else [task, side_effects]
@@ -194,9 +198,12 @@ def tune(
             for one in tasks
         ],
         "grid": {name: [getattr(value, "name", repr(value)) for value in values] for name, values in grid.items()},
-        "options": {"maximise": maximise, "budget": limits, "site": site, "batch_size": batch_size},
+        "options": {"maximise": maximise, "budget": limits, "site": site, "batch_size": batch_size}
+        | ({} if positions == "all" else {"positions": positions_name(positions)}),
         "versions": versions(),
     }
+    if callable(positions) and journal is not None:
+        raise InputError("a journal cannot tell one function from another: expected positions by name beside it")
     notes = None if journal is None else Journal(journal, identity, "tuning")
     unedited = _noted(notes, 0, lambda: _scores([evaluate(model, one, **common) for one in tasks]))
     if unknown := {maximise, *limits} - set(unedited):
@@ -215,7 +222,7 @@ def tune(
         applied = {"layers": where, "strength": strength}
 
         def tried(edit: SpectralEdit = edit, applied: dict[str, Any] = applied) -> dict[str, float]:
-            return _scores([evaluate(model, one, edit=edit, **applied, **common) for one in tasks])
+            return _scores([evaluate(model, one, edit=edit, positions=positions, **applied, **common) for one in tasks])
 
         scores = _noted(notes, number, tried, unedited)
         allowed = all(scores[name] <= limit for name, limit in limits.items())
@@ -232,7 +239,8 @@ def tune(
     (_, edit), *_ = points[best]
     wanted = {name: unedited[name] for name in dict.fromkeys([maximise, *limits])}
     options = {name: rows[best][name] for name in ("layers", "strength")}
-    return Tuning(table, rule, edit, options, wanted, maximise, limits)
+    remembered = {} if positions == "all" else {"positions": positions}
+    return Tuning(table, rule, edit.with_defaults(**options, **remembered), options, wanted, maximise, limits)
 
 
 def _choice(table: "pd.DataFrame", maximise: str, limits: Mapping[str, float]) -> "tuple[pd.Series, int]":

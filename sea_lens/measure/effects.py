@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._support.statistics import Interval, bootstrap
 from ..edits.base import Edit
-from ..edits.where import LayerChoice, Strength
+from ..edits.where import LayerChoice, Positions, Strength
 from ..texts.items import Contrast
 from .scorer import Scorer, contrast_scorer
 
@@ -88,9 +88,10 @@ def effect(
     model: Any,
     edit: Edit,
     contrasts: Iterable[Contrast],
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     batch_size: int = 16,
     prepend_bos: bool = True,
@@ -102,7 +103,7 @@ def effect(
         model: a TransformerLens model. Its own hooks, if any, stay in both runs.
         edit: the edit.
         contrasts: at least one.
-        layers, strength, combine: as in `applied`.
+        layers, strength, combine, positions: as in `applied`.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         seed: of the bootstrap interval.
@@ -112,7 +113,7 @@ def effect(
 
     Raises:
         MismatchError: the edit is for another model.
-        InputError: unknown layers or `combine`, or an edit that leaves some tokens without a probability.
+        InputError: unknown layers, `combine` or positions, or an edit that leaves some tokens without a probability.
         DemonstrationError: no contrasts, a text that is too long, or a completion that adds no token.
         ActivationError: a log-probability that is NaN or infinite.
 
@@ -122,7 +123,7 @@ def effect(
         >>> round(found.effect, 1), found.interval.excludes(0.0)
         (0.2, True)
     """
-    where = edit.check(model, layers, strength, combine, scoring=True)
+    where = edit.check(model, layers, strength, combine, positions, scoring=True)
     scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
     unedited = scorer.log_probs()
     with edit.put(model, where):
@@ -135,14 +136,15 @@ def effect_from(
     unedited: Float[Tensor, " completions"],
     model: Any,
     edit: Edit,
-    layers: LayerChoice = "all",
-    strength: Strength = 1.0,
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
     combine: str | None = None,
+    positions: Positions | None = None,
     *,
     seed: int = 0,
 ) -> Effect:
     """`effect` with the unedited run already done, for trying many edits on the same contrasts."""
-    with edit.applied(model, layers, strength, combine):
+    with edit.applied(model, layers, strength, combine, positions):
         edited = scorer.log_probs()
     return effect_between(unedited, edited, seed=seed)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from .lens import Lens
+from .token_positions import telling_of_row
 
 
 def cached_pass(
@@ -132,8 +133,11 @@ def whole_pass(
         apart: run one row at a time, for a model that reads a row otherwise beside a longer one.
     """
     if apart and len(tokens) > 1:
-        rows = zip(tokens.split(1), mask.split(1), strict=True)
-        return torch.cat([whole_pass(lens, row, row_mask) for row, row_mask in rows])
+        found = []
+        for row in range(len(tokens)):
+            with telling_of_row(lens, row):
+                found.append(whole_pass(lens, tokens[row : row + 1], mask[row : row + 1]))
+        return torch.cat(found)
     mask = mask.long()
     order = (1 - mask).argsort(dim=1, stable=True)
     width = int(mask.sum(1).max())

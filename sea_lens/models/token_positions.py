@@ -6,14 +6,15 @@ in front of what a caller gave (`models.prefix`) belongs to the prompt.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, SupportsIndex, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from .._support.arguments import as_integer
 from ..errors import InputError
 from .lens import Lens
 from .passes import Pass
@@ -51,10 +52,12 @@ class Told:
     Attributes:
         prompts: how many tokens of each row are the prompt, BOS counted, padding and prefix not.
         before: gives the tokens of each row that the cache holds, likewise; None where nobody knows them.
+        for_every_row: whether there is one length, which holds for all rows.
     """
 
     prompts: tuple[int, ...]
     before: Callable[[], Sequence[Sequence[int]]] | None = None
+    for_every_row: bool = False
 
 
 @contextlib.contextmanager
@@ -68,6 +71,56 @@ def telling(
         yield
     finally:
         lens.told = outer
+
+
+@contextlib.contextmanager
+def telling_of_row(lens: Lens, row: int) -> Iterator[None]:
+    """Tell, for the length of a context, of one row of those that have been told of; of none where none has."""
+    outer = lens.told
+    if outer is not None and not outer.for_every_row:
+        lens.told = replace(outer, prompts=outer.prompts[row : row + 1], before=None)
+    try:
+        yield
+    finally:
+        lens.told = outer
+
+
+@contextlib.contextmanager
+def prompt_lengths(model: Any, lengths: SupportsIndex | Iterable[SupportsIndex]) -> Iterator[Any]:
+    """Say how long the prompts are in passes of your own, for edits that act at some positions (docs/method.md 3.7).
+
+    `sl.generate`, `sl.effect`, `sl.evaluate` and the like know it by themselves. Without this, all that is read before
+    a cache is filled counts as the prompt.
+
+    Args:
+        model: a TransformerLens model.
+        lengths: how many tokens of each row are its prompt, BOS counted and padding not; one number for all rows, or
+            one for each row.
+
+    Yields:
+        The model.
+
+    Raises:
+        InputError: a length that is no whole number of at least 0; in a pass, other rows than there are lengths.
+
+    Example:
+        >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+        >>> tokens = bed.model.to_tokens("Q: what is the river of Delkeld ? A: Mirev", prepend_bos=True)
+        >>> with sl.prompt_lengths(bed.model, 10), edit.applied(bed.model, positions="answer"):
+        ...     logits = bed.model(tokens)
+        >>> bool((logits == bed.model(tokens))[0, :10].all()), bool((logits == bed.model(tokens))[0, 10:].all())
+        (True, False)
+    """
+    lens = Lens.of(model)
+    many = isinstance(lengths, Iterable) and getattr(lengths, "ndim", 1) > 0
+    given = [as_integer(one, "a prompt's length", least=0) for one in (lengths if many else [lengths])]  # type: ignore[union-attr]
+    # An empty group of hooks: passes are seen while it stands, also those under hooks of the user's own.
+    with lens.hooks([]):
+        outer, lens.told = lens.told, Told(tuple(given), None, for_every_row=not many)
+        try:
+            yield model
+        finally:
+            lens.told = outer
 
 
 @dataclass(frozen=True)
@@ -152,11 +205,10 @@ def _prompts(lens: Lens, current: Pass, index: Int[Tensor, "batch pos"], real: B
     Where nobody told, all that the first pass reads is the prompt, and all that is read behind a cache is generated.
     """
     if lens.told is not None:
-        if len(lens.told.prompts) != len(index):
-            raise InputError(
-                f"lengths of {len(lens.told.prompts)} prompts are given, and the model reads {len(index)} rows"
-            )
-        return [length + lens.prefix_length for length in lens.told.prompts]
+        lengths = lens.told.prompts * (len(index) if lens.told.for_every_row else 1)
+        if len(lengths) != len(index):
+            raise InputError(f"lengths of {len(lengths)} prompts are given, and the model reads {len(index)} rows")
+        return [length + lens.prefix_length for length in lengths]
     if current.read_before:
         return index[:, 0].tolist()
     return real.sum(1).tolist()

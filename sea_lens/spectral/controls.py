@@ -1,6 +1,7 @@
 """Controls of a spectral edit (docs/method.md 6.8): random subspaces of its ranks, and fits to shuffled texts."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -86,5 +87,7 @@ def permuted_fits(
     for draw in tracked(range(draws), "permutation control", draws, show=progress):
         covariance = captured.shuffled(seed * draws + draw, edit.feature)
         refitted = fit(covariance, rank=edit.ranks, centre=centre, spectrum_power=power)
+        # What was chosen for the edit holds for what stands in its place.
+        refitted = replace(refitted, defaults=edit.defaults)
         edits.append(with_subspaces(refitted, refitted.subspaces, f"positives and negatives shuffled, draw {draw}"))
     return edits
