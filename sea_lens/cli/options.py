@@ -8,14 +8,9 @@ import typer
 
 from .._support.arguments import as_number
 from ..edits.base import Edit
-<<<<<<< HEAD
 from ..edits.saved import SavedEdit
 from ..edits.where import LayerChoice, check_layer_choice, choose_layers
 from ..errors import InputError
-=======
-from ..edits.where import LayerChoice, check_layer_choice
-from ..errors import FileError, InputError
->>>>>>> e30c67b (Every analysis, benchmark and command takes positions and what an edit remembers)
 from ..methods.loading import load_edit
 from ..models.load import load_model
 from ..models.sites import SITES
@@ -132,21 +127,9 @@ def open_model(name: str, backend: str, device: str | None, dtype: str) -> Any:
     return load_model(str(TESTBED) if name == "testbed" else name, backend, device, dtype)  # type: ignore[arg-type]
 
 
-<<<<<<< HEAD
-def edit_and_where(edit: Path, layers: str, strength: float, combine: str | None) -> tuple[Edit, dict[str, Any]]:
-=======
-def check_output_file(path: Path) -> None:
-    """Refuse an output file that could not be written, before any work for it is done."""
-    if path.is_dir():
-        raise FileError(f"--out {path} is a folder: expected a file")
-    if not path.parent.is_dir():
-        raise FileError(f"--out {path}: no such folder {path.parent}")
-
-
 def edit_and_where(
     edit: Path, layers: str | None, strength: float | None, combine: str | None, positions: str | None
 ) -> tuple[Edit, dict[str, Any]]:
->>>>>>> e30c67b (Every analysis, benchmark and command takes positions and what an edit remembers)
     """The edit of any method, and where and how to apply it; refuses all that can be refused without a model.
 
     What is None is what the edit remembers.

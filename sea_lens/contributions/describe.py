@@ -113,7 +113,7 @@ def _before_edits(
             nonlocal acts
             if name in wanted:
                 seen[name] = x
-                acts = acts if positions == "all" else acting(lens, positions).mask.cpu()
+                acts = acts if positions == "all" else acting(lens, positions, x).mask.cpu()
             return function(x)
 
         return hook

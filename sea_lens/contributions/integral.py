@@ -163,7 +163,7 @@ def _slopes(study: Study, t: float, batch: ScoringBatch) -> list[Slope]:
         def hook(x: Tensor) -> Tensor:
             befores[layer] = x.detach()
             if study.where.positions != "all":
-                acts[layer] = acting(lens, study.where.positions).over(x)
+                acts[layer] = acting(lens, study.where.positions, x).over(x)
             out = function(x)
             assert out is not None
             afters[layer] = out if out.requires_grad else out.requires_grad_()

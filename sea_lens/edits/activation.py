@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._support.arguments import Scalar, as_integer, as_strength
 from .._support.saturation import saturate
-from ..errors import InputError, MismatchError, UnsupportedModelError
+from ..errors import InputError, MismatchError
 from ..models.hooks import HookFunction
 from ..models.lens import Lens
 from ..models.sites import Site, unit_keys
@@ -174,12 +174,7 @@ def at_positions(lens: Lens, positions: Positions, function: Callable[[Tensor], 
     """
 
     def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        where = acting(lens, positions)
-        if tuple(x.shape[:2]) != tuple(where.mask.shape):
-            raise UnsupportedModelError(
-                f"model {lens.name!r}: an activation of shape {tuple(x.shape)} has no axes for the "
-                f"{tuple(where.mask.shape)} rows and tokens that are read, so that it cannot be edited at some of them"
-            )
+        where = acting(lens, positions, x)
         if not where.anywhere:
             return x
         if where.everywhere:

@@ -120,9 +120,9 @@ class EditedLM(HFLM):
                     tokens = tuple((context + continuation)[-(self.max_length + 1) :][:-1])
                     prompt = max(len(tokens) - len(continuation) + 1, 0)
                     if self._whole_texts:
-                        prompt = int(tokens[:1] == (self.prefix_token_id,))
+                        prompt = int(tokens[:1] == (self.prefix_token_id,))  # type: ignore[attr-defined]
                     self._prompts.setdefault(tokens, set()).add(prompt)
-            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)  # type: ignore[misc]
         finally:
             self._prompts = {}
 

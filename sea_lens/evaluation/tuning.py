@@ -239,8 +239,8 @@ def tune(
     (_, edit), *_ = points[best]
     wanted = {name: unedited[name] for name in dict.fromkeys([maximise, *limits])}
     options = {name: rows[best][name] for name in ("layers", "strength")}
-    remembered = {} if positions == "all" else {"positions": positions}
-    return Tuning(table, rule, edit.with_defaults(**options, **remembered), options, wanted, maximise, limits)
+    edit = edit.with_defaults(**options, positions=None if positions == "all" else positions)
+    return Tuning(table, rule, edit, options, wanted, maximise, limits)
 
 
 def _choice(table: "pd.DataFrame", maximise: str, limits: Mapping[str, float]) -> "tuple[pd.Series, int]":

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex, TypeAlias
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..errors import InputError
+from ..errors import InputError, UnsupportedModelError
 from .lens import Lens
 from .passes import Pass
 from .tokens import bos_token
@@ -141,11 +141,17 @@ class Acting:
         return self.mask.to(x.device)[(..., *[None] * (x.ndim - 2))]
 
 
-def acting(lens: Lens, positions: Positions) -> Acting:
+def acting(lens: Lens, positions: Positions, x: Float[Tensor, "batch pos *rest"]) -> Acting:
     """Where a choice of positions acts in the pass that the model runs now; made once for each pass.
+
+    Args:
+        lens: the model.
+        positions: the choice.
+        x: an activation of the pass.
 
     Raises:
         InputError: the pass does not say what is needed, such as its tokens; says what was expected.
+        UnsupportedModelError: the activation has no axes for the rows and tokens of the pass.
     """
     current = lens.current_pass
     if current is None:
@@ -154,23 +160,27 @@ def acting(lens: Lens, positions: Positions) -> Acting:
             f"`edit.applied` or `edit.install`, or `fwd_hooks` within `sl.prompt_lengths(model, lengths)`"
         )
     if positions not in current.acting:
-        mask = _mask(lens, positions, current)
+        mask = _mask(lens, positions, current, x)
         current.acting[positions] = Acting(mask, bool(mask.any()), bool(mask.all()))
-    return current.acting[positions]
-
-
-def _mask(lens: Lens, positions: Positions, current: Pass) -> Bool[Tensor, "batch pos"]:
-    if current.tokens is None:
-        raise InputError(
-            f"positions {positions_name(positions)!r}: the pass begins with embeddings, so that its tokens are not "
-            f"known: expected tokens"
+    found = current.acting[positions]
+    if x.shape[:2] != found.mask.shape:
+        raise UnsupportedModelError(
+            f"model {lens.name!r}: an activation of shape {tuple(x.shape)} has no axes for the "
+            f"{tuple(found.mask.shape)} rows and tokens that are read, so that it cannot be edited at some of them"
         )
-    tokens = current.tokens
-    index, real = _places(current)
+    return found
+
+
+def _mask(
+    lens: Lens, positions: Positions, current: Pass, x: Float[Tensor, "batch pos *rest"]
+) -> Bool[Tensor, "batch pos"]:
+    # A pass may begin with embeddings (HookedTransformer's own generation), so that its tokens are not known.
+    batch, n = x.shape[:2] if current.tokens is None else current.tokens.shape
+    index, real = _places(current, batch, n, x.device)
     prompts = _prompts(lens, current, index, real)
     if callable(positions):
-        return _asked(lens, positions, current, prompts, real).to(tokens.device)
-    ends = torch.tensor(prompts, device=tokens.device)[:, None]
+        return _asked(lens, positions, current, prompts, real).to(x.device)
+    ends = torch.tensor(prompts, device=x.device)[:, None]
     masks = {
         "all": index >= 0,
         "prompt": index < ends,
@@ -182,20 +192,20 @@ def _mask(lens: Lens, positions: Positions, current: Pass) -> Bool[Tensor, "batc
     return masks[positions] & real
 
 
-def _places(current: Pass) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+def _places(
+    current: Pass, batch: int, n: int, device: torch.device
+) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
     """The place of each token in its row, counted without padding; and which positions are no padding."""
-    assert current.tokens is not None
-    batch, n = current.tokens.shape
     if current.mask is None:
-        places = torch.arange(current.read_before, current.read_before + n, device=current.tokens.device)
-        return places.expand(batch, n), torch.ones_like(current.tokens, dtype=torch.bool)
-    mask = current.mask
-    if mask.shape != (batch, current.read_before + n):
+        places = torch.arange(current.read_before, current.read_before + n, device=device)
+        return places.expand(batch, n), torch.ones(batch, n, dtype=torch.bool, device=device)
+    whole = batch, current.read_before + n
+    if tuple(current.mask.shape) != whole:
         raise InputError(
             f"an edit at some positions needs the attention mask of every token, read before or now: expected shape "
-            f"{(batch, current.read_before + n)}, got {tuple(mask.shape)}"
+            f"{whole}, got {tuple(current.mask.shape)}"
         )
-    real = mask.to(current.tokens.device) != 0
+    real = current.mask.to(device) != 0
     return (real.long().cumsum(1) - 1)[:, -n:], real[:, -n:]
 
 
@@ -218,7 +228,11 @@ def _asked(
     lens: Lens, function: Callable[[Tensor, int], Any], current: Pass, prompts: Sequence[int], real: Tensor
 ) -> Bool[Tensor, "batch pos"]:
     """The mask that a function of a user's gives, row by row; at a prefix nothing acts."""
-    assert current.tokens is not None
+    if current.tokens is None:
+        raise InputError(
+            f"positions {positions_name(function)!r} asks for tokens, and this pass begins with embeddings: expected "
+            f"tokens (HookedTransformer.generate hands on embeddings, `sl.generate` does not)"
+        )
     prefix = lens.prefix_length
     if current.read_before == 0:
         before: Sequence[Sequence[int]] = [()] * len(real)
