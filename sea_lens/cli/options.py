@@ -9,7 +9,7 @@ import typer
 from .._support.arguments import as_number
 from ..edits.base import Edit
 from ..edits.saved import SavedEdit
-from ..edits.where import LayerChoice, check_layer_choice, choose_layers
+from ..edits.where import LayerChoice, check_layer_choice
 from ..errors import InputError
 from ..methods.loading import load_edit
 from ..models.load import load_model

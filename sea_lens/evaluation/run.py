@@ -20,8 +20,8 @@ from ..edits.in_model import warn_of_installed
 from ..edits.where import LayerChoice, Positions, Strength, Where
 from ..errors import DemonstrationError, FileError, InputError
 from ..models.lens import Lens
-from ..models.tokens import chat_tokenizer
 from ..models.token_positions import positions_name
+from ..models.tokens import chat_tokenizer
 from ..texts.prompts import Chat, PromptTemplate, for_model
 from .benchmark import Asker, Benchmark, Item
 from .fingerprints import edit_identity, model_identity
