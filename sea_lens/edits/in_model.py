@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import SeaLensWarning
 from ..models.lens import Lens
 from ..models.standing import Standing
+from ..models.token_positions import Positions, positions_name
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Installed:
         layers: where it acts.
         strengths: α of each of these layers.
         combine: how its parts are combined; None for hooks that measure.
+        positions: at which tokens of a text it acts.
     """
 
     edit: Any
     layers: tuple[int, ...]
     strengths: Mapping[int, float | Tensor]
     combine: str | None
+    positions: Positions
     _standing: Standing = field(repr=False, compare=False)
 
     @property
@@ -50,7 +53,10 @@ class Installed:
             shown = "strengths " + ", ".join(f"{layer}: {_shown(alpha)}" for layer, alpha in strengths.items())
         else:
             shown = f"strength {_shown(strengths)}"
-        return f"{type(self.edit).__name__} at {self.edit.site!r} in {layers}, {shown}, combine {self.combine!r}"
+        places = "" if self.positions == "all" else f", positions {positions_name(self.positions)!r}"
+        return (
+            f"{type(self.edit).__name__} at {self.edit.site!r} in {layers}, {shown}, combine {self.combine!r}{places}"
+        )
 
 
 def installed(model: Any) -> list[Installed]:
@@ -123,9 +129,9 @@ def warn_of_installed(model: Any, what: str) -> None:
 def _entry(standing: Standing) -> Installed:
     if standing.about is None:
         layers = {layer for change in standing.changes if (layer := getattr(change, "layer", None)) is not None}
-        return Installed(None, tuple(sorted(layers)), {}, None, standing)
+        return Installed(None, tuple(sorted(layers)), {}, None, "all", standing)
     edit, where = standing.about
-    return Installed(edit, where.layers, where.strengths, where.combine, standing)
+    return Installed(edit, where.layers, where.strengths, where.combine, where.positions, standing)
 
 
 def _levels() -> int:
