@@ -48,7 +48,7 @@ def test_the_effect_is_the_mean_change_of_the_contrast(model):
     torch.testing.assert_close(result.after_items, after, rtol=1e-4, atol=1e-4)
     assert result.effect == pytest.approx((after - before).mean().item(), abs=1e-4)
     assert result.interval.mean == pytest.approx(result.effect)
-    assert result.interval == sl.bootstrap(result.items.numpy())
+    assert result.interval == sl.bootstrap(result.items.numpy(), kind="number")
     frame = result.to_frame()
     assert list(frame.columns) == ["before", "after", "effect", "mass_before", "mass_after"]
     assert frame["effect"].mean() == pytest.approx(result.effect)

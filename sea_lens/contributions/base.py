@@ -86,7 +86,7 @@ class Contributions(ABC):
             ValueError: there is no such part.
         """
         place = list(self.labels).index(label)
-        return bootstrap(rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, place].numpy())
+        return bootstrap(rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, place].numpy(), kind="number")
 
     def top(self, k: int = 5) -> list[tuple[Any, float]]:
         """The k parts of largest absolute contribution, as (label, value)."""

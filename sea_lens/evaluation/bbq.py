@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,6 +42,10 @@ class BBQ(Benchmark):
     prompts: ClassVar[tuple[str, ...]] = ("context", "question", *_ANSWERS)
     prompt: ClassVar[str] = "bbq"
     hub: ClassVar[HubData | None] = HubData("heegyu/bbq", split="train", files="data/*.jsonl")
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = dict.fromkeys(("accuracy", "unknown_rate", "stereotypical_rate", "bias_items"), (0.0, 1.0)) | {
+        "s_amb": (-1.0, 1.0),
+        "s_dis": (-1.0, 1.0),
+    }
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         found = [self._item(path, number, row) for number, row in rows]

@@ -182,7 +182,7 @@ class Asker:
 class Benchmark(ABC):
     """A benchmark: reads rows, asks, and sums up.
 
-    Every score is a function of sums over items, so that one bootstrap over items serves all of them, ratios too
+    Every score is a function of sums over items, so that it can be taken apart into what each item adds, ratios too
     (docs/method.md 6.7).
 
     Attributes:
@@ -191,6 +191,8 @@ class Benchmark(ABC):
         prompt: name of the prompt that is used where none is asked for.
         scoring: whether completions are scored, for which a method must give every token a probability.
         hub: its data set on the Hugging Face hub, read where no file is given; None where a file must be.
+        bounds: the smallest and the largest value that a score can have, by its name without the group, where there are
+            such values; its interval stays between them.
     """
 
     name: ClassVar[str]
@@ -198,6 +200,7 @@ class Benchmark(ABC):
     prompt: ClassVar[str] = ""
     scoring: ClassVar[bool] = True
     hub: ClassVar[HubData | None] = None
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {}
 
     def rows(self, path: str | os.PathLike[str]) -> Iterable[tuple[int, Any]]:
         """(row number, row) of a file, by what its name ends in: .json (a list), .csv, .tsv, else JSON Lines.

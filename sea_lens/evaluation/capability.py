@@ -1,6 +1,6 @@
 """Multiple choice from any file of query, choices and gold, for checking what else an edit does."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,7 @@ class Capability(Benchmark):
     """
 
     name: ClassVar[str] = "capability"
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = dict.fromkeys(("accuracy", "accuracy_normalised"), (0.0, 1.0))
     prompts: ClassVar[tuple[str, ...]] = ("query",)
 
     def for_rows(self, rows: Sequence[tuple[int, Any]]) -> Benchmark:

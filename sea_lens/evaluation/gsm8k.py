@@ -1,6 +1,6 @@
 """GSM8K: grade-school mathematics by greedy generation (Cobbe et al. 2021, arXiv 2110.14168)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +27,7 @@ class GSM8K(Benchmark):
     prompt: ClassVar[str] = "worked_answer"
     scoring: ClassVar[bool] = False
     hub: ClassVar[HubData | None] = HubData("openai/gsm8k", "main", "test")
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = dict.fromkeys(("exact_match", "answered"), (0.0, 1.0))
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         items = []

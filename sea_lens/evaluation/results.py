@@ -10,11 +10,13 @@ import numpy as np
 from jaxtyping import Float
 
 from .._support.json_files import plain, read_sealed_json, write_sealed_json
-from .._support.statistics import Interval, percentiles, resampled_sums
+from .._support.significance import corrected_p_values, rank_p_values
+from .._support.statistics import Interval, resampled_sums
 from .._support.storage import ImpossibleError, as_file_errors
 from ..errors import FileError, MismatchError, SeaLensError
 from .benchmark import Benchmark
 from .registry import BENCHMARKS
+from .score_intervals import difference_interval, score_interval, score_items
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,9 +67,9 @@ class Evaluation:
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """Bootstrap interval of every score, over items (docs/method.md 6.7)."""
-        ends = {name: percentiles(draws) for name, draws in self.draws().items()}
-        return {name: Interval(mean, *map(float, ends[name])) for name, mean in self.scores.items()}
+        """Interval of every score, over the items that it is of (docs/method.md 6.7)."""
+        found = score_items(self.benchmark, self._sums)
+        return {name: score_interval(self.benchmark, name, items, self.seed) for name, items in found.items()}
 
     def draws(self) -> dict[str, Float[np.ndarray, " resamples"]]:
         """Every score on items drawn anew; the same draws for every evaluation of the same items."""
@@ -82,11 +84,12 @@ class Evaluation:
         return pd.DataFrame(self.items).set_index("row")
 
     def table(self) -> "pd.DataFrame":
-        """One row per score: score, low, high (95 % bootstrap interval over items)."""
+        """One row per score: score, low, high (95 % interval over items), n (its items), interval (how it was made)."""
         import pandas as pd
 
-        rows = {name: (one.mean, one.low, one.high) for name, one in self.intervals.items()}
-        return pd.DataFrame.from_dict(rows, orient="index", columns=["score", "low", "high"]).rename_axis("name")
+        rows = {name: (one.mean, one.low, one.high, one.n, one.method) for name, one in self.intervals.items()}
+        columns = ["score", "low", "high", "n", "interval"]
+        return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("name")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything as JSON, whole or not at all, with a digest of its content.
@@ -137,7 +140,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         overall = {name: interval for name, interval in self.intervals.items() if "/" not in name}
-        parts = [f"{name} {one.mean:.4g} [{one.low:.4g}, {one.high:.4g}]" for name, one in overall.items()]
+        parts = [f"{name} {one.mean:.4g} {one.brackets('.4g')}" for name, one in overall.items()]
         return f"{self.benchmark.name}, {len(self.items)} items: " + ", ".join(parts)
 
 
@@ -181,7 +184,7 @@ class Comparison:
     Attributes:
         before, after: the evaluations.
         controls: evaluations under controls, such as random subspaces of the edit's ranks.
-        intervals: paired bootstrap interval of after − before for each score.
+        intervals: paired interval of after − before for each score.
     """
 
     before: Evaluation
@@ -190,7 +193,12 @@ class Comparison:
     intervals: dict[str, Interval]
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row per score: before, after, difference, low, high; and control_low, control_high of the differences."""
+        """One row per score: before, after, difference, low, high.
+
+        With controls also the least and the largest of their differences, control_low and control_high, and two-sided
+        p-values of the difference among them, p, and corrected over all scores by the maximum statistic, p_corrected
+        (docs/method.md 6.8).
+        """
         import pandas as pd
 
         before, after = self.before.scores, self.after.scores
@@ -202,7 +210,14 @@ class Comparison:
                 moved = [control.scores[name] - before[name] for control in self.controls]
                 row |= {"control_low": min(moved), "control_high": max(moved)}
             rows.append(row)
-        return pd.DataFrame(rows).set_index("score")
+        frame = pd.DataFrame(rows).set_index("score")
+        if self.controls:
+            moved = np.array([[one.scores[name] - before[name] for name in self.intervals] for one in self.controls])
+            known = np.isfinite(frame["difference"].to_numpy()) & np.isfinite(moved).all(0)
+            for column, p_values in (("p", rank_p_values), ("p_corrected", corrected_p_values)):
+                frame[column] = np.nan
+                frame.loc[known, column] = p_values(frame["difference"].to_numpy()[known], moved[:, known])
+        return frame
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Differences with their intervals."""
@@ -219,7 +234,7 @@ class Comparison:
 
 
 def compare(before: Evaluation, after: Evaluation, *, controls: Sequence[Evaluation] = ()) -> Comparison:
-    """Every score's difference, after − before, with a paired bootstrap interval over items (docs/method.md 6.7).
+    """Every score's difference, after − before, with a paired interval over items (docs/method.md 6.7).
 
     Args:
         before, after: evaluations of the same items, such as of the unedited and the edited model, or of two prompts.
@@ -236,15 +251,10 @@ def compare(before: Evaluation, after: Evaluation, *, controls: Sequence[Evaluat
         digests = {one.provenance.get("data", {}).get("sha256") for one in (before, other)}
         if len(digests) > 1:
             raise MismatchError("the evaluations are of other data, so that their items are no pairs")
-    first, second = before.draws(), after.draws() if after.seed == before.seed else _redrawn(after, before.seed)
-    intervals = {}
-    scores = before.scores, after.scores
-    for name in first:
-        low, high = percentiles(second[name] - first[name])
-        intervals[name] = Interval(scores[1][name] - scores[0][name], float(low), float(high))
+    first, second = (score_items(one.benchmark, one._sums) for one in (before, after))
+    intervals = {
+        name: difference_interval(before.benchmark, name, items, second[name], before.seed)
+        for name, items in first.items()
+        if name in second
+    }
     return Comparison(before, after, tuple(controls), intervals)
-
-
-def _redrawn(evaluation: Evaluation, seed: int) -> dict[str, np.ndarray]:
-    """Draws under another seed, so that they pair."""
-    return Evaluation(evaluation.benchmark, evaluation.items, evaluation.provenance, seed).draws()

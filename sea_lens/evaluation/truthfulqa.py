@@ -1,6 +1,6 @@
 """TruthfulQA, multiple choice (Lin et al. 2022, arXiv 2109.07958)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -32,6 +32,7 @@ class TruthfulQA(Benchmark):
     prompts: ClassVar[tuple[str, ...]] = ("question",)
     prompt: ClassVar[str] = "truthfulqa"
     hub: ClassVar[HubData | None] = HubData("truthfulqa/truthful_qa", "multiple_choice", "validation")
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = dict.fromkeys(("mc1", "mc2", "mc3"), (0.0, 1.0))
 
     def __init__(self, full_stops: bool = True) -> None:
         self.full_stops = full_stops

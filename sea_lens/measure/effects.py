@@ -27,7 +27,7 @@ class Effect:
         before_items, after_items: log p(target) − log p(foil) of each contrast, unedited and edited.
         before_mass, after_mass: p(target) + p(foil) of each contrast. An edit that moves the contrast but leaves
             little mass on the two answers has broken the model rather than changed its mind.
-        interval: paired bootstrap interval of the effect.
+        interval: paired interval of the effect over contrasts (docs/method.md 6.7).
     """
 
     before_items: Float[Tensor, " contrasts"]
@@ -106,7 +106,7 @@ def effect(
         layers, strength, combine, positions: as in `applied`.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
-        seed: of the bootstrap interval.
+        seed: of the interval's draws.
 
     Returns:
         Each contrast before and after in nats, the mass on its two answers, and the paired interval of the mean effect.
@@ -156,5 +156,5 @@ def effect_between(
     before, after = (rearrange(x, "(contrasts two) -> contrasts two", two=2) for x in (unedited, edited))
     masses = [reduce(x.exp(), "contrasts two -> contrasts", "sum") for x in (before, after)]
     before_items, after_items = before[:, 0] - before[:, 1], after[:, 0] - after[:, 1]
-    interval = bootstrap((after_items - before_items).numpy(), seed=seed)
+    interval = bootstrap((after_items - before_items).numpy(), kind="number", seed=seed)
     return Effect(before_items, after_items, masses[0], masses[1], interval)

@@ -1,0 +1,208 @@
+"""Intervals that hold what they say, p-values beside controls, and errors that are told (kind E of what went wrong)."""
+
+import math
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import minimize_scalar
+
+import sea_lens as sl
+from sea_lens._support.proportions import clopper_pearson, paired_difference
+from sea_lens._support.significance import corrected_p_values, rank_p_values
+from sea_lens._support.statistics import bootstrap_bounds
+
+COVERAGE = runpy.run_path(str(Path(__file__).parents[1] / "analyses" / "coverage.py"))
+
+# --- Intervals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [
+        *((name, n) for name in ("normal", "Bernoulli 0.1", "t, 3 degrees") for n in (8, 20, 100)),
+        *(("paired Bernoulli", n) for n in (8, 20)),
+        *(("log-normal", n) for n in (20, 50, 200)),
+        *(("80 % zeros", n) for n in (20, 50)),
+    ],
+)
+def test_intervals_hold_the_mean_as_often_as_they_say(name, n):
+    # The standard error of the measured coverage is 0.006.
+    found = COVERAGE["coverage"](name, n, 1500)["after"]
+    assert found["coverage"] >= 0.925
+    assert found["no width"] == 0.0
+
+
+@pytest.mark.parametrize("n", [500, 501, 3000])
+def test_long_lists_have_intervals_that_hold_the_mean_too(n):
+    samples = np.random.default_rng(3).lognormal(size=(n, 1000))
+    low, high = bootstrap_bounds(samples)
+    assert 0.93 <= np.mean((low <= math.exp(0.5)) & (math.exp(0.5) <= high)) <= 0.975
+
+
+def test_the_closed_form_continues_the_bootstrap():
+    items = np.random.default_rng(4).exponential(size=501)
+    above, below = sl.bootstrap(items), sl.bootstrap(items[:500])
+    assert above.method == "Edgeworth"
+    assert below.method == "bootstrap-t"
+    for end in ("low", "high"):
+        here, there = (abs(getattr(one, end) - one.mean) for one in (above, below))
+        assert here == pytest.approx(there, rel=0.06)
+
+
+def test_few_items_have_students_interval():
+    items = [0.3, -1.0, 2.5]
+    expected = stats.t.interval(0.95, 2, np.mean(items), stats.sem(items))
+    found = sl.bootstrap(items)
+    assert (found.low, found.high) == pytest.approx(expected)
+    assert found.method == "Student's t"
+
+
+def test_no_end_is_nearer_than_students_and_a_long_tail_is_on_its_side():
+    items = np.random.default_rng(5).lognormal(size=25)
+    found = sl.bootstrap(items)
+    low, high = stats.t.interval(0.95, 24, items.mean(), stats.sem(items))
+    assert found.low <= low
+    assert found.high >= high
+    assert found.high - found.mean > 1.2 * (found.mean - found.low)
+    # And it is no wilder than another published interval of second order.
+    with_bca = stats.bootstrap((items,), np.mean, method="BCa", rng=np.random.default_rng(0)).confidence_interval
+    assert with_bca.high <= found.high <= found.mean + 2.5 * (with_bca.high - found.mean)
+
+
+def test_a_single_item_has_no_interval():
+    for kind in ("number", "proportion", "difference", "auto"):
+        found = sl.bootstrap([1.0], kind=kind)
+        assert math.isnan(found.low)
+        assert math.isnan(found.high)
+        assert not found.excludes(0.0)
+        assert not found.excludes(1.0)
+        assert str(found) == "+1.000 (no interval: a single item)"
+
+
+def test_equal_numbers_have_no_interval_and_claim_nothing():
+    found = sl.bootstrap(np.full(7, 0.25))
+    assert not found.excludes(0.0)
+    assert str(found) == "+0.250 (no interval: 7 equal items)"
+    noisy = sl.bootstrap(0.1 + 1e-17 * np.arange(9))
+    assert not noisy.exists
+    assert sl.bootstrap(np.full(7, 0.25)) == found
+
+
+def test_proportions_have_the_exact_interval():
+    for successes, n in ((0, 8), (1, 8), (5, 12), (12, 12), (300, 1000)):
+        expected = stats.binomtest(successes, n).proportion_ci(method="exact")
+        assert clopper_pearson(successes, n) == pytest.approx((expected.low, expected.high))
+    items = np.array([True, False, False, True, False])
+    assert sl.bootstrap(items).method == "Clopper-Pearson"
+    found = sl.bootstrap(np.zeros(10))
+    assert found.low == 0.0
+    assert found.high > 0.25
+
+
+def score_statistic(plus: int, minus: int, n: int, delta: float) -> float:
+    """The score statistic with the nuisance probability found by search."""
+
+    def surprise(share: float) -> float:
+        chances = ((plus, share + delta), (minus, share), (n - plus - minus, 1 - delta - 2 * share))
+        return -sum(count * math.log(max(chance, 1e-300)) for count, chance in chances if count)
+
+    share = minimize_scalar(
+        surprise, bounds=(max(0, -delta), (1 - delta) / 2), method="bounded", options={"xatol": 1e-12}
+    ).x
+    return (plus - minus - n * delta) / math.sqrt(n * (2 * share + delta - delta**2))
+
+
+@pytest.mark.parametrize(("plus", "minus", "n"), [(3, 1, 20), (5, 1, 9), (1, 4, 30), (40, 10, 200), (0, 3, 8)])
+def test_paired_differences_have_the_score_interval(plus, minus, n):
+    low, high = paired_difference(plus, minus, n)
+    assert score_statistic(plus, minus, n, low) == pytest.approx(1.959964, abs=2e-3)
+    assert score_statistic(plus, minus, n, high) == pytest.approx(-1.959964, abs=2e-3)
+    assert paired_difference(minus, plus, n) == pytest.approx((-high, -low))
+
+
+def test_paired_differences_are_never_certain():
+    found = sl.bootstrap(np.zeros(12), kind="difference")
+    assert -1 < found.low < 0 < found.high < 1
+    assert sl.bootstrap([1.0, 0.0, -1.0, 0.0, 0.0]).method == "Tango"
+
+
+def test_items_of_zero_and_one_are_covered_as_either():
+    proportions = [sl.bootstrap(np.repeat([0.0, 1.0], [n - k, k])) for n in (5, 20) for k in range(n + 1)]
+    exact = [clopper_pearson(k, n) for n in (5, 20) for k in range(n + 1)]
+    for found, (low, high) in zip(proportions, exact, strict=True):
+        assert 0 <= found.low <= low <= high <= found.high <= 1
+
+
+def test_bounds_hold_the_ends_and_make_a_proportion_of_what_lies_at_them():
+    found = sl.bootstrap([0.9, 0.95, 1.0, 0.99, 0.2, 1.0], bounds=(0, 1))
+    assert found.high == 1.0
+    assert sl.bootstrap([0.9, 0.95, 1.0, 0.99, 0.2, 1.0]).high > 1
+    ends = sl.bootstrap([-1.0, 1.0, 1.0, 1.0], bounds=(-1, 1))
+    low, high = clopper_pearson(3, 4)
+    assert (ends.low, ends.high) == pytest.approx((2 * low - 1, 2 * high - 1))
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "message"),
+    [
+        ([], {}, "at least one number"),
+        ([[1.0], [2.0]], {}, r"shape \(2, 1\)"),
+        ([1.0, math.nan], {}, "item 1 is NaN or infinite"),
+        (["a"], {}, "list of numbers"),
+        ([0.5, 1.0], {"kind": "proportion"}, "items of 0 and 1"),
+        ([0.5, 1.0], {"kind": "difference"}, "−1, 0 or 1"),
+        ([0.5, 1.0], {"kind": "ratio"}, "unknown kind of items 'ratio'"),
+        ([0.5, 1.5], {"bounds": (0, 1)}, "lie between"),
+        ([0.5, 1.0], {"level": 95}, "between 0 and 1"),
+        ([0.5, 1.0], {"resamples": 10}, "resamples"),
+    ],
+)
+def test_what_has_no_mean_is_refused(items, options, message):
+    with pytest.raises(sl.InputError, match=message):
+        sl.bootstrap(items, **options)
+
+
+def test_columns_have_the_intervals_that_each_has_alone():
+    items = np.random.default_rng(6).normal(size=(30, 700))
+    items[:, 5] = 0.0
+    low, high = bootstrap_bounds(items)
+    for place in (0, 5, 600, 699):
+        alone = sl.bootstrap(items[:, place], kind="number")
+        assert (alone.low, alone.high) == pytest.approx((low[place], high[place]), nan_ok=True)
+
+
+# --- p-values -------------------------------------------------------------------------------------------------------
+
+
+def test_a_p_value_is_a_rank():
+    values, controls = np.array([9.0, 0.0]), np.stack([np.arange(8.0), np.arange(8.0) - 3.5], axis=1)
+    assert rank_p_values(values, controls).tolist() == pytest.approx([1 / 9, 1.0])
+    # The other side counts as much.
+    assert rank_p_values(-values, -controls).tolist() == pytest.approx([1 / 9, 1.0])
+    assert rank_p_values(np.zeros(3), np.zeros((5, 3))).tolist() == [1.0, 1.0, 1.0]
+
+
+def test_p_values_of_nothing_are_as_small_as_chance_has_it():
+    rng = np.random.default_rng(7)
+    alone, any_of_them = [], []
+    for _ in range(600):
+        # Parts of very different size, which hang together.
+        draws = (rng.normal(size=(20, 12)) + rng.normal(size=(20, 1))) * np.logspace(0, 3, 12) + 5
+        alone.append(rank_p_values(draws[0], draws[1:])[0] <= 0.1)
+        any_of_them.append(corrected_p_values(draws[0], draws[1:]).min() <= 0.1)
+    assert 0.06 <= np.mean(alone) <= 0.14
+    assert 0.06 <= np.mean(any_of_them) <= 0.14
+
+
+def test_a_corrected_p_value_is_no_smaller_and_still_finds_what_stands_out():
+    rng = np.random.default_rng(8)
+    controls = rng.normal(size=(39, 30))
+    values = rng.normal(size=30)
+    values[4] = 12.0
+    single, corrected = rank_p_values(values, controls), corrected_p_values(values, controls)
+    assert (corrected >= single).all()
+    assert corrected[4] == single[4] == 1 / 40
+    assert corrected[np.arange(30) != 4].min() > 0.05
