@@ -5,9 +5,12 @@ import runpy
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from scipy.optimize import minimize_scalar
+from tiny import BACKENDS, N_LAYERS, contrasts, fitted
 
 import sea_lens as sl
 from sea_lens._support.proportions import clopper_pearson, paired_difference
@@ -206,3 +209,91 @@ def test_a_corrected_p_value_is_no_smaller_and_still_finds_what_stands_out():
     assert (corrected >= single).all()
     assert corrected[4] == single[4] == 1 / 40
     assert corrected[np.arange(30) != 4].min() > 0.05
+
+
+# --- Errors of contributions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_every_term_of_direct_has_its_error(model):
+    found = sl.head_contributions(model, fitted(model), contrasts())
+    frame = found.to_frame()
+    parts = pd.concat([frame[frame["component"] == name] for name in ("mlp", "edit", "embedding", "head")])
+    # All but the embedding of later layers, which is counted once, differ between contrasts.
+    told = parts[(parts["component"] != "embedding") & (parts["value"] != 0)]
+    assert len(told) >= 3 * N_LAYERS
+    assert not told[["standard_error", "low", "high"]].isna().any().any()
+    mlp = frame[(frame["component"] == "mlp") & (frame["layer"] == 2)].iloc[0]
+    items = found.item_others["mlp"][:, 2].numpy()
+    assert mlp["standard_error"] == pytest.approx(stats.sem(items))
+    alone = sl.bootstrap(items, kind="number")
+    assert (mlp["low"], mlp["high"]) == pytest.approx((alone.low, alone.high))
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="HookedTransformer is of TransformerLens 3")
+@pytest.mark.parametrize("site", ["mlp_out", "z"])
+def test_direct_closes_on_a_model_without_norms(site, load_tiny):
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    torch.manual_seed(0)
+    config = HookedTransformerConfig(
+        n_layers=2, d_model=16, n_ctx=32, d_head=4, n_heads=4, d_vocab=64, d_mlp=32, act_fn="relu",
+        normalization_type=None, device="cpu",
+    )  # fmt: skip
+    tokenizer = load_tiny("llama", "hooked").tokenizer
+    model = HookedTransformer(config, tokenizer=tokenizer, default_padding_side="right").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+    edit = fitted(model, site=site)
+    found = sl.head_contributions(model, edit, contrasts(), strength=1.5)
+    assert found.closure_error < 1e-5 * max(1.0, found.item_effects.abs().max().item())
+    # The effect is that of the model's own logits.
+    change = []
+    for one in contrasts():
+        tokens = model.to_tokens(one.prompt, prepend_bos=True)
+        pair = [model.to_tokens(text, prepend_bos=False)[0, 0] for text in (one.target, one.foil)]
+        before = model(tokens)[0, -1]
+        with edit.applied(model, strength=1.5):
+            after = model(tokens)[0, -1]
+        change.append(((after - before)[pair[0]] - (after - before)[pair[1]]).item())
+    np.testing.assert_allclose(found.item_effects, change, atol=1e-4)
+    assert sl.direction_contributions(model, edit, contrasts(2)).descriptions
+
+
+@pytest.mark.model
+def test_an_edit_without_effect_takes_no_more_nodes_than_one_with(model):
+    found = sl.layer_contributions(model, fitted(model), contrasts(), "path", strength=1e-9)
+    assert found.details["nodes"] == 4
+    assert abs(found.effect) < 1e-4
+
+
+@pytest.mark.model
+def test_misses_that_cancel_between_contrasts_are_seen(model):
+    found = sl.layer_contributions(model, fitted(model), contrasts(), "path", strength=2.0, tolerance=0.01)
+    misses = found.item_values.sum(1) - found.item_effects
+    assert found.item_closure_error == pytest.approx(misses.square().mean().sqrt().item())
+    assert found.details["closure_rms"] == pytest.approx(found.item_closure_error, rel=1e-6, abs=1e-12)
+    assert found.details["closure_largest"] == pytest.approx(misses.abs().max().item(), abs=1e-12)
+    sizes = found.item_effects.square().mean().sqrt().item()
+    assert found.item_closure_error <= 10 * 0.01 * (sizes + 0.1)
+    # What contrasts of both signs do to the mean hides nothing.
+    turned = [sl.Contrast(one.prompt, one.foil, one.target) for one in contrasts()]
+    both = sl.layer_contributions(model, fitted(model), [*contrasts(), *turned], "path", strength=2.0, tolerance=0.01)
+    assert abs(both.effect) < 1e-5
+    assert both.details["nodes"] == found.details["nodes"]
+    assert both.item_closure_error == pytest.approx(found.item_closure_error, rel=1e-3)
+
+
+@pytest.mark.model
+def test_sampled_shapley_values_tell_the_error_of_the_orders(model, monkeypatch):
+    monkeypatch.setattr("sea_lens.contributions.games.MAX_EXACT_PLAYERS", 2)
+    found = sl.layer_contributions(model, fitted(model), contrasts(), "shapley", permutations=8)
+    assert found.to_frame()["sampling_error"].tolist() == found.details["sampling_errors"]
+    edit = fitted(model, site="z")
+    heads = sl.head_contributions(model, edit, contrasts(2), "shapley", permutations=3, layers=[0])
+    frame = heads.to_frame()
+    assert (frame.loc[frame["layer"] == 0, "sampling_error"] >= 0).all()
+    assert (frame.loc[frame["layer"] > 0, "sampling_error"] == 0).all()
+    monkeypatch.undo()
+    assert "sampling_error" not in sl.layer_contributions(model, fitted(model), contrasts(2), "shapley").to_frame()

@@ -121,7 +121,7 @@ def bootstrap(
     n, mean = len(values), float(values.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, level, "none", 1)
-    if bounds is not None and chosen in ("number", "either"):
+    if bounds is not None and kind in ("auto", "number"):
         least, most = (as_number(end, "bounds") for end in bounds)
         if not (least <= values.min() and values.max() <= most and least < most):
             raise InputError(f"bounds {least} and {most}: expected every item to lie between them")

@@ -28,6 +28,8 @@ class Contributions(ABC):
         item_effects: effect on each contrast.
         details: what the method reports of itself (quadrature nodes, permutations, correlation).
         control_values: mean contributions under each control edit (`control=`), None where there was none.
+        sampling_errors: standard error of each mean that is due to the orders drawn, where Shapley values are sampled;
+            None elsewhere. It is beside the standard error over contrasts, which takes the orders as given.
     """
 
     method: str
@@ -35,6 +37,7 @@ class Contributions(ABC):
     item_effects: Float[Tensor, " contrasts"]
     details: dict[str, Any] = field(default_factory=dict, kw_only=True)
     control_values: Float[Tensor, "draws *parts"] | None = field(default=None, kw_only=True)
+    sampling_errors: Float[Tensor, "*parts"] | None = field(default=None, kw_only=True)
 
     @property
     @abstractmethod
@@ -64,8 +67,7 @@ class Contributions(ABC):
     @property
     def standard_errors(self) -> Float[Tensor, "*parts"]:
         """Standard error of each mean over contrasts; NaN with a single contrast."""
-        n = len(self.item_values)
-        return self.item_values.std(0) / math.sqrt(n) if n > 1 else self.values * math.nan
+        return standard_errors(self.item_values)
 
     @property
     def total(self) -> float:
@@ -76,6 +78,15 @@ class Contributions(ABC):
     def closure_error(self) -> float:
         """|total − Δ| (docs/method.md 7.1)."""
         return abs(self.total - self.effect)
+
+    @property
+    def item_closure_error(self) -> float:
+        """Root mean square over contrasts of how far the sum of their values is from their effect.
+
+        Misses of single contrasts can cancel in `closure_error`, and cannot here.
+        """
+        misses = self.item_values.flatten(1).sum(1) - self.item_effects
+        return misses.square().mean().sqrt().item()
 
     def interval(self, label: Hashable) -> Interval:
         """Bootstrap interval of one part's contribution over contrasts; paired, as each item is a difference.
@@ -104,6 +115,8 @@ class Contributions(ABC):
             "low": low,
             "high": high,
         }
+        if self.sampling_errors is not None:
+            columns["sampling_error"] = self.sampling_errors.flatten().numpy()
         if self.control_values is not None:
             columns["control_low"] = self.control_values.amin(0).flatten().numpy()
             columns["control_high"] = self.control_values.amax(0).flatten().numpy()
@@ -131,3 +144,9 @@ class Contributions(ABC):
 
 def _name(label: Any) -> str:
     return ".".join(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
+def standard_errors(items: Float[Tensor, "contrasts *parts"]) -> Float[Tensor, "*parts"]:
+    """Standard error of the mean over contrasts; NaN with a single one."""
+    n = len(items)
+    return items.std(0) / math.sqrt(n) if n > 1 else items.mean(0) * math.nan

@@ -117,7 +117,9 @@ def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) ->
 
         return hook
 
-    names = [lens.point("resid_pre", 0), lens.norm_scale(FINAL_NORM)]
+    names = [lens.point("resid_pre", 0)]
+    if lens.has_final_norm:
+        names.append(lens.norm_scale(FINAL_NORM))
     for layer in range(lens.n_layers):
         names += [lens.point(kind, layer) for kind in ("z", "attn_out", "mlp_out", "resid_post")]
         if (norm := lens.attention_norm(layer)) is not None:
@@ -161,7 +163,9 @@ class _Readout:
         lens, n_layers = self.lens, self.lens.n_layers
         columns = rearrange(self.final.columns(pairs), "batch two d_model -> two batch d_model")
         direction = columns[0] - columns[1]
-        scale = run.seen[self.final.scale_point]
+        point = self.final.scale_point
+        # Without a final norm the readout is linear as it is.
+        scale = torch.ones_like(columns[0][:, :1]) if point is None else run.seen[point]
 
         def read(x: Float[Tensor, "batch *parts d_model"]) -> Float[Tensor, "batch *parts"]:
             widened = rearrange(scale, "batch 1 -> batch 1 1") if x.ndim == 3 else scale

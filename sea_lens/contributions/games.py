@@ -11,7 +11,7 @@ A player is a part of the edit: a layer, or at site `z` a head. Let f be the con
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,3 +111,9 @@ class Game:
             items[:, player] = after - before
             before = after
         return items
+
+
+def sampling_errors(details: Mapping[str, Any]) -> Float[Tensor, " players"] | None:
+    """Standard errors of sampled Shapley values over the orders drawn, from what the method says; None if exact."""
+    errors = details.get("sampling_errors")
+    return None if errors is None else torch.tensor(errors, dtype=torch.float64)

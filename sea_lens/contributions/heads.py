@@ -20,7 +20,7 @@ from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
 from ..texts.items import Contrast
 from .direct import direct_contributions
-from .games import Game
+from .games import Game, sampling_errors
 from .integral import Split, displaced, outside_inference_mode, path_contributions
 from .layers import METHODS as LAYER_METHODS
 from .patching import METHODS as PATCHING_METHODS
@@ -115,7 +115,13 @@ def head_contributions(
     def measure(one: Study) -> list[HeadContributions]:
         values, details = Game.of(one, range(one.lens.n_heads)).values(method, permutations=permutations, seed=seed)
         items = rearrange(values, "contrasts (layer head) -> contrasts layer head", head=one.lens.n_heads)
-        return [HeadContributions(method, _everywhere(one, items), one.effects, details=details)]
+        errors = sampling_errors(details)
+        if errors is not None:
+            by_layer = rearrange(errors, "(layer head) -> 1 layer head", head=one.lens.n_heads)
+            errors = _everywhere(one, by_layer)[0]
+        return [
+            HeadContributions(method, _everywhere(one, items), one.effects, details=details, sampling_errors=errors)
+        ]
 
     return measured_with(study, control, measure)[0]
 

@@ -38,6 +38,10 @@ Returned = TypeVar("Returned")
 
 FIRST_NODES = 4
 MAX_NODES = 64
+# Nats that an effect counts for at least when an error is compared with it, so that none needs no more nodes than one.
+FLOOR = 0.1
+# How much further off single contrasts may be than their mean.
+SINGLE = 10.0
 WHAT = "an integrated gradient"
 
 
@@ -104,15 +108,19 @@ def path_contributions(
 def integrate(study: Study, splits: Sequence[Split], tolerance: float | None) -> list[Contributions]:
     """The result of each split.
 
-    The nodes double until the sum of all shares is within `tolerance` of the mean effect, relatively.
+    The nodes double until the sums of all shares are within `tolerance` of the effects, relatively: the mean of the
+    mean effect, and ten times that in the root mean square over contrasts, where misses cannot cancel. `FLOOR` nats are added to
+    each effect, so that an edit without one is done at once.
 
     Warns:
-        UserWarning: it is not with the most nodes; names the error.
+        UserWarning: they are not with the most nodes; names the errors.
     """
     if tolerance is None:
         tolerance = 1e-3 if study.lens.dtype.itemsize >= 4 else 0.1
     tolerance = as_number(tolerance, "tolerance")
-    delta, nodes = study.effects.mean().item(), FIRST_NODES
+    effects, nodes = study.effects, FIRST_NODES
+    sizes = torch.stack([effects.mean().abs(), effects.square().mean().sqrt()])
+    allowed = tolerance * torch.tensor([1.0, SINGLE]) * (sizes + FLOOR)
     while True:
         positions, weights = np.polynomial.legendre.leggauss(nodes)
         sums: list[list[Tensor]] = []
@@ -120,17 +128,27 @@ def integrate(study: Study, splits: Sequence[Split], tolerance: float | None) ->
             at_node = node(study, (position + 1) / 2, [split.shares for split in splits])
             scaled = [[weight / 2 * values for values in of_split] for of_split in at_node]
             sums = [_added(*pair) for pair in zip(sums, scaled, strict=True)] if sums else scaled
-        error = max(abs(sum((values.sum() / len(values)).item() for values in of) - delta) for of in sums)
-        if error <= tolerance * abs(delta) or nodes >= MAX_NODES:
+        # What the ways share out is the same integral, so that the first tells how far off all of them are.
+        misses = torch.stack([values.reshape(len(values), -1).sum(1) for values in sums[0]]).sum(0) - effects
+        errors = torch.stack([misses.mean().abs(), misses.square().mean().sqrt()])
+        # An error that is NaN would pass for a small one the other way round.
+        closed = bool((errors <= allowed).all())
+        if closed or nodes >= MAX_NODES:
             break
         nodes *= 2
-    if error > tolerance * abs(delta):
+    if not closed:
         warnings.warn(
-            f"path contributions close to {error:.2e} nats with {nodes} nodes, not to the "
-            f"{tolerance * abs(delta):.2e} asked for ({tolerance:g} of the effect {delta:+.2e})",
+            f"path contributions close to {errors[0]:.2e} nats with {nodes} nodes, {errors[1]:.2e} in the root mean "
+            f"square over contrasts, not to the {allowed[0]:.2e} and {allowed[1]:.2e} asked for (tolerance "
+            f"{tolerance:g}, effect {effects.mean():+.2e}, root mean square {sizes[1]:.2e})",
             stacklevel=5,
         )
-    details = {"nodes": nodes, "tolerance": tolerance}
+    details = {
+        "nodes": nodes,
+        "tolerance": tolerance,
+        "closure_rms": errors[1].item(),
+        "closure_largest": misses.abs().max().item(),
+    }
     return [split.result(of_split, dict(details)) for split, of_split in zip(splits, sums, strict=True)]
 
 

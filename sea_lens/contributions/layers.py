@@ -18,7 +18,7 @@ from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
 from ..texts.items import Contrast
 from .games import METHODS as GAME_METHODS
-from .games import Game
+from .games import Game, sampling_errors
 from .integral import Slope, Split, displaced, outside_inference_mode, path_contributions
 from .results import LayerContributions, PositionContributions
 from .study import Study, activation_edit, measured_with
@@ -56,8 +56,9 @@ def layer_contributions(
         layers, strength, combine, positions: as in `applied`.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
-        tolerance: `path` doubles its nodes from 4 until |Σ − Δ| ≤ tolerance · |Δ|, at most to 64; by default 0.001, and
-            0.1 for a model in half precision, whose rounding allows no more.
+        tolerance: `path` doubles its nodes from 4, at most to 64, until |Σ − Δ| ≤ tolerance · (|Δ| + 0.1 nats) on
+            average, and ten times that in the root mean square over contrasts; by default 0.001, and 0.1 for a model in half
+            precision, whose rounding allows no more.
         permutations: for `shapley` with more than 10 layers: orders drawn, each together with its reverse.
         seed: of those orders.
         control: edits to measure in the same way beside this one, such as `sl.permuted` or `sl.randomised` ones.
@@ -102,7 +103,12 @@ def layer_games(
 
     def measure(one: Study) -> list[LayerContributions]:
         values, details = Game.of(one).values(method, permutations=permutations, seed=seed)
-        return [LayerContributions(method, values, one.effects, layers=one.layers, details=details)]
+        errors = sampling_errors(details)
+        return [
+            LayerContributions(
+                method, values, one.effects, layers=one.layers, details=details, sampling_errors=errors
+            )
+        ]
 
     return measured_with(study, control, measure)[0]
 

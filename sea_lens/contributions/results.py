@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.statistics import bootstrap_bounds
 from ..spectral.direction_terms import Direction
-from .base import Contributions
+from .base import Contributions, standard_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,6 +147,11 @@ class HeadContributions(Contributions):
         return {name: values.mean(0) for name, values in self.item_others.items()}
 
     @property
+    def other_standard_errors(self) -> dict[str, Float[Tensor, " n_layers"]]:
+        """Standard error over contrasts of each mean in `others`; NaN with a single contrast."""
+        return {name: standard_errors(values) for name, values in self.item_others.items()}
+
+    @property
     def total(self) -> float:
         """Sum over heads and, with "direct", everything else: there it equals Δ up to rounding."""
         return self.values.sum().item() + sum(values.sum().item() for values in self.others.values())
@@ -162,19 +169,24 @@ class HeadContributions(Contributions):
     def to_frame(self) -> "pd.DataFrame":
         """One row per component: component ("head" or a name of `others`), layer, head and its numbers.
 
-        What is no head has no entry for the head, and no number but its value.
+        What is no head has no entry for the head, and no control.
         """
         import pandas as pd
 
         layers, heads = zip(*self.labels, strict=True)
         frame = pd.DataFrame({"component": "head", "layer": layers, "head": heads, **self.columns()})
-        rows = [
-            {"component": name, "layer": layer, "value": value}
-            for name, values in self.others.items()
-            for layer, value in enumerate(values.tolist())
-        ]
-        if rows:
-            frame = pd.concat([frame, pd.DataFrame(rows)], ignore_index=True)
+        if self.item_others:
+            items = torch.cat(list(self.item_others.values()), dim=1)
+            low, high = bootstrap_bounds(items.numpy())
+            others = {
+                "component": [name for name in self.item_others for _ in range(self.item_values.shape[1])],
+                "layer": [layer for _ in self.item_others for layer in range(self.item_values.shape[1])],
+                "value": items.mean(0).numpy(),
+                "standard_error": standard_errors(items).numpy(),
+                "low": low,
+                "high": high,
+            }
+            frame = pd.concat([frame, pd.DataFrame(others)], ignore_index=True)
         return frame.astype({"head": "Int64"})
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":

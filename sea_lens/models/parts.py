@@ -37,6 +37,11 @@ class Parts:
         return path if self.norm_output(path) in self.points else None
 
     @property
+    def has_final_norm(self) -> bool:
+        """Whether a norm stands between the residual stream and the unembedding; not in a model built without any."""
+        return hasattr(self.model, FINAL_NORM) or getattr(self.model.cfg, "normalization_type", "") is not None
+
+    @property
     def unembedding(self) -> Float[Tensor, "d_model d_vocab"]:
         """W_U."""
         return self.model.W_U.detach()

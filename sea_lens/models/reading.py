@@ -186,7 +186,8 @@ def _points(lens: Lens, read_site: str, layers: Sequence[int]) -> tuple[list[str
         return [lens.point(read_site, layer) for layer in layers], lambda x, name: x
     norm = probe_norm(lens, FINAL_NORM)
     normalized = lens.norm_output(FINAL_NORM)
-    names = [normalized if layer == lens.n_layers - 1 else lens.point("resid_post", layer) for layer in layers]
+    last = lens.n_layers - 1 if lens.has_final_norm else None
+    names = [normalized if layer == last else lens.point("resid_post", layer) for layer in layers]
     return names, lambda x, name: x * norm.gain + norm.bias if name == normalized else x
 
 

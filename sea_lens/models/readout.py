@@ -19,16 +19,20 @@ class Norm:
     Attributes:
         gain, bias: the affine part; the bias is zero for RMSNorm.
         centres: whether the mean over d_model is subtracted (LayerNorm) or not (RMSNorm).
+        is_identity: whether there is no norm at all, so that the output is x, whatever the scale.
     """
 
     gain: Float[Tensor, " d_model"]
     bias: Float[Tensor, " d_model"]
     centres: bool
+    is_identity: bool = False
 
     def apply_linearly(
         self, x: Float[Tensor, "*batch d_model"], scale: Float[Tensor, "... 1"]
     ) -> Float[Tensor, "*batch d_model"]:
         """What a part x of the input contributes to the output, given the scale of the whole; without the bias."""
+        if self.is_identity:
+            return x
         centred = x - reduce(x, "... d_model -> ... 1", "mean") if self.centres else x
         return centred / scale * self.gain
 
@@ -37,7 +41,8 @@ def probe_norm(lens: Lens, path: str) -> Norm:
     """Gain, bias and centring of a norm, found by calling it alone, since a Gemma's weight is not its gain.
 
     Two opposite inputs have opposite normalized activations n and −n, so that the outputs n · gain + bias and
-    −n · gain + bias give bias and gain; a norm that centres normalises a constant vector to zero.
+    −n · gain + bias give bias and gain; a norm that centres normalises a constant vector to zero. A model that was
+    built without norms (`normalization_type=None`) has the identity for its final norm.
 
     Args:
         lens: the model.
@@ -46,6 +51,9 @@ def probe_norm(lens: Lens, path: str) -> Norm:
     Raises:
         UnsupportedModelError: it has no such norm, or one without a `hook_normalized`.
     """
+    if path == FINAL_NORM and not lens.has_final_norm:
+        one = torch.ones(lens.d_model, dtype=torch.float64, device=lens.device)
+        return Norm(one, torch.zeros_like(one), centres=False, is_identity=True)
     module: Any = lens.model
     for part in path.split("."):
         module = module[int(part)] if part.isdigit() else getattr(module, part, None)
@@ -103,9 +111,9 @@ class LogitReadout:
         return cls(probe_norm(lens, FINAL_NORM), lens)
 
     @property
-    def scale_point(self) -> str:
-        """Hook point of the final norm's scale."""
-        return self.lens.norm_scale(FINAL_NORM)
+    def scale_point(self) -> str | None:
+        """Hook point of the final norm's scale, None for a model without one."""
+        return None if self.norm.is_identity else self.lens.norm_scale(FINAL_NORM)
 
     def columns(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
         """Columns of W_U for some tokens, on the last axis."""
@@ -152,6 +160,8 @@ class EarlyExit:
             UnsupportedModelError: its final norm cannot be taken apart.
         """
         norm = probe_norm(lens, FINAL_NORM)
+        if norm.is_identity:
+            return cls(norm, 0.0, lens.unembedding, lens.unembedding_bias, lens.soft_cap)
         point = lens.norm_scale(FINAL_NORM)
         if not lens.has_point(point):
             raise UnsupportedModelError(f"model {lens.name!r} has no hook point {point!r}: its norm cannot be rebuilt")
@@ -165,11 +175,14 @@ class EarlyExit:
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits in float32 at least; the unembedding is done in the model's own dtype, as the model does it."""
         wide = x.to(device=self.weight.device, dtype=torch.promote_types(x.dtype, torch.float32))
-        centred = wide - reduce(wide, "... d_model -> ... 1", "mean") if self.norm.centres else wide
-        scale = (reduce(centred.square(), "... d_model -> ... 1", "mean") + self.epsilon).sqrt()
-        normed = centred / scale * self.norm.gain.to(wide) + self.norm.bias.to(wide)
+        normed = wide if self.norm.is_identity else self._normed(wide)
         logits = einsum(normed.to(self.weight.dtype), self.weight, "... d_model, d_model d_vocab -> ... d_vocab")
         if self.bias is not None:
             logits = logits + self.bias
         logits = logits.to(wide.dtype)
         return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+    def _normed(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+        centred = x - reduce(x, "... d_model -> ... 1", "mean") if self.norm.centres else x
+        scale = (reduce(centred.square(), "... d_model -> ... 1", "mean") + self.epsilon).sqrt()
+        return centred / scale * self.norm.gain.to(x) + self.norm.bias.to(x)
