@@ -11,7 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from common import add_inputs, inputs
+from common import add_inputs, controls, demonstrations, inputs
 
 import sea_lens as sl
 
@@ -20,26 +20,21 @@ def main() -> None:
     """Measure, print, write `directions.csv` and `directions.png`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add_inputs(parser)
-    parser.add_argument("--demonstrations", help="JSON Lines that the edit was fitted from")
     parser.add_argument("--out", type=Path, default=Path("directions"))
     arguments = parser.parse_args()
     model, edit, contrasts = inputs(arguments)
-    demonstrations = None
-    if arguments.demonstrations is not None:
-        demonstrations = sl.Demonstrations.from_jsonl(arguments.demonstrations)
-    elif arguments.model is None:
-        demonstrations = sl.testbed.load().demonstrations
+    demos = demonstrations(arguments)
 
     where = {"layers": arguments.layers, "strength": arguments.strength, "batch_size": 64}
-    result = sl.direction_contributions(model, edit, contrasts, demonstrations=demonstrations, **where)
+    result = sl.direction_contributions(model, edit, contrasts, demonstrations=demos, **where, control=controls(arguments, model, edit))
     print(result)
     for label, about in result.descriptions.items():
         value = result.values[result.labels.index(label)]
         name = ".".join(map(str, label))
         print(f"{name}  {value:+.4f}  raises {' '.join(token for token, _ in about.raises[:5])}")
-        for index, coefficient in about.fires_on[:2] if demonstrations is not None else []:
-            assert demonstrations is not None
-            print(f"    fires {coefficient:+.2f} on {demonstrations[index].positive!r}")
+        for index, coefficient in about.fires_on[:2] if demos is not None else []:
+            assert demos is not None
+            print(f"    fires {coefficient:+.2f} on {demos[index].positive!r}")
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     result.to_frame().to_csv(arguments.out / "directions.csv", index=False)

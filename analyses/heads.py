@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from common import add_inputs, inputs
+from common import add_inputs, controls, inputs
 
 import sea_lens as sl
 
@@ -30,8 +30,10 @@ def main() -> None:
     model, edit, contrasts = inputs(arguments)
 
     where = {"layers": arguments.layers, "strength": arguments.strength, "batch_size": 64}
+    beside = controls(arguments, model, edit)
     results = [
-        sl.head_contributions(model, edit, contrasts, method, **where, progress=True) for method in arguments.methods
+        sl.head_contributions(model, edit, contrasts, method, **where, control=beside, progress=True)
+        for method in arguments.methods
     ]
     for result in results:
         print(result)

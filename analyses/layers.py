@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from common import add_inputs, inputs
+from common import add_inputs, controls, inputs
 
 import sea_lens as sl
 
@@ -30,12 +30,18 @@ def main() -> None:
     model, edit, contrasts = inputs(arguments)
 
     where = {"layers": arguments.layers, "strength": arguments.strength, "batch_size": 64}
-    results = [sl.layer_contributions(model, edit, contrasts, method, **where) for method in arguments.methods]
+    beside = controls(arguments, model, edit)
+    results = [
+        sl.layer_contributions(model, edit, contrasts, method, **where, control=beside) for method in arguments.methods
+    ]
     table = pd.concat([result.to_frame().assign(method=result.method) for result in results])
     print(f"effect {results[0].effect:+.4f} nats over {len(contrasts)} contrasts")
     print(table.pivot(index="layer", columns="method", values="value").to_string(float_format="{:+.4f}".format))
     for result in results:
         print(f"{result.method}: sum {result.total:+.4f}, off the effect by {result.closure_error:.1e}")
+        if beside:
+            p = ", ".join(f"{x:.2g}" for x in result.p_values(corrected=True).tolist())
+            print(f"  p of the effect {result.effect_p_value:.2g}, of layers, corrected, {p}")
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     table.to_csv(arguments.out / "layers.csv", index=False)

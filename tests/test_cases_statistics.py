@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 from scipy.optimize import minimize_scalar
-from tiny import BACKENDS, N_LAYERS, contrasts, fitted
+from tiny import BACKENDS, N_LAYERS, contrasts, demonstrations, fitted
 
 import sea_lens as sl
 from sea_lens._support.proportions import clopper_pearson, paired_difference
@@ -297,3 +297,63 @@ def test_sampled_shapley_values_tell_the_error_of_the_orders(model, monkeypatch)
     assert (frame.loc[frame["layer"] > 0, "sampling_error"] == 0).all()
     monkeypatch.undo()
     assert "sampling_error" not in sl.layer_contributions(model, fitted(model), contrasts(2), "shapley").to_frame()
+
+
+# --- Controls and selection -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_every_contribution_has_p_values_beside_its_controls(model):
+    edit = fitted(model)
+    controls = sl.permuted(model, edit, demonstrations(), draws=4)
+    items = contrasts()
+    for found in (
+        sl.layer_contributions(model, edit, items, "only_one", control=controls),
+        sl.position_contributions(model, edit, items, control=controls),
+        sl.direction_contributions(model, edit, items, control=controls, describe=0),
+        sl.head_contributions(model, edit, items, control=controls),
+    ):
+        values, beside = found.values.flatten().numpy(), found.control_values.flatten(1).numpy()
+        assert found.p_values().shape == found.values.shape
+        np.testing.assert_array_equal(found.p_values().flatten(), rank_p_values(values, beside))
+        frame = found.to_frame().dropna(subset=["p"])
+        np.testing.assert_array_equal(frame["p_corrected"], corrected_p_values(values, beside))
+        assert (frame["p_corrected"] >= frame["p"]).all()
+        assert frame["p"].min() >= 1 / 5
+        expected = [one.mean().item() for one in found.control_effects]
+        assert found.effect_p_value == rank_p_values(np.array([found.effect]), np.array(expected)[:, None])[0]
+    measured = sl.effect(model, edit, items, control=controls)
+    assert measured.control_effects.tolist() == pytest.approx(
+        [sl.effect(model, one, items).effect for one in controls], abs=1e-6
+    )
+    assert 1 / 5 <= measured.p_value <= 1
+    assert "4 controls" in str(measured)
+    with pytest.raises(sl.InputError, match="p-values are ranks among control edits"):
+        sl.layer_contributions(model, edit, items, "only_one").p_values()
+
+
+def test_what_is_chosen_on_one_half_is_reported_on_the_other():
+    items = torch.from_numpy(np.random.default_rng(9).normal(size=(40, 30)))
+    found = sl.LayerContributions("only_one", items, items.sum(1), layers=tuple(range(30)))
+    chosen = items[::2].mean(0)
+    (label, value), *_ = found.top(1, held_out=True)
+    assert label == chosen.abs().argmax()
+    assert value == items[1::2, label].mean()
+    frame = found.to_frame()
+    assert frame["value_held_out"].tolist() == pytest.approx(items[1::2].mean(0).tolist())
+    assert "values on the other half" in str(found)
+    # Noise alone: the largest of all looks large where it was chosen, and not where it was not.
+    rng, both = np.random.default_rng(10), []
+    for _ in range(200):
+        noise = torch.from_numpy(rng.normal(size=(40, 10)))
+        one = sl.LayerContributions("only_one", noise, noise.sum(1), layers=tuple(range(10)))
+        ((label, value),) = one.top(1, held_out=True)
+        sign = noise[::2, label].mean().sign().item()
+        both.append((abs(one.top(1)[0][1]), sign * value))
+    same, other = np.mean(both, axis=0)
+    assert same > 0.2
+    assert abs(other) < 0.06
+    few = sl.LayerContributions("only_one", items[:19], items[:19].sum(1), layers=tuple(range(30)))
+    assert "value_held_out" not in few.to_frame()
+    with pytest.raises(sl.InputError, match="19 contrasts: expected at least 20"):
+        few.top(3, held_out=True)

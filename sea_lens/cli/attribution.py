@@ -1,7 +1,8 @@
 """The analyses of `sea-lens attribute`, and its files."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ SPLITTERS: dict[str, Splitter] = {
     "positions_path": by_position,
     "directions_path": by_direction,
 }
+MOST_PATCHED = 2_000
 TITLES = {"layers": "Layers", "positions": "Positions", "directions": "Singular directions", "heads": "Heads"}
 
 
@@ -90,7 +92,9 @@ def run_analyses(
     control_draws: int,
     journal: Journal | None = None,
 ) -> dict[str, Contributions]:
-    """Each analysis by name; with demonstrations, a permutation control of all but positions and exact patching.
+    """Each analysis by name; with demonstrations, a permutation control beside each.
+
+    Exact patching has none where it would be more than `MOST_PATCHED` runs of the contrasts.
 
     What is asked of one study is run once: the path integral is shared out in all ways that are wanted, patching
     methods share their clean runs, and the demonstrations are read once for all draws and descriptions.
@@ -149,15 +153,16 @@ def _paths(study: Study, names: Sequence[str], control: Sequence[Edit]) -> dict[
         return {}
     if "directions_path" in wanted:
         check_control_ranks(study, control)
-    # Positions have no control: its range at every position of every layer would say little.
-    controls = {split: () if name == "positions_path" else control for name, split in wanted.items()}
-    return dict(zip(wanted, path_contributions(study, controls, None), strict=True))
+    return dict(zip(wanted, path_contributions(study, dict.fromkeys(wanted.values(), control), None), strict=True))
 
 
 def _patches(study: Study, names: Sequence[str], control: Sequence[Edit]) -> dict[str, Any]:
     """The patching analyses among these names, with their clean runs shared."""
-    # A control of patching would cost as much as the patching, for each draw.
-    methods = {name: control if name == "gradient" else () for name in PATCHING_METHODS if f"heads_{name}" in names}
+    # A control of exact patching costs as much as the patching, for each draw.
+    quick = len(control) * study.lens.n_layers * study.lens.n_heads <= MOST_PATCHED
+    methods = {
+        name: control if quick or name == "gradient" else () for name in PATCHING_METHODS if f"heads_{name}" in names
+    }
     found = patching_contributions(study, methods) if methods else {}
     return {f"heads_{name}": result for name, result in found.items()}
 
@@ -171,6 +176,7 @@ def write_attribution(
     settings: dict[str, Any],
 ) -> None:
     """Write results.json, report.md and the figures."""
+    effect = beside_controls(effect, results)
     write_figure(folder / "effect.png", effect.plot())
     spectral = isinstance(edit, SpectralEdit)
     if spectral:
@@ -199,6 +205,14 @@ def write_attribution(
     write_atomically(folder / REPORT, "\n".join(sections))
 
 
+def beside_controls(effect: Effect, results: Mapping[str, Contributions]) -> Effect:
+    """The effect with those of the control edits, where an analysis has measured them in the same unit."""
+    for found in results.values():
+        if found.control_effects is not None and found.unit == "nats":
+            return replace(effect, control_effects=found.control_effects)
+    return effect
+
+
 def about_edit(edit: Edit) -> dict[str, Any]:
     """What an edit says of itself."""
     about = {"method": type(edit).__name__, "site": edit.site, "layers": list(edit.layers)}
@@ -221,7 +235,9 @@ def write_effect(folder: Path, model: Any, effect: Effect, settings: dict[str, A
 def section(contributions: Contributions, rows: int = 10) -> list[str]:
     """A result in words and a table of its largest values."""
     frame = contributions.to_frame()
-    table = frame.loc[frame["value"].abs().sort_values(ascending=False).index[:rows]]
+    # From enough contrasts on, what is shown is chosen on one half of them, and its value on the other stands beside.
+    by = "value_chosen_by" if contributions.can_split else "value"
+    table = frame.loc[frame[by].fillna(frame["value"]).abs().sort_values(ascending=False).index[:rows]]
     # Columns that nothing in the table uses say nothing.
     table = table.dropna(axis=1, how="all").loc[:, lambda kept: ~(kept == "").all()]
     parts = [f"**{contributions.method}**: {contributions}\n", markdown_table(table.to_dict(orient="records")) + "\n"]
@@ -241,6 +257,8 @@ def effect_numbers(effect: Effect) -> dict[str, Any]:
         "before": effect.before,
         "after": effect.after,
         "interval": effect.interval,
+        "control_effects": effect.control_effects,
+        "p_value": effect.p_value,
         "items": effect.to_frame().to_dict(orient="records"),
     }
 
@@ -255,7 +273,10 @@ def contribution_numbers(contributions: Contributions) -> dict[str, Any]:
         "closure_error": contributions.closure_error,
         "details": contributions.details,
         "values": contributions.to_frame().astype(object).where(lambda kept: kept.notna(), None).to_dict("records"),
+        "item_closure_error": contributions.item_closure_error,
+        "effect_p_value": contributions.effect_p_value,
         "control_values": contributions.control_values,
+        "control_effects": contributions.control_effects,
         "item_values": contributions.item_values,
         "item_effects": contributions.item_effects,
     }

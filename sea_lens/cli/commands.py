@@ -31,6 +31,7 @@ from . import options as opt
 from .attribution import (
     NAMES,
     about_edit,
+    beside_controls,
     check_analyses,
     default_analyses,
     run_analyses,
@@ -204,7 +205,7 @@ def attribute(
         typer.Option(help="What the edit was fitted from: adds a permutation control, and what directions fire on."),
     ] = None,
     form: opt.FormatOption = "jsonl",
-    control_draws: Annotated[int, typer.Option(help="Permuted edits to compare with.", min=0)] = 8,
+    control_draws: Annotated[int, typer.Option(help="Permuted edits to compare with.", min=0)] = 19,
     layers: opt.LayersOption = None,
     strength: opt.StrengthOption = None,
     combine: opt.CombineOption = None,
@@ -249,7 +250,7 @@ def attribute(
     results = run_analyses(study, names, demos, control_draws, journal)
     write_attribution(folder, loaded, loaded_edit, study.effect, results, settings)
     unfinished.unlink(missing_ok=True)
-    console.print(str(study.effect), highlight=False, soft_wrap=True)
+    console.print(str(beside_controls(study.effect, results)), highlight=False, soft_wrap=True)
     for contributions in results.values():
         console.print(str(contributions), highlight=False, markup=False, soft_wrap=True)
     console.print(f"wrote {folder}", highlight=False)

@@ -6,12 +6,18 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from .._support.significance import corrected_p_values, rank_p_values
 from .._support.statistics import Interval, bootstrap, bootstrap_bounds
+from ..errors import InputError
+from ..measure.effects import effect_p_value
+
+FEWEST_SPLIT = 20
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +34,7 @@ class Contributions(ABC):
         item_effects: effect on each contrast.
         details: what the method reports of itself (quadrature nodes, permutations, correlation).
         control_values: mean contributions under each control edit (`control=`), None where there was none.
+        control_effects: mean effect of each control edit, None where there was none.
         sampling_errors: standard error of each mean that is due to the orders drawn, where Shapley values are sampled;
             None elsewhere. It is beside the standard error over contrasts, which takes the orders as given.
     """
@@ -37,6 +44,7 @@ class Contributions(ABC):
     item_effects: Float[Tensor, " contrasts"]
     details: dict[str, Any] = field(default_factory=dict, kw_only=True)
     control_values: Float[Tensor, "draws *parts"] | None = field(default=None, kw_only=True)
+    control_effects: Float[Tensor, " draws"] | None = field(default=None, kw_only=True)
     sampling_errors: Float[Tensor, "*parts"] | None = field(default=None, kw_only=True)
 
     @property
@@ -85,8 +93,11 @@ class Contributions(ABC):
 
         Misses of single contrasts can cancel in `closure_error`, and cannot here.
         """
-        misses = self.item_values.flatten(1).sum(1) - self.item_effects
-        return misses.square().mean().sqrt().item()
+        return (self._item_totals - self.item_effects).square().mean().sqrt().item()
+
+    @property
+    def _item_totals(self) -> Float[Tensor, " contrasts"]:
+        return self.item_values.flatten(1).sum(1)
 
     def interval(self, label: Hashable) -> Interval:
         """Bootstrap interval of one part's contribution over contrasts; paired, as each item is a difference.
@@ -99,15 +110,65 @@ class Contributions(ABC):
         place = list(self.labels).index(label)
         return bootstrap(rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, place].numpy(), kind="number")
 
-    def top(self, k: int = 5) -> list[tuple[Any, float]]:
-        """The k parts of largest absolute contribution, as (label, value)."""
-        k = as_integer(k, "k", least=0)
-        flat, labels = self.values.flatten(), list(self.labels)
-        order = flat.abs().argsort(descending=True, stable=True)[:k]
-        return [(labels[i], flat[i].item()) for i in order.tolist()]
+    def p_values(self, *, corrected: bool = False) -> Float[Tensor, "*parts"]:
+        """Two-sided p-value of each value among those of the control edits (docs/method.md 6.8).
+
+        (1 + controls at least as far from the middle) / (1 + controls): with 19 controls no p-value is below 0.05.
+
+        Args:
+            corrected: for all parts at once, by the maximum statistic.
+
+        Raises:
+            InputError: there are no control edits.
+        """
+        if self.control_values is None:
+            raise InputError("p-values are ranks among control edits: expected control=, such as sl.permuted gives")
+        values, controls = self.values.flatten().numpy(), self.control_values.flatten(1).numpy()
+        found = (corrected_p_values if corrected else rank_p_values)(values, controls)
+        return torch.from_numpy(found).reshape(self.values.shape)
+
+    @property
+    def effect_p_value(self) -> float:
+        """Two-sided p-value of the whole effect among those of the control edits; NaN where there are none."""
+        if self.control_effects is None:
+            return math.nan
+        return effect_p_value(self.effect, self.control_effects)
+
+    @property
+    def can_split(self) -> bool:
+        """Whether there are contrasts enough to choose parts on one half and report them on the other."""
+        return len(self.item_values) >= FEWEST_SPLIT
+
+    def top(self, k: int = 5, *, held_out: bool = False) -> list[tuple[Any, float]]:
+        """The k parts of largest absolute contribution, as (label, value).
+
+        Args:
+            k: how many.
+            held_out: choose them on every other contrast, beginning with the first, and give their values on the
+                contrasts between. Chosen and measured on the same contrasts, the largest are too large by chance.
+
+        Raises:
+            InputError: fewer than 20 contrasts to choose and report on.
+        """
+        k, labels = as_integer(k, "k", least=0), list(self.labels)
+        chosen_by, reported = self.values.flatten(), self.values.flatten()
+        if held_out:
+            if not self.can_split:
+                raise InputError(
+                    f"{len(self.item_values)} contrasts: expected at least {FEWEST_SPLIT} to choose parts on one half "
+                    f"and report them on the other"
+                )
+            chosen_by, reported = self._halves()
+        order = chosen_by.abs().argsort(descending=True, stable=True)[:k]
+        return [(labels[i], reported[i].item()) for i in order.tolist()]
+
+    def _halves(self) -> tuple[Float[Tensor, " parts"], Float[Tensor, " parts"]]:
+        """Mean of each part over every other contrast, from the first and from the second on."""
+        items = self.item_values.flatten(1) if self.item_values.ndim > 1 else self.item_values
+        return items[::2].mean(0), items[1::2].mean(0)
 
     def columns(self) -> dict[str, Any]:
-        """Value, standard error, bootstrap interval and range of the control, one entry a part."""
+        """Value, standard error, interval, and what stands beside them, one entry a part; see `to_frame`."""
         low, high = bootstrap_bounds(rearrange(self.item_values, "contrasts ... -> contrasts (...)").numpy())
         columns = {
             "value": self.values.flatten().numpy(),
@@ -117,17 +178,23 @@ class Contributions(ABC):
         }
         if self.sampling_errors is not None:
             columns["sampling_error"] = self.sampling_errors.flatten().numpy()
+        if self.can_split:
+            columns["value_chosen_by"], columns["value_held_out"] = (half.numpy() for half in self._halves())
         if self.control_values is not None:
             columns["control_low"] = self.control_values.amin(0).flatten().numpy()
             columns["control_high"] = self.control_values.amax(0).flatten().numpy()
+            columns["p"] = self.p_values().flatten().numpy()
+            columns["p_corrected"] = self.p_values(corrected=True).flatten().numpy()
         return columns
 
     @abstractmethod
     def to_frame(self) -> "pd.DataFrame":
         """One row per part: its label and its numbers.
 
-        The numbers are value, standard_error over contrasts, the bootstrap interval low and high, and where there is
-        a control its lowest and highest value, control_low and control_high.
+        The numbers are value, its standard_error over contrasts, and the interval low and high; for sampled Shapley
+        values sampling_error; from 20 contrasts on value_chosen_by and value_held_out, the value on every other
+        contrast and on those between (choose by the first, report the second); and where there is a control its lowest
+        and highest value, control_low and control_high, and the p-values p and p_corrected.
         """
 
     @abstractmethod
@@ -135,10 +202,13 @@ class Contributions(ABC):
         """A figure of the values that stands by itself."""
 
     def __str__(self) -> str:
-        top = ", ".join(f"{_name(label)} {value:+.4g}" for label, value in self.top())
+        split = self.can_split
+        top = ", ".join(f"{_name(label)} {value:+.4g}" for label, value in self.top(held_out=split))
+        beside = "" if self.control_effects is None else f" (p {self.effect_p_value:.2g} of {self.n_controls} controls)"
+        chosen = "largest on half of the contrasts, with their values on the other half: " if split else ""
         return (
-            f"{type(self).__name__}({self.method}): effect {self.effect:+.4g} {self.unit}, sum {self.total:+.4g} "
-            f"(closure error {self.closure_error:.1e}); {top}"
+            f"{type(self).__name__}({self.method}): effect {self.effect:+.4g} {self.unit}{beside}, sum "
+            f"{self.total:+.4g} (closure error {self.closure_error:.1e}); {chosen}{top}"
         )
 
 

@@ -82,7 +82,7 @@ def layer_contributions(
         >>> found.layers, found.closure_error < 0.001 * abs(found.effect)
         ((1, 2), True)
         >>> list(found.to_frame().columns)
-        ['layer', 'value', 'standard_error', 'low', 'high']
+        ['layer', 'value', 'standard_error', 'low', 'high', 'value_chosen_by', 'value_held_out']
     """
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
@@ -136,6 +136,7 @@ def position_contributions(
     batch_size: int = 16,
     prepend_bos: bool = True,
     tolerance: float | None = None,
+    control: Sequence[Edit] = (),
 ) -> PositionContributions:
     """Path contribution of each edited layer at each position: where the edit does its work (docs/method.md 7.5).
 
@@ -148,7 +149,7 @@ def position_contributions(
     activation_edit(model, edit, "position_contributions")
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
-    return path_contributions(study, {by_position: ()}, tolerance)[0]
+    return path_contributions(study, {by_position: control}, tolerance)[0]
 
 
 def by_position(study: Study) -> Split:

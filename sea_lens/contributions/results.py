@@ -161,10 +161,12 @@ class HeadContributions(Contributions):
         """Largest |total − Δ| of any contrast with "direct"; |total − Δ| of the means otherwise."""
         if not self.item_others:
             return abs(self.total - self.effect)
-        totals = self.item_values.flatten(1).sum(1)
-        for values in self.item_others.values():
-            totals = totals + values.sum(1)
-        return (totals - self.item_effects).abs().max().item()
+        return (self._item_totals - self.item_effects).abs().max().item()
+
+    @property
+    def _item_totals(self) -> Float[Tensor, " contrasts"]:
+        others = [values.sum(1) for values in self.item_others.values()]
+        return torch.stack([self.item_values.flatten(1).sum(1), *others]).sum(0)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per component: component ("head" or a name of `others`), layer, head and its numbers.

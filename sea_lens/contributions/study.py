@@ -201,4 +201,6 @@ def with_control(result: Result, controls: Sequence[Contributions]) -> Result:
     """The result with the values of its controls, which have the same parts, beside it."""
     if not controls:
         return result
-    return replace(result, control_values=torch.stack([control.values for control in controls]))
+    effects = torch.stack([control.item_effects.mean() for control in controls])
+    values = torch.stack([control.values for control in controls])
+    return replace(result, control_values=values, control_effects=effects)

@@ -1,13 +1,17 @@
 """The effect of an edit on contrasts (docs/method.md 6.2)."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.significance import rank_p_values
 from .._support.statistics import Interval, bootstrap
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Positions, Strength
@@ -28,6 +32,7 @@ class Effect:
         before_mass, after_mass: p(target) + p(foil) of each contrast. An edit that moves the contrast but leaves
             little mass on the two answers has broken the model rather than changed its mind.
         interval: paired interval of the effect over contrasts (docs/method.md 6.7).
+        control_effects: mean effect of each control edit (`control=`), None where there was none.
     """
 
     before_items: Float[Tensor, " contrasts"]
@@ -35,6 +40,7 @@ class Effect:
     before_mass: Float[Tensor, " contrasts"]
     after_mass: Float[Tensor, " contrasts"]
     interval: Interval
+    control_effects: Float[Tensor, " draws"] | None = None
 
     @property
     def before(self) -> float:
@@ -55,6 +61,11 @@ class Effect:
     def items(self) -> Float[Tensor, " contrasts"]:
         """Δ of each contrast."""
         return self.after_items - self.before_items
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p-value of the effect among those of the control edits (docs/method.md 6.8); NaN without any."""
+        return math.nan if self.control_effects is None else effect_p_value(self.effect, self.control_effects)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per contrast: before, after, effect, mass_before, mass_after."""
@@ -77,8 +88,12 @@ class Effect:
         return before_after(self.before_items.numpy(), self.after_items.numpy(), self.interval, ax=ax)
 
     def __str__(self) -> str:
+        beside = ""
+        if self.control_effects is not None:
+            least, most = self.control_effects.min(), self.control_effects.max()
+            beside = f", {len(self.control_effects)} controls {least:+.3f} to {most:+.3f}, p {self.p_value:.2g}"
         return (
-            f"effect {self.interval} nats over {len(self.items)} contrasts "
+            f"effect {self.interval} nats over {len(self.items)} contrasts{beside} "
             f"(before {self.before:+.3f}, after {self.after:+.3f}; mass on the two answers "
             f"{self.before_mass.mean():.2f} → {self.after_mass.mean():.2f})"
         )
@@ -96,6 +111,7 @@ def effect(
     batch_size: int = 16,
     prepend_bos: bool = True,
     seed: int = 0,
+    control: Sequence[Edit] = (),
 ) -> Effect:
     """Mean of log p(target | prompt) − log p(foil | prompt) over contrasts, edited minus unedited (docs/method.md 6.2).
 
@@ -107,6 +123,7 @@ def effect(
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         seed: of the interval's draws.
+        control: edits to measure beside this one, such as `sl.permuted` gives; the effect then has a p-value.
 
     Returns:
         Each contrast before and after in nats, the mass on its two answers, and the paired interval of the mean effect.
@@ -128,7 +145,15 @@ def effect(
     unedited = scorer.log_probs()
     with edit.put(model, where):
         edited = scorer.log_probs()
-    return effect_between(unedited, edited, seed=seed)
+    found = effect_between(unedited, edited, seed=seed)
+    beside = [effect_from(scorer, unedited, model, one, where.layers, where.strengths, combine) for one in control]
+    return replace(found, control_effects=torch.tensor([one.effect for one in beside])) if beside else found
+
+
+def effect_p_value(effect: float, controls: Float[Tensor, " draws"]) -> float:
+    """Two-sided rank of an effect among those of control edits."""
+    values, drawn = np.array([effect]), controls.double().numpy()[:, None]
+    return float(rank_p_values(values, drawn)[0])
 
 
 def effect_from(
