@@ -26,7 +26,9 @@ def main() -> None:
     demos = demonstrations(arguments)
 
     where = {"layers": arguments.layers, "strength": arguments.strength, "batch_size": 64}
-    result = sl.direction_contributions(model, edit, contrasts, demonstrations=demos, **where, control=controls(arguments, model, edit))
+    result = sl.direction_contributions(
+        model, edit, contrasts, demonstrations=demos, **where, control=controls(arguments, model, edit)
+    )
     print(result)
     for label, about in result.descriptions.items():
         value = result.values[result.labels.index(label)]

@@ -16,6 +16,7 @@ from ._support.statistics import Interval, bootstrap
 from .contributions.directions import direction_contributions
 from .contributions.heads import head_contributions
 from .contributions.layers import layer_contributions, position_contributions
+from .contributions.resampled_fits import Stability, stability
 from .contributions.results import (
     DirectionContributions,
     DirectionDescription,
@@ -106,6 +107,7 @@ __all__ = [
     "SeaLensError",
     "SeaLensWarning",
     "SpectralEdit",
+    "Stability",
     "Task",
     "Tuning",
     "UnsupportedModelError",
@@ -135,6 +137,7 @@ __all__ = [
     "prompt_lengths",
     "randomised",
     "remove_all",
+    "stability",
     "testbed",
     "tune",
 ]

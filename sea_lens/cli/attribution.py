@@ -218,7 +218,11 @@ def about_edit(edit: Edit) -> dict[str, Any]:
     about = {"method": type(edit).__name__, "site": edit.site, "layers": list(edit.layers)}
     if isinstance(edit, SpectralEdit):
         about |= {"feature": edit.feature.name, "options": edit.options, "n": edit.n}
-    return about | {"provenance": getattr(edit, "provenance", {})}
+    provenance = dict(getattr(edit, "provenance", {}))
+    for name in {"demonstrations", "chosen_on"} & provenance.keys():
+        # Digests of questions are for comparing, not for reading.
+        provenance[name] = [{k: v for k, v in entry.items() if k != "questions"} for entry in provenance[name]]
+    return about | {"provenance": provenance}
 
 
 def write_effect(folder: Path, model: Any, effect: Effect, settings: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ FIGURES = {
     "comparison.png": "The edit beside its controls, on the test questions",
     "effect.png": "Contrast of every test question, before and after",
     "spectra.png": "Spectra of the cross-covariances, by layer",
-    "signature.png": "Signature, by layer",
+    "signature.png": "Size of activations and distance of the class means, by layer",
     "layers_path.png": "Layers, integrated along the strength: they sum to the effect",
     "layers_shapley.png": "Layers, Shapley values: they sum to the effect",
     "layers_leave_one_out.png": "What is lost without a layer's edit",
@@ -143,7 +143,7 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
         "comparison.png": plots.comparison(effects, result.random_effects),
         "effect.png": result.spectral.effect.plot(),
         "spectra.png": spectra_figure(result.edit),
-        "signature.png": plots.layer_signatures(result.edit.signature),
+        "signature.png": plots.layer_signatures(result.edit.signature, result.edit.centred_signature),
         **{f"{name}.png": contributions.plot() for name, contributions in result.contributions.items()},
     }
     for name, drawn in axes.items():

@@ -108,7 +108,9 @@ class Contributions(ABC):
             ValueError: there is no such part.
         """
         place = list(self.labels).index(label)
-        return bootstrap(rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, place].numpy(), kind="number")
+        return bootstrap(
+            rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, place].numpy(), kind="number"
+        )
 
     def p_values(self, *, corrected: bool = False) -> Float[Tensor, "*parts"]:
         """Two-sided p-value of each value among those of the control edits (docs/method.md 6.8).

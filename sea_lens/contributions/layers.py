@@ -105,9 +105,7 @@ def layer_games(
         values, details = Game.of(one).values(method, permutations=permutations, seed=seed)
         errors = sampling_errors(details)
         return [
-            LayerContributions(
-                method, values, one.effects, layers=one.layers, details=details, sampling_errors=errors
-            )
+            LayerContributions(method, values, one.effects, layers=one.layers, details=details, sampling_errors=errors)
         ]
 
     return measured_with(study, control, measure)[0]

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
+from ..edits.seen import warn_of_overlap
 from ..edits.where import LayerChoice, Positions, Strength, Where
 from ..errors import InputError
 from ..measure.effects import Effect, effect_between
 from ..measure.scorer import EncodedContrasts, Scorer, contrast_values
 from ..models.lens import Lens
+from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .base import Contributions
 
@@ -75,7 +77,8 @@ class Study:
         """Check the arguments and tokenise the contrasts; arguments and errors as in `effect`."""
         where = edit.check(model, layers, strength, combine, positions, scoring=True)
         detached = {at: s.detach() if isinstance(s, Tensor) else s for at, s in where.strengths.items()}
-        lens = Lens.of(model)
+        lens, contrasts = Lens.of(model), Contrasts.of(contrasts)
+        warn_of_overlap(edit, [one.prompt for one in contrasts], "contrasts")
         encoded = EncodedContrasts.of(lens, contrasts, prepend_bos)
         scorer = encoded.scorer(lens, batch_size)
         unedited = functools.cache(scorer.log_probs)

@@ -1,6 +1,6 @@
 """What an edit is, and where it acts, whatever method made it.
 
 In reading order: `where` (which layers, how strongly), `base` (what can be put into a model), `in_model` (what stands
-in a model now), `activation` (edits that change activations at a site), `saved` (edits in files), `generation`
-(continuations under an edit).
+in a model now), `activation` (edits that change activations at a site), `saved` (edits in files), `seen` (the questions
+that an edit was made from), `generation` (continuations under an edit).
 """

@@ -17,6 +17,7 @@ from .._support.text_rows import has_half_character
 from .._support.versions import versions
 from ..edits.base import Edit
 from ..edits.in_model import warn_of_installed
+from ..edits.seen import warn_of_overlap
 from ..edits.where import LayerChoice, Positions, Strength, Where
 from ..errors import DemonstrationError, FileError, InputError
 from ..models.lens import Lens
@@ -85,6 +86,11 @@ class Task:
         return cls(chosen, source, tuple(items[:first]), template, left_out)
 
     @property
+    def questions(self) -> list[str]:
+        """What each item asks: the fields of its prompt, and the whole text where there is no prompt."""
+        return ["\n".join(item.fields.values()) or "\n".join(item.answers) for item in self.items]
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the items."""
         content = repr([(item.row, item.fields, item.answers, item.facts) for item in self.items])
@@ -145,6 +151,9 @@ def evaluate(
         DemonstrationError: an answer that adds no token to its prompt; names the row.
         ActivationError: a log-probability that is NaN or infinite.
 
+    Warns:
+        UserWarning: items ask what the edit was fitted from or chosen on; says how many.
+
     Example:
         >>> import json, pathlib, tempfile
         >>> rows = [{"query": "Q: what is the river of Delkeld ? A:", "choices": ["Mirev", "Selwyn"], "gold": 0}]
@@ -179,6 +188,9 @@ def evaluate(
             raise InputError("a journal cannot tell one function from another: expected positions by name beside it")
     else:
         warn_of_installed(model, "a benchmark is evaluated")
+
+    if edit is not None:
+        warn_of_overlap(edit, task.questions, "items")
 
     def edited() -> contextlib.AbstractContextManager[Any]:
         return contextlib.nullcontext() if edit is None or where is None else edit.put(model, where)

@@ -14,7 +14,13 @@ from torch import Tensor
 from .._support.significance import rank_p_values
 from .._support.statistics import Interval, bootstrap
 from ..edits.base import Edit
+<<<<<<< HEAD
 from ..edits.where import LayerChoice, Positions, Strength
+=======
+from ..edits.seen import warn_of_overlap
+from ..edits.where import LayerChoice, Strength
+from ..texts.demonstrations import Contrasts
+>>>>>>> d95dcd1 (Fits on resampled demonstrations, overlap of what is fitted, chosen and tested, and how sure a choice is; signatures beside the distance of the means)
 from ..texts.items import Contrast
 from .scorer import Scorer, contrast_scorer
 
@@ -134,13 +140,22 @@ def effect(
         DemonstrationError: no contrasts, a text that is too long, or a completion that adds no token.
         ActivationError: a log-probability that is NaN or infinite.
 
+    Warns:
+        UserWarning: contrasts ask what the edit was fitted from or chosen on; says how many.
+
     Example:
         >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
         >>> found = sl.effect(bed.model, edit, bed.contrasts["test"], layers="last-2", strength=1.5)
         >>> round(found.effect, 1), found.interval.excludes(0.0)
         (0.2, True)
     """
+<<<<<<< HEAD
     where = edit.check(model, layers, strength, combine, positions, scoring=True)
+=======
+    where = edit.check(model, layers, strength, combine, scoring=True)
+    contrasts = Contrasts.of(contrasts)
+    warn_of_overlap(edit, [one.prompt for one in contrasts], "contrasts")
+>>>>>>> d95dcd1 (Fits on resampled demonstrations, overlap of what is fitted, chosen and tested, and how sure a choice is; signatures beside the distance of the means)
     scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
     unedited = scorer.log_probs()
     with edit.put(model, where):

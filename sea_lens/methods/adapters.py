@@ -210,7 +210,7 @@ def lora(
         "batch_size": batch_size,
         "seed": seed,
         "prepend_bos": prepend_bos,
-        "demonstrations": [{"n": len(demonstrations), "sha256": demonstrations.digest}],
+        "demonstrations": [demonstrations.record],
         "versions": versions("peft"),
     }
     adapters = {layer: _adapter(adapted.base_model.model.get_submodule(projections[layer])) for layer in chosen}

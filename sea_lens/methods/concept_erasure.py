@@ -197,7 +197,7 @@ def leace(
         "position": position,
         "prepend_bos": prepend_bos,
         "seed": seed,
-        "demonstrations": [{"n": len(demonstrations), "sha256": demonstrations.digest}],
+        "demonstrations": [demonstrations.record],
         "versions": versions("concept-erasure"),
     }
     return LEACE(site, erasers, provenance)

@@ -177,7 +177,7 @@ def iti(
         "validation": share,
         "seed": seed,
         "prepend_bos": prepend_bos,
-        "demonstrations": [{"n": len(demonstrations), "sha256": demonstrations.digest}],
+        "demonstrations": [demonstrations.record],
         "versions": versions(),
     }
     return ITI("z", steered, None, provenance, chosen, accuracies, defaults=Defaults(positions=STEERED))

@@ -161,3 +161,30 @@ def direction_spectrum(
         handles.append(Line2D([], [], color=NEUTRAL, linewidth=6, label=f"{controls} control edits"))
     ax.legend(handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
+
+
+def resampled_values(
+    frame: pd.DataFrame, fits: Float[np.ndarray, "fits rows"], title: str, unit: str, ax: Axes | None = None
+) -> Axes:
+    """The effect and its largest contributions with their intervals, a tick for each resampled fit.
+
+    Args:
+        frame: columns part, value, low and high; the first row is the whole effect.
+        fits: the value of every row under each fit.
+        title: of the figure.
+        unit: of the values.
+        ax: where to draw.
+    """
+    order = [0, *(frame["value"].iloc[1:].abs().sort_values(ascending=False).index[:20])]
+    ax = new_axes(ax, (6.5, 1.2 + 0.3 * len(order)))
+    shown, places = frame.iloc[order], np.arange(len(order))[::-1]
+    for place, row in zip(places, order, strict=True):
+        ax.plot(fits[:, row], np.full(len(fits), place), "|", color=BEFORE, markersize=9, zorder=1)
+    spread = np.stack([shown["value"] - shown["low"], shown["high"] - shown["value"]])
+    ax.errorbar(shown["value"], places, xerr=spread, fmt="o", color=KEEP, capsize=3, zorder=2)
+    ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    ax.set_yticks(places, list(shown["part"]))
+    ax.set_ylabel("part")
+    ax.set_xlabel(f"value, {unit}; intervals over contrasts and demonstrations")
+    ax.set_title(title, fontsize=10)
+    return ax

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from .._support.statistics import Interval
-from .axes import AFTER, BEFORE, KEEP, new_axes
+from .axes import AFTER, BEFORE, KEEP, NEUTRAL, new_axes
 
 
 def before_after(
@@ -66,14 +66,31 @@ def spectra(
     return ax
 
 
-def layer_signatures(signatures: Mapping[int, float], ax: Axes | None = None) -> Axes:
-    """Signature of each layer (docs/method.md 2.5)."""
+def layer_signatures(
+    signatures: Mapping[int, float], centred: Mapping[int, float] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Signature of each layer, and the distance of its class means beside it (docs/method.md 2.5).
+
+    Args:
+        signatures: of each layer, uncentred: they follow the size of its activations.
+        centred: distance of the class means of each layer; not drawn where it is not known.
+        ax: where to draw.
+    """
     ax = new_axes(ax)
-    ax.bar(list(signatures), list(signatures.values()), color=KEEP)
+    layers = np.array(list(signatures))
+    width = 0.4 if centred else 0.8
+    shift = width / 2 if centred else 0.0
+    label = "signature: follows the size of activations"
+    ax.bar(layers - shift, list(signatures.values()), width, color=NEUTRAL, label=label)
+    if centred:
+        distances = [centred[layer] for layer in signatures]
+        ax.bar(layers + shift, distances, width, color=KEEP, label="distance of positive and negative means")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_yscale("log")
     ax.set_xlabel("layer")
-    ax.set_ylabel("signature")
-    ax.set_title("How strongly each layer's activations covary with the label")
+    ax.set_ylabel("size, in units of the activations")
+    ax.set_title("How large activations are, and how far the two labels' means lie apart")
+    ax.legend(frameon=False, fontsize=8)
     return ax
 
 

@@ -128,6 +128,17 @@ class Captured:
         batches = tuple((indices, Readings(*(x.cpu() for x in three))) for indices, three in read)
         return cls(lens, reading, demonstrations, chosen, batches)
 
+    def drawn(self, indices: Sequence[int], feature: FeatureMap) -> CrossCovariance:
+        """What `capture` gives for the demonstrations with these indices, each as often as it is named."""
+        order = torch.tensor([i for some, _ in self.batches for i in some]).argsort()
+        chosen = order[torch.tensor(indices, dtype=torch.int64)]
+        whole = Readings(*(torch.cat([three[kind] for _, three in self.batches])[chosen] for kind in range(3)))
+        picked = Demonstrations(
+            [self.demonstrations[i] for i in indices], [self.demonstrations.names[i] for i in indices]
+        )
+        empty = _empty(self.lens, self.reading, picked, self.layers, feature).to("cpu")
+        return _summed(empty, picked, [(list(range(len(indices))), whole)])
+
     def neutral(self, layer: int) -> Float[Tensor, "n units d"]:
         """The neutral activation of each demonstration at a layer."""
         found = torch.cat([three.neutral[:, self.layers.index(layer)] for _, three in self.batches])
@@ -154,8 +165,7 @@ def _empty(
 ) -> CrossCovariance:
     """Statistics of nothing yet, which say what they will be of."""
     units, width = Site.of(reading.site).shape(lens)
-    sources = [{"n": len(demonstrations), "sha256": demonstrations.digest}]
-    provenance = {"model": lens.record, **reading.record, "demonstrations": sources}
+    provenance = {"model": lens.record, **reading.record, "demonstrations": [demonstrations.record]}
     return CrossCovariance.empty(
         layers,
         units,

@@ -189,6 +189,31 @@ class CrossCovariance:
         """
         if not isinstance(other, CrossCovariance):
             return NotImplemented
+        self._refuse_other_run(other)
+        sums = {name: getattr(self, name) + getattr(other, name).to(self.sum_neutral) for name in SUMS}
+        sources = [*self.provenance.get("demonstrations", []), *other.provenance.get("demonstrations", [])]
+        provenance = self.provenance | ({"demonstrations": sources} if sources else {})
+        return replace(self, n=self.n + other.n, provenance=provenance, **sums)
+
+    def __sub__(self, other: "CrossCovariance") -> "CrossCovariance":
+        """These statistics without a shard that is part of them, as a jackknife needs; up to float64 rounding.
+
+        Raises:
+            MismatchError: they differ as for `+`, or the shard has more demonstrations than there are.
+        """
+        if not isinstance(other, CrossCovariance):
+            return NotImplemented
+        if other.n > self.n:
+            raise MismatchError(f"cannot take {other.n} demonstrations away from {self.n}")
+        self._refuse_other_run(other)
+        sums = {name: getattr(self, name) - getattr(other, name).to(self.sum_neutral) for name in SUMS}
+        return replace(self, n=self.n - other.n, **sums)
+
+    def __radd__(self, other: object) -> "CrossCovariance":
+        """So that `sum` merges a list of shards."""
+        return self if other == 0 else NotImplemented
+
+    def _refuse_other_run(self, other: "CrossCovariance") -> None:
         ours, theirs = ({**c.provenance, **c.shared_facts()} for c in (self, other))
         for name in sorted({*ours, *theirs} - {"demonstrations"}):
             if ours.get(name) != theirs.get(name):
@@ -196,14 +221,6 @@ class CrossCovariance:
                     f"cannot merge shards of different runs: {name} is {ours.get(name)!r} here, "
                     f"{theirs.get(name)!r} there"
                 )
-        sums = {name: getattr(self, name) + getattr(other, name).to(self.sum_neutral) for name in SUMS}
-        sources = [*self.provenance.get("demonstrations", []), *other.provenance.get("demonstrations", [])]
-        provenance = self.provenance | ({"demonstrations": sources} if sources else {})
-        return replace(self, n=self.n + other.n, provenance=provenance, **sums)
-
-    def __radd__(self, other: object) -> "CrossCovariance":
-        """So that `sum` merges a list of shards."""
-        return self if other == 0 else NotImplemented
 
     def shared_facts(self) -> dict[str, Any]:
         """What two shards must agree on."""
@@ -274,6 +291,15 @@ class CrossCovariance:
         """Sample means of φ(neutral), φ(positive) and φ(negative) at one layer."""
         i = self.layers.index(layer)
         return self.sum_neutral[i] / self.n, self.sum_positive[i] / self.n, self.sum_negative[i] / self.n
+
+    def centred_signature(self, layer: int) -> float:
+        """Distance of the two class means of a layer (docs/method.md 2.5), heads side by side; in units of φ.
+
+        It is the first singular value of the centred matrix of 2.5 times √2, and does not follow the size of what both
+        classes share, as `signature` does.
+        """
+        _, positive, negative = self.means(layer)
+        return (positive - negative).norm().item()
 
     def signature(self, layer: int) -> tuple[float, Float[Tensor, " 2"]]:
         """Signature of a layer and its explained variance (docs/method.md 2.5).

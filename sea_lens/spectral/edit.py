@@ -74,6 +74,12 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         return self.signatures
 
     @property
+    def centred_signature(self) -> dict[int, float]:
+        """Distance of the class means of each layer (docs/method.md 2.5); empty for an edit of an earlier version."""
+        recorded = self.provenance.get("centred_signature")
+        return {int(layer): float(value) for layer, value in recorded.items()} if isinstance(recorded, Mapping) else {}
+
+    @property
     def ranks(self) -> dict[Any, tuple[int, int]]:
         """{layer: (k⁺, k⁻)}; at site `z`, where each head has its own, {(layer, head): (k⁺, k⁻)}."""
         found: dict[Any, tuple[int, int]] = {}

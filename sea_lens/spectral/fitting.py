@@ -92,7 +92,11 @@ def fit_to_size(covariance: CrossCovariance, size: Size, centre: bool = False) -
         options={"centre": centre, "spectrum_power": size.power, **size.record},
         n=covariance.n,
         signatures={layer: covariance.signature(layer)[0] for layer in covariance.layers},
-        provenance={**covariance.provenance, "versions": versions()},
+        provenance={
+            **covariance.provenance,
+            "centred_signature": {str(layer): covariance.centred_signature(layer) for layer in covariance.layers},
+            "versions": versions(),
+        },
     )
 
 

@@ -14,6 +14,7 @@ from .._support.text_rows import read_jsonl, text_field, write_jsonl
 from ..errors import DemonstrationError, FileError
 from . import readers
 from .items import Contrast, Demonstration
+from .overlap import packed_questions
 
 One = TypeVar("One", Demonstration, Contrast)
 
@@ -88,6 +89,13 @@ class _Items(Sequence[One], Generic[One]):
             FileError: the file cannot be written.
         """
         write_atomically(path, write_jsonl(asdict(item) for item in self._items))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """How many they are, the digest of their content, and digests of their questions; for provenance."""
+        first = list(self._item_type.__dataclass_fields__)[0]
+        questions = packed_questions(getattr(item, first) for item in self._items)
+        return {"n": len(self._items), "sha256": self.digest, "questions": questions}
 
     @property
     def digest(self) -> str:

@@ -1,0 +1,307 @@
+"""How far an effect and its contributions depend on the demonstrations that an edit was fitted from (method.md 6.11)."""
+
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._support.arguments import as_integer
+from .._support.progress import tracked
+from .._support.statistics import Interval
+from ..edits.where import LayerChoice, Strength, choose_layers
+from ..errors import InputError
+from ..measure.effects import effect
+from ..models.lens import Lens
+from ..models.reading import Reading, Readings
+from ..spectral.capturing import Captured
+from ..spectral.edit import SpectralEdit
+from ..spectral.features import FeatureMap, feature_map
+from ..spectral.fitting import fit_to_size
+from ..spectral.ranks import Energy, Rank, Size
+from ..texts.demonstrations import Contrasts, Demonstrations
+from ..texts.items import Contrast, Demonstration
+from .base import Contributions
+from .directions import direction_contributions
+from .heads import head_contributions
+from .layers import layer_contributions, position_contributions
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+Analysis = Callable[..., Contributions]
+ANALYSES: dict[str, Analysis] = {
+    "layers": layer_contributions,
+    "positions": position_contributions,
+    "heads": head_contributions,
+}
+SCHEMES = ("bootstrap", "jackknife")
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """An effect and its contributions, with the variance that comes of the demonstrations.
+
+    Attributes:
+        edit: fitted from all demonstrations.
+        scheme: "bootstrap" or "jackknife".
+        found: the contributions under this edit; None where the effect alone was asked for.
+        item_effects: effect of the edit on each contrast, in the unit of the contributions.
+        fit_effects: mean effect of each resampled fit.
+        fit_values: contributions under each resampled fit; empty where the effect alone was asked for.
+        level: of the intervals.
+    """
+
+    edit: SpectralEdit
+    scheme: str
+    found: Contributions | None
+    item_effects: Float[Tensor, " contrasts"]
+    fit_effects: Float[Tensor, " fits"]
+    fit_values: Float[Tensor, "fits parts"]
+    level: float = field(default=0.95, kw_only=True)
+
+    @property
+    def effect(self) -> Interval:
+        """The effect with an interval over contrasts and demonstrations alike."""
+        items = self.item_effects[:, None]
+        (low,), (high,) = self._ends(items, self.fit_effects[:, None])
+        return Interval(items.mean().item(), low, high, self.level, "contrasts and fits", len(items))
+
+    @property
+    def effect_errors(self) -> tuple[float, float]:
+        """Standard error of the effect over contrasts and over fits."""
+        ours = self.item_effects[:, None]
+        return _over_items(ours)[0].item(), self._over_fits(self.fit_effects[:, None])[0].item()
+
+    @property
+    def labels(self) -> list[Hashable]:
+        """Names of the parts, in the order of `fit_values`."""
+        return [] if self.found is None else list(self.found.labels)
+
+    @property
+    def fit_errors(self) -> Float[Tensor, " parts"]:
+        """Standard error of each contribution that comes of the demonstrations."""
+        return self._over_fits(self.fit_values)
+
+    @property
+    def spearman(self) -> Float[np.ndarray, " fits"]:
+        """Rank correlation of each fit's contributions with those of the whole; NaN with a single part."""
+        from scipy.stats import spearmanr
+
+        return self._agreement(lambda a, b: spearmanr(a, b).statistic)
+
+    @property
+    def kendall(self) -> Float[np.ndarray, " fits"]:
+        """Kendall's τ of each fit's contributions with those of the whole; NaN with a single part."""
+        from scipy.stats import kendalltau
+
+        return self._agreement(lambda a, b: kendalltau(a, b).statistic)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per part, below the whole effect.
+
+        Columns: part, value, low and high (over contrasts and fits), contrast_error and fit_error (standard errors),
+        same_sign (share of the fits in which it has the value's sign).
+        """
+        import pandas as pd
+
+        items, fits, names = self.item_effects[:, None], self.fit_effects[:, None], ["effect"]
+        if self.found is not None:
+            parts = self.found.item_values.flatten(1)
+            items, fits = torch.cat([items, parts], 1), torch.cat([fits, self.fit_values], 1)
+            names += [".".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in self.labels]
+        low, high = self._ends(items, fits)
+        return pd.DataFrame(
+            {
+                "part": names,
+                "value": items.mean(0).numpy(),
+                "low": low,
+                "high": high,
+                "contrast_error": _over_items(items).numpy(),
+                "fit_error": self._over_fits(fits).numpy(),
+                "same_sign": (fits.sign() == items.mean(0).sign()).double().mean(0).numpy(),
+            }
+        )
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """The effect and the parts of largest contribution, with intervals, and a tick for each fit."""
+        from ..plots.contributions import resampled_values
+
+        frame, fits = self.to_frame(), torch.cat([self.fit_effects[:, None], self.fit_values], 1).numpy()
+        unit = "nats" if self.found is None else self.found.unit
+        return resampled_values(frame, fits, f"{len(fits)} fits on resampled demonstrations", unit, ax=ax)
+
+    def __str__(self) -> str:
+        over_items, over_fits = self.effect_errors
+        text = (
+            f"effect {self.effect} over contrasts and demonstrations (standard error {over_items:.2g} over contrasts, "
+            f"{over_fits:.2g} over {len(self.fit_effects)} fits, {self.scheme})"
+        )
+        if self.fit_values.shape[1] < 2:
+            return text
+        rho, tau = np.nanmean(self.spearman), np.nanmean(self.kendall)
+        return f"{text}; ranking of {self.fit_values.shape[1]} parts: Spearman {rho:.2f}, Kendall {tau:.2f} on average"
+
+    def _over_fits(self, values: Float[Tensor, "fits columns"]) -> Float[Tensor, " columns"]:
+        n = len(values)
+        if self.scheme == "bootstrap":
+            return values.std(0)
+        # Fits that share all but one n-th of the demonstrations differ little: the jackknife's factor undoes that.
+        return values.std(0, correction=0) * math.sqrt(n - 1)
+
+    def _ends(
+        self, items: Float[Tensor, "contrasts columns"], fits: Float[Tensor, "resamples columns"]
+    ) -> tuple[list[float], list[float]]:
+        """Interval of each column: the two variances added, with Satterthwaite's degrees of freedom."""
+        from scipy.special import stdtrit
+
+        own, of_fits = (x.square().numpy() for x in (_over_items(items), self._over_fits(fits)))
+        total = own + of_fits
+        with np.errstate(invalid="ignore", divide="ignore"):
+            freedom = total**2 / (own**2 / (len(items) - 1) + of_fits**2 / (len(fits) - 1))
+            half = stdtrit(freedom, (1 + self.level) / 2) * np.sqrt(total)
+        half = np.where(total > 0, half, math.nan)
+        mean = items.mean(0).numpy()
+        return (mean - half).tolist(), (mean + half).tolist()
+
+    def _agreement(self, of: Callable[[Any, Any], float]) -> Float[np.ndarray, " fits"]:
+        if self.found is None or self.fit_values.shape[1] < 2:
+            return np.full(len(self.fit_values), math.nan)
+        whole = self.found.values.flatten().numpy()
+        return np.array(
+            [of(whole, row) if np.ptp(row) > 0 < np.ptp(whole) else math.nan for row in self.fit_values.numpy()]
+        )
+
+
+def stability(
+    model: Any,
+    demonstrations: Iterable[Demonstration],
+    contrasts: Iterable[Contrast],
+    contributions: str | Analysis | None = "layers",
+    n: int = 20,
+    *,
+    scheme: str = "bootstrap",
+    method: str | None = None,
+    layers: LayerChoice = "all",
+    strength: Strength = 1.0,
+    combine: str | None = None,
+    energy: Energy = 0.998,
+    rank: Rank | None = None,
+    centre: bool = False,
+    spectrum_power: float = 2,
+    site: str = "mlp_out",
+    position: str = "last",
+    neutral: str = "prompt",
+    feature: str | FeatureMap = "identity",
+    batch_size: int = 16,
+    prepend_bos: bool = True,
+    seed: int = 0,
+    progress: bool = False,
+    **options: Any,
+) -> Stability:
+    """Fit anew on resampled demonstrations: how far the effect and what carries it depend on them (method.md 6.11).
+
+    Demonstrations are read once. Each fit is made as the edit was, its ranks chosen anew where an energy is given.
+
+    Args:
+        model: a TransformerLens model.
+        demonstrations: to fit from.
+        contrasts: what the effect is measured on.
+        contributions: "layers", "positions", "heads", or one of the functions of contributions, such as
+            `sl.head_contributions`; None for the effect alone. Directions are refused: their places in two fits name
+            different directions.
+        n: how many fits.
+        scheme: "bootstrap" draws as many demonstrations with replacement; "jackknife" leaves out one n-th at a time,
+            which needs no resampling of readings and cuts the sums alone.
+        method: of the contributions, by default theirs.
+        layers, strength, combine: as in `applied`.
+        energy, rank, centre, spectrum_power: as in `fit`.
+        site, position, neutral, feature: as in `capture`.
+        batch_size: texts at a time.
+        prepend_bos: one BOS in front of every text, where the tokenizer has one.
+        seed: of the draws, and of the order that is cut for the jackknife.
+        progress: show a progress bar.
+        options: more for the function of contributions, such as `tolerance`.
+
+    Returns:
+        Intervals of effect and contributions over contrasts and demonstrations, and how well rankings agree.
+
+    Raises:
+        InputError: fewer than 2 fits, more parts to leave out than demonstrations, an unknown scheme or analysis, or
+            directions.
+        Otherwise as `capture`, `fit`, `effect` and the function of contributions.
+    """
+    n, seed = as_integer(n, "n", least=2), as_integer(seed, "seed", least=0)
+    batch_size = as_integer(batch_size, "batch_size", least=1)
+    if scheme not in SCHEMES:
+        raise InputError(f"unknown scheme {scheme!r}: expected one of {', '.join(SCHEMES)}")
+    analysis = _analysis(contributions)
+    size, mapped = Size.of(energy, rank, spectrum_power), feature_map(feature)
+    demonstrations, contrasts = Demonstrations.of(demonstrations), Contrasts.of(contrasts)
+    if scheme == "jackknife" and n > len(demonstrations):
+        raise InputError(f"{n} parts to leave out of {len(demonstrations)} demonstrations: expected at most as many")
+    lens = Lens.of(model)
+    reading = Reading(site, None, position, neutral, prepend_bos, 32, seed)
+    chosen = choose_layers("all", range(lens.n_layers))
+    read = reading.read(lens, demonstrations, chosen, batch_size=batch_size, progress=progress)
+    batches = tuple((indices, Readings(*(x.cpu() for x in three))) for indices, three in read)
+    captured = Captured(lens, reading, demonstrations, chosen, batches)
+    whole = captured.drawn(range(len(demonstrations)), mapped)
+    edit = fit_to_size(whole, size, centre)
+    common: dict[str, Any] = {"layers": layers, "strength": strength, "combine": combine}
+    common |= {"batch_size": batch_size, "prepend_bos": prepend_bos}
+    if method is not None:
+        options["method"] = method
+
+    def measured(one: SpectralEdit) -> tuple[Contributions | None, Float[Tensor, " contrasts"]]:
+        if analysis is None:
+            return None, effect(model, one, contrasts, **common).items
+        found = analysis(model, one, contrasts, **common, **options)
+        return found, found.item_effects
+
+    found, item_effects = measured(edit)
+    effects, values = [], []
+    draws = _draws(len(demonstrations), n, scheme, seed)
+    for indices in tracked(draws, "fits on resampled demonstrations", n, show=progress):
+        if scheme == "jackknife":
+            covariance = whole - captured.drawn(indices, mapped)
+        else:
+            covariance = captured.drawn(indices, mapped)
+        again, items = measured(fit_to_size(covariance, size, centre))
+        effects.append(items.mean())
+        values.append(torch.zeros(0, dtype=torch.float64) if again is None else again.values.flatten())
+    return Stability(edit, scheme, found, item_effects, torch.stack(effects), torch.stack(values))
+
+
+def _analysis(contributions: str | Analysis | None) -> Analysis | None:
+    if isinstance(contributions, str) and contributions in ANALYSES:
+        return ANALYSES[contributions]
+    if contributions is direction_contributions or contributions == "directions":
+        raise InputError(
+            "a direction's place in one fit names another direction in the next: expected contributions of layers, "
+            "positions or heads"
+        )
+    if contributions is None or callable(contributions):
+        return contributions
+    raise InputError(f"unknown contributions {contributions!r}: expected one of {', '.join(ANALYSES)}, or a function")
+
+
+def _draws(size: int, n: int, scheme: str, seed: int) -> Iterator[Sequence[int]]:
+    """Demonstrations of each fit, or those that it leaves out."""
+    rng = np.random.default_rng(seed)
+    if scheme == "jackknife":
+        order = rng.permutation(size)
+        yield from (sorted(part.tolist()) for part in np.array_split(order, n))
+        return
+    for _ in range(n):
+        yield sorted(rng.integers(size, size=size).tolist())
+
+
+def _over_items(items: Float[Tensor, "contrasts columns"]) -> Float[Tensor, " columns"]:
+    n = len(items)
+    return items.std(0) / math.sqrt(n) if n > 1 else items.mean(0) * math.nan
