@@ -1,5 +1,6 @@
 """Intervals that hold what they say, p-values beside controls, and errors that are told (kind E of what went wrong)."""
 
+import json
 import math
 import runpy
 from pathlib import Path
@@ -10,12 +11,15 @@ import pytest
 import torch
 from scipy import stats
 from scipy.optimize import minimize_scalar
-from tiny import BACKENDS, N_LAYERS, contrasts, demonstrations, fitted
+from tiny import BACKENDS, N_LAYERS, contrasts, demonstrations, fitted, sentence
 
 import sea_lens as sl
 from sea_lens._support.proportions import clopper_pearson, paired_difference
 from sea_lens._support.significance import corrected_p_values, rank_p_values
 from sea_lens._support.statistics import bootstrap_bounds
+from sea_lens.evaluation.capability import Capability
+from sea_lens.evaluation.choosing import choose_setting
+from sea_lens.texts.overlap import n_shared, packed_questions, unpacked_questions
 
 COVERAGE = runpy.run_path(str(Path(__file__).parents[1] / "analyses" / "coverage.py"))
 
@@ -357,3 +361,165 @@ def test_what_is_chosen_on_one_half_is_reported_on_the_other():
     assert "value_held_out" not in few.to_frame()
     with pytest.raises(sl.InputError, match="19 contrasts: expected at least 20"):
         few.top(3, held_out=True)
+
+
+# --- What an edit has seen ------------------------------------------------------------------------------------------
+
+
+def test_a_question_is_known_again_whatever_prompt_it_stands_in():
+    questions = ["What is the capital of Peru?", "Who wrote Hamlet ?", "Is this a data?"]
+    seen = unpacked_questions(packed_questions(f"Answer honestly.\nQ: {one}\nA:" for one in questions))
+    for form in ("{}", "Question: {}\nAnswer:", "Q: {} A:", "Be brief.\nQ:  {}\nA:"):
+        others = [form.format(one.upper()) for one in questions] + [form.format("How tall is Everest?")]
+        assert n_shared(others, seen) == 3
+    # What all prompts share is no question.
+    assert n_shared(["Answer honestly.\nQ: Where is Rome?\nA:", "Answer honestly.\nQ: Why?\nA:"], seen) == 0
+    assert n_shared(questions, frozenset()) == 0
+    assert unpacked_questions("abc") == unpacked_questions(None) == frozenset()
+
+
+@pytest.mark.model
+def test_an_edit_that_is_measured_on_its_demonstrations_says_so(model, tmp_path):
+    demos = demonstrations()
+    edit = fitted(model)
+    edit.save(tmp_path / "edit.safetensors")
+    edit = sl.SpectralEdit.load(tmp_path / "edit.safetensors")
+    seen = [sl.Contrast(one.neutral, " w1", " w2") for one in demos][:3]
+    message = r"3 of 9 contrasts ask questions that the edit was fitted from"
+    with pytest.warns(UserWarning, match=message) as caught:
+        sl.effect(model, edit, [*seen, *contrasts()])
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match=message):
+        sl.layer_contributions(model, edit, [*seen, *contrasts()], "only_one")
+    rows = [{"query": one.neutral, "choices": ["w1", "w2"], "gold": 0} for one in demos]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    with pytest.warns(UserWarning, match="12 of 12 items ask questions that the edit was fitted from"):
+        sl.evaluate(model, "capability", tmp_path / "rows.json", edit=edit, prompt="query_answer", progress=False)
+
+
+# --- Fits on resampled demonstrations -------------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_a_resampled_fit_is_a_fit_on_the_demonstrations_drawn(model):
+    demos, items = demonstrations(), contrasts()
+    found = sl.stability(model, demos, items, "layers", n=3, method="only_one", rank=(3, 2), seed=4)
+    rng = np.random.default_rng(4)
+    for place in range(3):
+        drawn = [demos[int(i)] for i in sorted(rng.integers(12, size=12))]
+        edit = sl.fit(sl.capture(model, drawn, progress=False), rank=(3, 2))
+        alone = sl.layer_contributions(model, edit, items, "only_one")
+        assert found.fit_effects[place].item() == pytest.approx(alone.effect, abs=1e-5)
+        torch.testing.assert_close(found.fit_values[place], alone.values, atol=1e-5, rtol=1e-4)
+    assert found.effect.mean == pytest.approx(sl.effect(model, fitted(model), items).effect, abs=1e-6)
+    expected = [stats.spearmanr(found.found.values, row).statistic for row in found.fit_values]
+    assert found.spearman.tolist() == pytest.approx(expected)
+    over_items, over_fits = found.effect_errors
+    assert over_fits == pytest.approx(found.fit_effects.std().item())
+    assert over_items == pytest.approx(stats.sem(found.item_effects))
+    # No narrower than the normal interval of both variances.
+    assert found.effect.high - found.effect.low > 2 * 1.95 * math.hypot(over_items, over_fits)
+    frame = found.to_frame()
+    assert frame["part"].tolist() == ["effect", "0", "1", "2"]
+    assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([found.effect.low, found.effect.high])
+    assert found.plot().get_title()
+    assert "Spearman" in str(found)
+
+
+@pytest.mark.model
+def test_the_jackknife_leaves_out_one_part_at_a_time(model):
+    demos, items = demonstrations(), contrasts()
+    found = sl.stability(model, demos, items, None, n=4, scheme="jackknife", rank=(3, 2), seed=1)
+    order = np.random.default_rng(1).permutation(12)
+    for place, part in enumerate(np.array_split(order, 4)):
+        kept = [one for i, one in enumerate(demos) if i not in part]
+        edit = sl.fit(sl.capture(model, kept, progress=False), rank=(3, 2))
+        assert found.fit_effects[place].item() == pytest.approx(sl.effect(model, edit, items).effect, abs=1e-5)
+    values = found.fit_effects
+    assert found.effect_errors[1] == pytest.approx(math.sqrt(3 / 4 * (values - values.mean()).square().sum()))
+    with pytest.raises(sl.MismatchError, match="cannot take 12 demonstrations away from 4"):
+        few, many = (sl.capture(model, some, progress=False) for some in (demos[:4], demos))
+        _ = few - many
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 1}, "n 1"),
+        ({"scheme": "twice"}, "unknown scheme 'twice'"),
+        ({"scheme": "jackknife", "n": 13}, "13 parts to leave out of 12"),
+        ({"contributions": "directions"}, "names another direction"),
+        ({"contributions": "nothing"}, "unknown contributions 'nothing'"),
+    ],
+)
+def test_fits_that_say_nothing_are_refused(options, message, model):
+    with pytest.raises(sl.InputError, match=message):
+        sl.stability(model, demonstrations(), contrasts(), **options)
+
+
+# --- Choosing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dev(tmp_path):
+    rows = [
+        {"query": sentence(300 + i, 4), "choices": [sentence(350 + i, 1), sentence(390 + i, 1)], "gold": i % 2}
+        for i in range(16)
+    ]
+    (tmp_path / "dev.json").write_text(json.dumps(rows))
+    (tmp_path / "new.json").write_text(json.dumps([{**row, "query": "w9 " + row["query"]} for row in rows]))
+    return sl.Task.read("capability", tmp_path / "dev.json"), sl.Task.read("capability", tmp_path / "new.json")
+
+
+@pytest.mark.model
+def test_a_choice_says_how_sure_it_is_and_what_it_does_on_new_items(model, dev):
+    task, new = dev
+    grid = {"energies": (0.9,), "centres": (False,), "strengths": (0.0, 1.0, 3.0), "maximise": "accuracy"}
+    found = sl.tune(model, demonstrations(), task, **grid, held_out=new, progress=False)
+    plain = sl.evaluate(model, task, progress=False)
+    with pytest.warns(UserWarning, match="16 of 16 items ask questions that the edit was chosen on"):
+        edited = sl.evaluate(model, task, edit=found.edit, **found.options, progress=False)
+    assert found.against["unedited"] == sl.compare(plain, edited).intervals["accuracy"]
+    others = found.table[~found.table["chosen"]]["accuracy"]
+    chosen = found.table[found.table["chosen"]]["accuracy"].item()
+    assert found.against["runner-up"].mean == pytest.approx(chosen - others.max())
+    assert found.held_out.before.items == sl.evaluate(model, new, progress=False).items
+    assert "held out" in str(found)
+    weak = sl.tune(model, demonstrations(), task, **grid, choose="one_standard_error", progress=False)
+    assert weak.options["strength"] <= found.options["strength"]
+    assert "weakest edit within one standard error" in weak.rule
+
+
+def test_one_standard_error_takes_the_weakest_that_is_as_good_by_chance():
+    def evaluation(right: int) -> sl.Evaluation:
+        items = [{"row": i, "accuracy": float(i < right), "accuracy_normalised": 0.0} for i in range(40)]
+        return sl.Evaluation(Capability(), items, {})
+
+    def chosen(*right: int, allowed: tuple[bool, ...] = (True, True, True)) -> tuple[int, int | None]:
+        scores = [n / 40 for n in right]
+        options = scores, (0.5, 1.0, 2.0), allowed
+        return choose_setting(*options, "one_standard_error", lambda i: evaluation(right[i]), "accuracy")
+
+    assert chosen(10, 29, 30) == (1, 2)
+    assert chosen(29, 29, 30) == (0, 2)
+    assert chosen(10, 12, 30) == (2, 1)
+    assert chosen(29, 29, 30, allowed=(False, False, True)) == (2, None)
+
+
+# --- Signatures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_the_centred_signature_does_not_follow_what_both_labels_share(model):
+    covariance = sl.capture(model, demonstrations(), progress=False)
+    layer = covariance.layers[1]
+    _, positive, negative = covariance.means(layer)
+    assert covariance.centred_signature(layer) == pytest.approx((positive - negative).norm().item())
+    edit = sl.fit(covariance, rank=2)
+    assert edit.centred_signature == pytest.approx({at: covariance.centred_signature(at) for at in edit.layers})
+    neutral, plus, minus = torch.randn(3, 20, 2, 8, generator=torch.Generator().manual_seed(0))
+    shared = 100.0
+    near, far = (sl.fit_activations(neutral, plus + offset, minus + offset, rank=2) for offset in (0.0, shared))
+    assert far.signature[0] > 10 * near.signature[0]
+    assert far.centred_signature == pytest.approx(near.centred_signature)

@@ -14,7 +14,7 @@ from .proportions import clopper_pearson, is_binary, is_paired_binary, paired_di
 
 RESAMPLES = 4_000
 KINDS = ("auto", "number", "proportion", "difference")
-# Below, resampling so few items says nothing that Student's t does not; above, its second order is known in closed form.
+# Below, resampling so few items says nothing that Student's t does not; above, a closed form is as good.
 FEWEST_RESAMPLED, MOST_RESAMPLED = 5, 500
 # Of items that are equal but for rounding.
 _ROUNDING = 1e-12
@@ -81,9 +81,9 @@ def bootstrap(
 ) -> Interval:
     """Interval of the mean of independent items, chosen by their number and their kind (docs/method.md 6.7).
 
-    Numbers have a studentised bootstrap interval, never narrower than Student's (`bootstrap_bounds`). Proportions, whose
-    items are 0 or 1, have Clopper and Pearson's exact interval. Paired differences of proportions, whose items are −1,
-    0 or 1, have Tango's score interval. The interval is paired where the items are differences of two measurements of
+    Numbers have a studentised bootstrap interval, never narrower than Student's (`bootstrap_bounds`). Proportions,
+    whose items are 0 or 1, have Clopper and Pearson's exact interval. Paired differences of proportions, whose items
+    are −1, 0 or 1, have Tango's score interval. The interval is paired where the items are differences of two measurements of
     the same thing, as those of effects and contributions are.
 
     Args:

@@ -109,8 +109,8 @@ def integrate(study: Study, splits: Sequence[Split], tolerance: float | None) ->
     """The result of each split.
 
     The nodes double until the sums of all shares are within `tolerance` of the effects, relatively: the mean of the
-    mean effect, and ten times that in the root mean square over contrasts, where misses cannot cancel. `FLOOR` nats are added to
-    each effect, so that an edit without one is done at once.
+    mean effect, and ten times that in the root mean square over contrasts, where misses cannot cancel. `FLOOR`
+    nats are added to each effect, so that an edit without one is done at once.
 
     Warns:
         UserWarning: they are not with the most nodes; names the errors.

@@ -57,8 +57,8 @@ def layer_contributions(
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         tolerance: `path` doubles its nodes from 4, at most to 64, until |Σ − Δ| ≤ tolerance · (|Δ| + 0.1 nats) on
-            average, and ten times that in the root mean square over contrasts; by default 0.001, and 0.1 for a model in half
-            precision, whose rounding allows no more.
+            average, and ten times that in the root mean square over contrasts; by default 0.001, and 0.1 for a model in
+            half precision, whose rounding allows no more.
         permutations: for `shapley` with more than 10 layers: orders drawn, each together with its reverse.
         seed: of those orders.
         control: edits to measure in the same way beside this one, such as `sl.permuted` or `sl.randomised` ones.

@@ -42,11 +42,9 @@ class BBQ(Benchmark):
     prompts: ClassVar[tuple[str, ...]] = ("context", "question", *_ANSWERS)
     prompt: ClassVar[str] = "bbq"
     hub: ClassVar[HubData | None] = HubData("heegyu/bbq", split="train", files="data/*.jsonl")
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = dict.fromkeys(
-        ("accuracy", "unknown_rate", "stereotypical_rate", "bias_items"), (0.0, 1.0)
-    ) | {
-        "s_amb": (-1.0, 1.0),
-        "s_dis": (-1.0, 1.0),
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
+        **dict.fromkeys(("accuracy", "unknown_rate", "stereotypical_rate", "bias_items"), (0.0, 1.0)),
+        **dict.fromkeys(("s_amb", "s_dis"), (-1.0, 1.0)),
     }
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:

@@ -14,13 +14,9 @@ from torch import Tensor
 from .._support.significance import rank_p_values
 from .._support.statistics import Interval, bootstrap
 from ..edits.base import Edit
-<<<<<<< HEAD
-from ..edits.where import LayerChoice, Positions, Strength
-=======
 from ..edits.seen import warn_of_overlap
-from ..edits.where import LayerChoice, Strength
+from ..edits.where import LayerChoice, Positions, Strength
 from ..texts.demonstrations import Contrasts
->>>>>>> d95dcd1 (Fits on resampled demonstrations, overlap of what is fitted, chosen and tested, and how sure a choice is; signatures beside the distance of the means)
 from ..texts.items import Contrast
 from .scorer import Scorer, contrast_scorer
 
@@ -149,13 +145,9 @@ def effect(
         >>> round(found.effect, 1), found.interval.excludes(0.0)
         (0.2, True)
     """
-<<<<<<< HEAD
     where = edit.check(model, layers, strength, combine, positions, scoring=True)
-=======
-    where = edit.check(model, layers, strength, combine, scoring=True)
     contrasts = Contrasts.of(contrasts)
     warn_of_overlap(edit, [one.prompt for one in contrasts], "contrasts")
->>>>>>> d95dcd1 (Fits on resampled demonstrations, overlap of what is fitted, chosen and tested, and how sure a choice is; signatures beside the distance of the means)
     scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
     unedited = scorer.log_probs()
     with edit.put(model, where):

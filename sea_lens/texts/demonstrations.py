@@ -93,7 +93,7 @@ class _Items(Sequence[One], Generic[One]):
     @property
     def record(self) -> dict[str, Any]:
         """How many they are, the digest of their content, and digests of their questions; for provenance."""
-        first = list(self._item_type.__dataclass_fields__)[0]
+        first = next(iter(self._item_type.__dataclass_fields__))
         questions = packed_questions(getattr(item, first) for item in self._items)
         return {"n": len(self._items), "sha256": self.digest, "questions": questions}
 
