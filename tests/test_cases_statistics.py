@@ -17,8 +17,10 @@ import sea_lens as sl
 from sea_lens._support.proportions import clopper_pearson, paired_difference
 from sea_lens._support.significance import corrected_p_values, rank_p_values
 from sea_lens._support.statistics import bootstrap_bounds
+from sea_lens.evaluation.benchmark import groups_of, in_groups, ratio, score_name
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.choosing import choose_setting
+from sea_lens.evaluation.perplexity import Perplexity
 from sea_lens.texts.overlap import n_shared, packed_questions, unpacked_questions
 
 COVERAGE = runpy.run_path(str(Path(__file__).parents[1] / "analyses" / "coverage.py"))
@@ -179,6 +181,80 @@ def test_columns_have_the_intervals_that_each_has_alone():
     for place in (0, 5, 600, 699):
         alone = sl.bootstrap(items[:, place], kind="number")
         assert (alone.low, alone.high) == pytest.approx((low[place], high[place]), nan_ok=True)
+
+
+def rows(correct: list[float], groups: list[str]) -> sl.Evaluation:
+    """An evaluation of multiple-choice items in groups."""
+
+    class Grouped(Capability):
+        def sums(self, items):
+            columns = {"accuracy": items["accuracy"].to_numpy(float), "n": np.ones(len(items))}
+            members = {"": np.ones(len(items), bool)} | {g: (items["group"] == g).to_numpy() for g in set(groups)}
+            return in_groups(columns, members)
+
+        def scores(self, totals):
+            found = {}
+            for group in groups_of(totals):
+                found[score_name("accuracy", group)] = ratio(totals[f"accuracy@{group}"], totals[f"n@{group}"])
+                found[score_name("odds", group)] = ratio(
+                    totals[f"accuracy@{group}"], totals[f"n@{group}"] + 1.0 - totals[f"accuracy@{group}"]
+                )
+            return found
+
+    items = [{"row": i, "accuracy": x, "group": g} for i, (x, g) in enumerate(zip(correct, groups, strict=True))]
+    return sl.Evaluation(Grouped(), items, {})
+
+
+def test_scores_have_the_intervals_of_the_items_that_they_are_of():
+    groups = ["a"] * 6 + ["b"] + ["c"] * 93
+    correct = [1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 1.0] + [0.0] * 93
+    found = rows(correct, groups)
+    # A small group among many items has an interval of its own size, a group of one has none.
+    assert found.intervals["accuracy/a"] == sl.bootstrap(correct[:6], kind="proportion")
+    assert found.intervals["accuracy/a"].n == 6
+    assert not found.intervals["accuracy/b"].exists
+    assert found.intervals["accuracy/c"].low == 0.0
+    assert found.intervals["accuracy/c"].high > 0.03
+    # A score that is no mean has the delta method's standard error.
+    odds = found.intervals["odds"]
+    total, n = sum(correct), 100
+    slope = (n + 1) / (n + 1 - total) ** 2
+    assert odds.mean == pytest.approx(total / (n + 1 - total))
+    half = stats.t.ppf(0.975, 99) * slope * np.std(correct, ddof=1) * math.sqrt(n)
+    assert odds.mean - odds.low == pytest.approx(half, rel=0.15)
+    # Few of many are right, so that the long tail is above.
+    assert odds.high - odds.mean > half
+    table = found.table()
+    assert table.loc["accuracy/a", "interval"] == "Clopper-Pearson"
+
+
+def test_differences_of_scores_are_paired_and_of_the_same_items():
+    groups = ["a"] * 8 + ["b"] * 30
+    before = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0] + [0.0] * 30
+    after = [1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0] + [0.0] * 30
+    found = sl.compare(rows(before, groups), rows(after, groups)).intervals
+    assert (found["accuracy/a"].low, found["accuracy/a"].high) == pytest.approx(paired_difference(3, 1, 8))
+    assert (found["accuracy/b"].low, found["accuracy/b"].high) == pytest.approx(paired_difference(0, 0, 30))
+    partly = [0.5 * x for x in before]
+    shares = sl.compare(rows(partly, groups), rows(after, groups)).intervals["accuracy/a"]
+    differences = np.array(after[:8]) - np.array(partly[:8])
+    alone = sl.bootstrap(differences, kind="number", bounds=(-1, 1))
+    assert (shares.low, shares.high) == pytest.approx((alone.low, alone.high))
+
+
+@pytest.mark.parametrize("n", [12, 40])
+def test_ratios_of_sums_hold_the_truth_as_often_as_they_say(n):
+    rng, held = np.random.default_rng(n), []
+    for _ in range(400):
+        tokens = rng.integers(5, 40, size=n).astype(float)
+        loss = tokens * (2.0 + 0.5 * rng.normal(size=n)) + rng.normal(size=n)
+        items = [
+            {"row": i, "loss": x, "kl": 0.0, "tokens": t, "bytes": 4 * t}
+            for i, (x, t) in enumerate(zip(loss, tokens, strict=True))
+        ]
+        found = sl.Evaluation(Perplexity(), items, {}).intervals["perplexity"]
+        held.append(not found.excludes(math.exp(2.0)))
+    assert np.mean(held) >= 0.92
 
 
 # --- p-values -------------------------------------------------------------------------------------------------------
@@ -437,8 +513,8 @@ def test_the_jackknife_leaves_out_one_part_at_a_time(model):
         assert found.fit_effects[place].item() == pytest.approx(sl.effect(model, edit, items).effect, abs=1e-5)
     values = found.fit_effects
     assert found.effect_errors[1] == pytest.approx(math.sqrt(3 / 4 * (values - values.mean()).square().sum()))
+    few, many = (sl.capture(model, some, progress=False) for some in (demos[:4], demos))
     with pytest.raises(sl.MismatchError, match="cannot take 12 demonstrations away from 4"):
-        few, many = (sl.capture(model, some, progress=False) for some in (demos[:4], demos))
         _ = few - many
 
 

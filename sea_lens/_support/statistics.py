@@ -83,8 +83,8 @@ def bootstrap(
 
     Numbers have a studentised bootstrap interval, never narrower than Student's (`bootstrap_bounds`). Proportions,
     whose items are 0 or 1, have Clopper and Pearson's exact interval. Paired differences of proportions, whose items
-    are −1, 0 or 1, have Tango's score interval. The interval is paired where the items are differences of two measurements of
-    the same thing, as those of effects and contributions are.
+    are −1, 0 or 1, have Tango's score interval. The interval is paired where the items are differences of two
+    measurements of the same thing, as those of effects and contributions are.
 
     Args:
         items: one finite number per item, at least one; (n,).
@@ -162,7 +162,7 @@ def bootstrap_bounds(
     """Ends of the interval of each column's mean, its items taken as numbers (docs/method.md 6.7).
 
     - n < 5: Student's t.
-    - up to 500: bootstrap-t (Efron and Tibshirani 1993, section 12.5), smoothed so that no resample has a spread of
+    - up to 500: bootstrap-t (Efron and Tibshirani 1993, chapter 12), smoothed so that no resample has a spread of
       zero (Polansky 2000), its quantiles at a level widened for few items, and each end no nearer to the mean than
       Student's.
     - above: the same to second order, in closed form (Hall 1988), each end no nearer than Student's.

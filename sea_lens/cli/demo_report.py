@@ -11,7 +11,15 @@ from .._support.json_files import write_json
 from .._support.statistics import Interval
 from .._support.versions import versions
 from ..testbed.bed import Testbed
-from ..testbed.demo import MINIMUM_MASS, RANDOM_DRAWS, RULE, DemoResult, MethodResult
+from ..testbed.demo import (
+    MINIMUM_MASS,
+    RULE,
+    SHOWN_EVERY,
+    DemoResult,
+    MethodResult,
+    answer_counts,
+    shown_answers,
+)
 from .attribution import contribution_numbers, section
 from .files import markdown_table, spectra_figure, write_figure
 
@@ -35,7 +43,7 @@ EFFECT_COLUMNS = ["method", "contrast", "effect (95 % interval)"]
 LEGEND = (
     "Contrast: mean of log p(truth) − log p(myth). Mass: probability left on the two answers. MC1, MC2: four choices, "
     "the truth, the myth and two other names. Loss: nats per token on held-out documents. Brackets: 95 % paired "
-    "bootstrap intervals; for the metrics, of the change.\n"
+    "intervals (docs/method.md 6.7); for the metrics, of the change.\n"
 )
 
 
@@ -43,15 +51,20 @@ def verdict(result: DemoResult) -> str:
     """The conclusion in a sentence, from the numbers."""
     effect = result.spectral.effect.interval
     clear = effect.low > 0
-    above = effect.mean > max(result.random_effects)
-    random_range = f"{min(result.random_effects):+.3f} to {max(result.random_effects):+.3f}"
+    measured = result.spectral.effect
+    assert measured.control_effects is not None
+    above = effect.mean > measured.control_effects.max()
+    least, most, n = measured.control_effects.min(), measured.control_effects.max(), len(measured.control_effects)
     first = (
         f"The edit moves the model towards the truth by {effect} nats"
         if clear
         else f"No clear effect: {effect} nats, an interval that includes zero"
     )
     second = "above" if above else "not above"
-    return f"{first}; that is {second} all {RANDOM_DRAWS} draws of random subspaces of the same ranks ({random_range})."
+    return (
+        f"{first}; that is {second} all {n} fits to shuffled demonstrations at the same ranks ({least:+.3f} to "
+        f"{most:+.3f}, p = {measured.p_value:.2g})."
+    )
 
 
 def comparison_rows(result: DemoResult) -> list[dict[str, Any]]:
@@ -69,10 +82,18 @@ def comparison_rows(result: DemoResult) -> list[dict[str, Any]]:
         }
 
     draws = sorted(result.random_effects)
+    shuffled = result.spectral.effect.control_effects
+    assert shuffled is not None
     nothing = {"mass": "", "MC1": "", "MC2": "", "loss on documents": ""}
     return [
         row("spectral edit", result.spectral),
         row("mean difference", result.steering),
+        {
+            "method": f"shuffled demonstrations, {len(shuffled)} fits",
+            "contrast": "",
+            "effect (95 % interval)": f"{shuffled.min():+.3f} to {shuffled.max():+.3f}",
+            **nothing,
+        },
         {
             "method": f"random, {len(draws)} draws",
             "contrast": "",
@@ -91,6 +112,16 @@ def comparison_rows(result: DemoResult) -> list[dict[str, Any]]:
 def _change(triple: tuple[float, float, Interval]) -> str:
     before, after, interval = triple
     return f"{before:.3f} → {after:.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def answers_sentence(result: DemoResult) -> str:
+    """What the edit does to the greedy answers, over all test questions."""
+    found = answer_counts(result.answers)
+    return (
+        f"Of {found['questions']} test questions {found['right_before']} are answered right without the edit and "
+        f"{found['right_after']} with it: {found['mended']} mended, {found['broken']} broken, {found['changed']} "
+        f"answers changed in all. Shown is every {SHOWN_EVERY}th question, whatever its answers."
+    )
 
 
 def _chosen(result: DemoResult) -> str:
@@ -115,7 +146,8 @@ def print_demo(result: DemoResult, folder: Path, console: Console) -> None:
     console.print(f"Chosen on dev: {_chosen(result)}", highlight=False)
     for contributions in result.contributions.values():
         console.print(str(contributions), highlight=False, markup=False, soft_wrap=True)
-    for answer in result.answers:
+    console.print(answers_sentence(result), highlight=False)
+    for answer in shown_answers(result.answers):
         console.print(
             f"{answer['question']} {answer['before']} → {answer['after']}   (truth {answer['truth']}, "
             f"myth {answer['myth']})",
@@ -131,6 +163,13 @@ def _cell(text: str, *, narrow: bool) -> str:
     return escaped.replace(" \\[", "\n\\[") if narrow else escaped
 
 
+def _shuffled(result: DemoResult) -> list[float]:
+    """Effects of the fits to shuffled demonstrations."""
+    effects = result.spectral.effect.control_effects
+    assert effects is not None
+    return effects.tolist()
+
+
 def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
     """Write results.json, report.md and the figures; the same bytes every time on one machine."""
     from ..plots import edits as plots
@@ -140,7 +179,7 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
         "mean-difference steering": result.steering.effect.interval,
     }
     axes = {
-        "comparison.png": plots.comparison(effects, result.random_effects),
+        "comparison.png": plots.comparison(effects, _shuffled(result), "fits to\nshuffled demonstrations"),
         "effect.png": result.spectral.effect.plot(),
         "spectra.png": spectra_figure(result.edit),
         "signature.png": plots.layer_signatures(result.edit.signature, result.edit.centred_signature),
@@ -159,7 +198,10 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
             "random_effects": result.random_effects,
             "reliable_source": result.reliable_source.interval,
             "contributions": {name: contribution_numbers(found) for name, found in result.contributions.items()},
+            "shuffled_effects": result.spectral.effect.control_effects,
+            "p_value": result.spectral.effect.p_value,
             "answers": result.answers,
+            "answer_counts": answer_counts(result.answers),
             "world_seed": bed.world.seed,
             "provenance": result.edit.provenance,
             "versions": versions(),
@@ -188,7 +230,7 @@ def _markdown(result: DemoResult) -> str:
             "truth": answer["truth"],
             "myth": answer["myth"],
         }
-        for answer in result.answers
+        for answer in shown_answers(result.answers)
     ]
     allowed = sorted((row for row in result.grid if row["allowed"]), key=lambda row: -row["margin"])
     parts = [
@@ -197,7 +239,7 @@ def _markdown(result: DemoResult) -> str:
         markdown_table(comparison_rows(result)) + "\n",
         LEGEND,
         f"Chosen on dev, by {RULE}: {_chosen(result)}.\n",
-        "## Greedy answers\n",
+        f"## Greedy answers\n\n{answers_sentence(result)}\n",
         markdown_table(answers) + "\n",
         *(f"## {caption}\n\n![{caption}]({name})\n" for name, caption in FIGURES.items()),
         "## What carries the effect, in numbers\n",

@@ -1,4 +1,4 @@
-"""How far an effect and its contributions depend on the demonstrations of the fit (docs/method.md 6.11)."""
+"""How far an effect and its contributions depend on the demonstrations of the fit (docs/method.md 6.12)."""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -206,7 +206,8 @@ def stability(
 ) -> Stability:
     """Fit anew on resampled demonstrations: how far the effect and what carries it depend on them.
 
-    The source is docs/method.md 6.11. Demonstrations are read once. Each fit is made as the edit was, its ranks chosen anew where an energy is given.
+    The source is docs/method.md 6.12. Demonstrations are read once. Each fit is made as the edit was, its ranks chosen
+    anew where an energy is given.
 
     Args:
         model: a TransformerLens model.

@@ -1,4 +1,4 @@
-"""What an edit has seen already: the questions that it was fitted from and chosen on (docs/method.md 6.10)."""
+"""What an edit has seen already: the questions that it was fitted from and chosen on (docs/method.md 6.11)."""
 
 import sys
 import warnings
@@ -9,6 +9,7 @@ from ..texts.overlap import n_shared, unpacked_questions
 
 # What the provenance of an edit calls the questions, and what a sentence says of them.
 _ROLES = {"demonstrations": "fitted from", "chosen_on": "chosen on"}
+_INSIDE = ("sea_lens", "jaxtyping")
 
 
 class OverlapWarning(UserWarning):
@@ -29,6 +30,10 @@ def warn_of_overlap(edit: Any, texts: Sequence[str], what: str) -> None:
     provenance = getattr(edit, "provenance", None)
     if not isinstance(provenance, Mapping):
         return
+    # The warning is to point at the line outside the package that asked for the measurement.
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
+        frame, level = frame.f_back, level + 1
     for name, role in _ROLES.items():
         entries = provenance.get(name, [])
         known = [entry.get("questions") for entry in entries if isinstance(entry, Mapping)]
@@ -38,13 +43,5 @@ def warn_of_overlap(edit: Any, texts: Sequence[str], what: str) -> None:
                 f"{shared} of {len(texts)} {what} ask questions that the edit was {role}: what it does on them says "
                 f"little of others",
                 OverlapWarning,
-                stacklevel=_outside(),
+                stacklevel=level,
             )
-
-
-def _outside() -> int:
-    """How many frames above `warn_of_overlap` the caller's own code stands."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("sea_lens", "jaxtyping"):
-        frame, level = frame.f_back, level + 1
-    return level

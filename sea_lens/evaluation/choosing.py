@@ -1,4 +1,4 @@
-"""Which setting of a grid to take, and how sure that is (docs/method.md 6.11)."""
+"""Which setting of a grid to take, and how sure that is (docs/method.md 6.12)."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -94,8 +94,8 @@ def layer_signatures(
     return ax
 
 
-def comparison(rows: Mapping[str, Interval], draws: Sequence[float], ax: Axes | None = None) -> Axes:
-    """Effects with their intervals, above the effects of random subspaces, one dot a draw."""
+def comparison(rows: Mapping[str, Interval], draws: Sequence[float], control: str, ax: Axes | None = None) -> Axes:
+    """Effects with their intervals, above the effects of control edits, one tick each, which `control` names."""
     ax = new_axes(ax, (7.0, 0.9 + 0.55 * (len(rows) + 1)))
     places = range(len(rows), 0, -1)
     for place, interval in zip(places, rows.values(), strict=True):
@@ -104,7 +104,7 @@ def comparison(rows: Mapping[str, Interval], draws: Sequence[float], ax: Axes | 
         ax.annotate(str(interval), (interval.mean, place), xytext=(0, 8), textcoords="offset points", ha="center")
     ax.plot(draws, np.zeros(len(draws)), "|", color=BEFORE, markersize=16, markeredgewidth=1.5)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    ax.set_yticks([*places, 0], [*rows, f"{len(draws)} random subspaces\nof the same ranks"])
+    ax.set_yticks([*places, 0], [*rows, f"{len(draws)} {control}"])
     ax.set_ylim(-0.6, len(rows) + 0.7)
     ax.set_xlabel("change of log p(truth) − log p(myth), nats")
     ax.spines[["top", "right"]].set_visible(False)

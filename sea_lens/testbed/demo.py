@@ -4,8 +4,8 @@ Options are chosen on the dev questions by a stated rule, and the test questions
 """
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,8 +27,9 @@ from ..measure.scorer import Scorer, contrast_scorer, text_scorer
 from ..methods.mean_steering import mean_difference
 from ..models.lens import Lens
 from ..models.tokens import encode_completion
-from ..spectral.capturing import capture
-from ..spectral.controls import randomised
+from ..spectral.capturing import Captured, capture
+from ..spectral.controls import permuted_fits, randomised
+from ..spectral.covariance import CrossCovariance
 from ..spectral.edit import SpectralEdit
 from ..spectral.fitting import fit
 from .bed import Testbed, contrasts_of
@@ -45,12 +46,16 @@ MINIMUM_MASS = 0.9
 DEV_DRAWS = 4
 RULE = (
     "the largest lower end of the effect's 95 % interval on the dev questions, less the mean of its control "
-    f"({DEV_DRAWS} draws of random subspaces of the same ranks; none for steering), among the settings that leave at "
-    f"least {MINIMUM_MASS:.0%} of the unedited model's probability mass on the two answers"
+    f"({DEV_DRAWS} fits to shuffled demonstrations at the same ranks; none for steering), among the settings that "
+    f"leave at least {MINIMUM_MASS:.0%} of the unedited model's probability mass on the two answers"
 )
 LAYER_METHODS = ("path", "shapley", "leave_one_out", "only_one")
 HEAD_METHODS = ("direct", "sufficiency", "necessity", "gradient")
 RANDOM_DRAWS = 20
+# Fits to shuffled demonstrations beside the effect and every contribution: with 19, p-values reach 0.05.
+CONTROL_DRAWS = 19
+# Every so-manieth test question is shown with its answers, whatever they are.
+SHOWN_EVERY = 18
 BATCH_SIZE = 64
 
 
@@ -62,7 +67,7 @@ class Choice:
         edit: spectral, or mean-difference steering.
         options: how it was fitted and where it acts.
         effect: on the contrasts of dev.
-        control: mean effect of random subspaces of the same ranks in nats, 0 for steering.
+        control: mean effect of fits to shuffled demonstrations at the same ranks in nats, 0 for steering.
     """
 
     edit: ActivationEdit
@@ -119,10 +124,11 @@ class DemoResult:
         grid: options and dev numbers of every spectral edit that was tried.
         spectral: what the chosen edit does on test.
         steering: what mean-difference steering does on test, at its own best on dev.
-        random_effects: effects on test of random subspaces of the edit's ranks, in nats.
+        random_effects: effects on test of random subspaces of the edit's ranks, in nats. They disturb the model more
+            than an edit does.
         reliable_source: what naming a reliable source in the question does to the contrasts of test.
         contributions: of layers, directions and heads to the effect on test, by name, such as "layers_path".
-        answers: a few questions with the greedy answers before and after the edit.
+        answers: every test question with the greedy answers before and after the edit.
     """
 
     edit: SpectralEdit
@@ -146,10 +152,14 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
         where = {"layers": options["layers"], "strength": options["strength"]}
         control = 0.0
         if isinstance(edit, SpectralEdit):
-            draws = [randomised(edit, 1000 + seed) for seed in range(DEV_DRAWS)]
+            draws = [_fitted_alike(one, edit) for one in shuffled]
             control = sum(effect_from(dev, dev_unedited, model, draw, **where).effect for draw in draws) / DEV_DRAWS
         return Choice(edit, options, effect_from(dev, dev_unedited, model, edit, **where), control)
 
+    # Fits at hand are compared with fits, at the ranks that each of them has.
+    plain = fit(covariance, rank=1)
+    captured = Captured.of(model, plain, bed.demonstrations, batch_size=BATCH_SIZE)
+    shuffled = [captured.shuffled(1000 + seed, plain.feature) for seed in range(DEV_DRAWS)]
     sizes: list[dict[str, Any]] = [*({"energy": energy} for energy in ENERGIES), *({"rank": rank} for rank in RANKS)]
     fits = [
         ({"centre": centre, "energy": None, "rank": None, **size}, fit(covariance, centre=centre, **size))
@@ -176,23 +186,33 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
         effect_from(test, test_unedited, model, randomised(edit, seed), **where).effect
         for seed in tracked(draws, "random subspaces", RANDOM_DRAWS, show=progress)
     ]
+    control = permuted_fits(edit, captured, CONTROL_DRAWS, progress=progress)
+    on_test = measure(chosen)
+    beside = [effect_from(test, test_unedited, model, one, **where).effect for one in control]
     return DemoResult(
         edit=edit,
         grid=[choice.row() for choice in choices],
-        spectral=measure(chosen),
+        spectral=replace(on_test, effect=replace(on_test.effect, control_effects=torch.tensor(beside))),
         steering=measure(_best(steering_choices)),
         random_effects=random_effects,
         reliable_source=_reliable_source(bed, test_unedited),
-        contributions=_contributions(bed, chosen, progress),
+        contributions=_contributions(bed, chosen, control, progress),
         answers=_answers(bed, chosen),
     )
 
 
-def _contributions(bed: Testbed, chosen: Choice, progress: bool) -> dict[str, Contributions]:
-    """What carries the effect of the chosen edit on test."""
+def _fitted_alike(covariance: CrossCovariance, edit: SpectralEdit) -> SpectralEdit:
+    """A fit to other statistics at the ranks of an edit, centred where it is."""
+    return fit(covariance, rank=edit.ranks, centre=edit.options["centre"])
+
+
+def _contributions(
+    bed: Testbed, chosen: Choice, control: Sequence[SpectralEdit], progress: bool
+) -> dict[str, Contributions]:
+    """What carries the effect of the chosen edit on test, beside the same analyses of its controls."""
     model, contrasts, edit = bed.model, bed.contrasts["test"], chosen.edit
     options: dict[str, Any] = {"layers": chosen.options["layers"], "strength": chosen.options["strength"]}
-    options["batch_size"] = BATCH_SIZE
+    options |= {"batch_size": BATCH_SIZE, "control": control}
     found: dict[str, Contributions] = {
         f"layers_{method}": layer_contributions(model, edit, contrasts, method, **options) for method in LAYER_METHODS
     }
@@ -262,15 +282,32 @@ def _reliable_source(bed: Testbed, unedited: Float[Tensor, " completions"]) -> E
 
 
 def _answers(bed: Testbed, chosen: Choice) -> list[dict[str, str]]:
-    """Greedy answers to the first two test questions, and to the first two whose answer the edit changes."""
+    """Greedy answers to every test question, before and after the edit."""
     questions = bed.world.split("test")
     prompts = [question.prompt() for question in questions]
     where = {"layers": chosen.options["layers"], "strength": chosen.options["strength"]}
     before = generate(bed.model, prompts, max_new_tokens=1, batch_size=BATCH_SIZE)
     after = generate(bed.model, prompts, chosen.edit, **where, max_new_tokens=1, batch_size=BATCH_SIZE)
-    rows = [_answer(*triple) for triple in zip(questions, before, after, strict=True)]
-    changed = [row for row in rows[2:] if row["before"] != row["after"]]
-    return rows[:2] + changed[:2]
+    return [_answer(*triple) for triple in zip(questions, before, after, strict=True)]
+
+
+def answer_counts(answers: Sequence[dict[str, str]]) -> dict[str, int]:
+    """How many answers are right before and after, how many the edit mends and breaks, and how many it changes."""
+    before, after = ([row[side] == row["truth"] for row in answers] for side in ("before", "after"))
+    pairs = list(zip(before, after, strict=True))
+    return {
+        "questions": len(answers),
+        "right_before": sum(before),
+        "right_after": sum(after),
+        "mended": pairs.count((False, True)),
+        "broken": pairs.count((True, False)),
+        "changed": sum(row["before"] != row["after"] for row in answers),
+    }
+
+
+def shown_answers(answers: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Every eighteenth question from the first on: which are shown depends on no answer."""
+    return list(answers[::SHOWN_EVERY])
 
 
 def _answer(question: Question, before: str, after: str) -> dict[str, str]:

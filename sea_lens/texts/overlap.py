@@ -1,4 +1,4 @@
-"""Which questions two sets of texts share, whatever prompt each of them stands in (docs/method.md 6.10)."""
+"""Which questions two sets of texts share, whatever prompt each of them stands in (docs/method.md 6.11)."""
 
 import re
 from collections import Counter
