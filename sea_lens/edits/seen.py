@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..errors import SeaLensWarning
 from ..texts.overlap import n_shared, unpacked_questions
 
 # What the provenance of an edit calls the questions, and what a sentence says of them.
@@ -12,7 +13,7 @@ _ROLES = {"demonstrations": "fitted from", "chosen_on": "chosen on"}
 _INSIDE = ("sea_lens", "jaxtyping")
 
 
-class OverlapWarning(UserWarning):
+class OverlapWarning(SeaLensWarning):
     """An edit is measured on questions that it was fitted from or chosen on."""
 
 
