@@ -412,13 +412,13 @@ def test_attribute_tokenises_each_text_once_and_its_analyses_are_those_of_the_li
     alone = {
         "layers_path": sl.layer_contributions(model, edit, contrasts(), "path", control=control),
         "layers_shapley": sl.layer_contributions(model, edit, contrasts(), "shapley", control=control),
-        "positions_path": sl.position_contributions(model, edit, contrasts()),
+        "positions_path": sl.position_contributions(model, edit, contrasts(), control=control),
         "directions_path": sl.direction_contributions(
             model, edit, contrasts(), demonstrations=demonstrations(), control=control
         ),
         "heads_direct": sl.head_contributions(model, edit, contrasts(), "direct", control=control),
-        "heads_sufficiency": sl.head_contributions(model, edit, contrasts(), "sufficiency"),
-        "heads_necessity": sl.head_contributions(model, edit, contrasts(), "necessity"),
+        "heads_sufficiency": sl.head_contributions(model, edit, contrasts(), "sufficiency", control=control),
+        "heads_necessity": sl.head_contributions(model, edit, contrasts(), "necessity", control=control),
         "heads_gradient": sl.head_contributions(model, edit, contrasts(), "gradient", control=control),
     }
     for name, result in alone.items():

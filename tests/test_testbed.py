@@ -12,8 +12,11 @@ from sea_lens.measure.effects import effect_between
 from sea_lens.measure.scorer import contrast_scorer, contrast_values
 from sea_lens.testbed import train
 from sea_lens.testbed.bed import PATH, contrasts_of
-from sea_lens.testbed.demo import RANDOM_DRAWS, run_demo
+from sea_lens.testbed.demo import RANDOM_DRAWS, SHOWN_EVERY, answer_counts, run_demo, shown_answers
 from sea_lens.testbed.world import NAMES, QUESTIONS_PER_PAIR, RELIABLE_SOURCES, UNRELIABLE_SOURCES, Split, World
+
+# Controls of the demo, fewer than it has itself.
+FEW_DRAWS = 3
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,7 @@ def test_what_ships_is_small_and_says_how_it_was_made(bed):
 
 @pytest.mark.model
 def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
+    monkeypatch.setattr("sea_lens.testbed.demo.CONTROL_DRAWS", FEW_DRAWS)
     # A part of the grid that holds what the whole chooses, to save time.
     monkeypatch.setattr("sea_lens.testbed.demo.CENTRES", (False,))
     monkeypatch.setattr("sea_lens.testbed.demo.ENERGIES", ())
@@ -121,7 +125,16 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
     effect = result.spectral.effect.interval
     assert effect.low > 0
     assert len(result.random_effects) == RANDOM_DRAWS >= 20
-    assert effect.mean > max(result.random_effects)
+    assert effect.mean > result.spectral.effect.control_effects.max()
+    assert len(result.spectral.effect.control_effects) == FEW_DRAWS
+    assert all(found.n_controls == FEW_DRAWS for found in result.contributions.values())
+    counts = answer_counts(result.answers)
+    assert counts["questions"] == len(bed.contrasts["test"])
+    assert counts["right_after"] - counts["right_before"] == counts["mended"] - counts["broken"]
+    # Which answers are shown depends on none of them.
+    assert [row["question"] for row in shown_answers(result.answers)] == [
+        question.prompt() for question in bed.world.split("test")[::SHOWN_EVERY]
+    ]
     found = result.contributions
     assert found["heads_direct"].closure_error < 1e-4
     assert found["layers_shapley"].closure_error < 1e-9
@@ -138,7 +151,8 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
         assert f"({name})" in (tmp_path / "report.md").read_text()
     # The same with no effect at all.
     nothing = result.spectral.effect.before_items.log_softmax(0)
-    none = replace(result, spectral=replace(result.spectral, effect=effect_between(nothing, nothing)))
+    without = replace(effect_between(nothing, nothing), control_effects=result.spectral.effect.control_effects)
+    none = replace(result, spectral=replace(result.spectral, effect=without))
     assert demo_report.verdict(none).startswith("No clear effect")
     assert "not above" in demo_report.verdict(none)
 
@@ -154,6 +168,7 @@ def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("sea_lens.testbed.demo.STRENGTHS", (1.0,))
     monkeypatch.setattr("sea_lens.testbed.demo.LAYERS", ("all",))
     monkeypatch.setattr("sea_lens.testbed.demo.RANDOM_DRAWS", 4)
+    monkeypatch.setattr("sea_lens.testbed.demo.CONTROL_DRAWS", 2)
     for name in ("one", "two"):
         fresh = sl.testbed.load()
         few = [question for split in get_args(Split) for question in fresh.world.split(split)[:30]]

@@ -15,10 +15,14 @@ from torch import Tensor
 
 from .._support.progress import tracked
 from .._support.statistics import Interval, bootstrap
-from ..contributions.directions import direction_contributions
-from ..contributions.heads import head_contributions
-from ..contributions.layers import layer_contributions
+from ..contributions.direct import direct_contributions
+from ..contributions.directions import by_direction, described
+from ..contributions.heads import patching_contributions
+from ..contributions.integral import outside_inference_mode, path_contributions
+from ..contributions.layers import by_layer, layer_games
+from ..contributions.patching import METHODS as PATCHING_METHODS
 from ..contributions.results import Contributions
+from ..contributions.study import Study
 from ..edits.activation import ActivationEdit
 from ..edits.generation import generate
 from ..evaluation.multiple_choice import mc1, mc2
@@ -141,6 +145,7 @@ class DemoResult:
     answers: list[dict[str, str]]
 
 
+@outside_inference_mode
 def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
     """Capture, fit, choose on dev, report on test; the same numbers every time."""
     model = bed.model
@@ -196,7 +201,7 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
         steering=measure(_best(steering_choices)),
         random_effects=random_effects,
         reliable_source=_reliable_source(bed, test_unedited),
-        contributions=_contributions(bed, chosen, control, progress),
+        contributions=_contributions(bed, chosen, captured, control, progress),
         answers=_answers(bed, chosen),
     )
 
@@ -207,23 +212,24 @@ def _fitted_alike(covariance: CrossCovariance, edit: SpectralEdit) -> SpectralEd
 
 
 def _contributions(
-    bed: Testbed, chosen: Choice, control: Sequence[SpectralEdit], progress: bool
+    bed: Testbed, chosen: Choice, captured: Captured, control: Sequence[SpectralEdit], progress: bool
 ) -> dict[str, Contributions]:
     """What carries the effect of the chosen edit on test, beside the same analyses of its controls."""
-    model, contrasts, edit = bed.model, bed.contrasts["test"], chosen.edit
-    options: dict[str, Any] = {"layers": chosen.options["layers"], "strength": chosen.options["strength"]}
-    options |= {"batch_size": BATCH_SIZE, "control": control}
+    where = {"layers": chosen.options["layers"], "strength": chosen.options["strength"]}
+    common: dict[str, Any] = {"batch_size": BATCH_SIZE, "progress": progress}
+    # One study, so that what several analyses need of the edit and of each control is run once.
+    study = Study.of(bed.model, chosen.edit, bed.contrasts["test"], **where, **common)
+    by_layers, by_directions = path_contributions(study, {by_layer: control, by_direction: control}, None)
     found: dict[str, Contributions] = {
-        f"layers_{method}": layer_contributions(model, edit, contrasts, method, **options) for method in LAYER_METHODS
+        f"layers_{method}": by_layers if method == "path" else layer_games(study, method, control=control)
+        for method in LAYER_METHODS
     }
-    found["directions_path"] = direction_contributions(
-        model, edit, contrasts, demonstrations=bed.demonstrations, **options
-    )
-    heads = {
-        f"heads_{method}": head_contributions(model, edit, contrasts, method, progress=progress, **options)
-        for method in HEAD_METHODS
-    }
-    return found | heads
+    found["directions_path"] = described(study, by_directions, captured)
+    patching = {method: control for method in HEAD_METHODS if method in PATCHING_METHODS}
+    heads: dict[str, Contributions] = dict(patching_contributions(study, patching)) if patching else {}
+    if "direct" in HEAD_METHODS:
+        heads["direct"] = direct_contributions(study, None, control)
+    return found | {f"heads_{method}": heads[method] for method in HEAD_METHODS}
 
 
 def _best(choices: list[Choice]) -> Choice:
