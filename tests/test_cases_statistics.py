@@ -302,7 +302,7 @@ def test_every_term_of_direct_has_its_error(model):
     # All but the embedding of later layers, which is counted once, differ between contrasts.
     told = parts[(parts["component"] != "embedding") & (parts["value"] != 0)]
     assert len(told) >= 3 * N_LAYERS
-    assert not told[["standard_error", "low", "high"]].isna().any().any()
+    assert np.isfinite(told[["standard_error", "low", "high"]].to_numpy(float)).all()
     mlp = frame[(frame["component"] == "mlp") & (frame["layer"] == 2)].iloc[0]
     items = found.item_others["mlp"][:, 2].numpy()
     assert mlp["standard_error"] == pytest.approx(stats.sem(items))
@@ -393,6 +393,8 @@ def test_every_contribution_has_p_values_beside_its_controls(model):
         sl.direction_contributions(model, edit, items, control=controls, describe=0),
         sl.head_contributions(model, edit, items, control=controls),
     ):
+        assert found.control_values is not None
+        assert found.control_effects is not None
         values, beside = found.values.flatten().numpy(), found.control_values.flatten(1).numpy()
         assert found.p_values().shape == found.values.shape
         np.testing.assert_array_equal(found.p_values().flatten(), rank_p_values(values, beside))
@@ -403,6 +405,7 @@ def test_every_contribution_has_p_values_beside_its_controls(model):
         expected = [one.mean().item() for one in found.control_effects]
         assert found.effect_p_value == rank_p_values(np.array([found.effect]), np.array(expected)[:, None])[0]
     measured = sl.effect(model, edit, items, control=controls)
+    assert measured.control_effects is not None
     assert measured.control_effects.tolist() == pytest.approx(
         [sl.effect(model, one, items).effect for one in controls], abs=1e-6
     )
@@ -488,7 +491,8 @@ def test_a_resampled_fit_is_a_fit_on_the_demonstrations_drawn(model):
         assert found.fit_effects[place].item() == pytest.approx(alone.effect, abs=1e-5)
         torch.testing.assert_close(found.fit_values[place], alone.values, atol=1e-5, rtol=1e-4)
     assert found.effect.mean == pytest.approx(sl.effect(model, fitted(model), items).effect, abs=1e-6)
-    expected = [stats.spearmanr(found.found.values, row).statistic for row in found.fit_values]
+    assert found.found is not None
+    expected = [stats.spearmanr(found.found.values, row)[0] for row in found.fit_values]
     assert found.spearman.tolist() == pytest.approx(expected)
     over_items, over_fits = found.effect_errors
     assert over_fits == pytest.approx(found.fit_effects.std().item())
@@ -560,6 +564,7 @@ def test_a_choice_says_how_sure_it_is_and_what_it_does_on_new_items(model, dev):
     others = found.table[~found.table["chosen"]]["accuracy"]
     chosen = found.table[found.table["chosen"]]["accuracy"].item()
     assert found.against["runner-up"].mean == pytest.approx(chosen - others.max())
+    assert found.held_out is not None
     assert found.held_out.before.items == sl.evaluate(model, new, progress=False).items
     assert "held out" in str(found)
     weak = sl.tune(model, demonstrations(), task, **grid, choose="one_standard_error", progress=False)

@@ -93,14 +93,14 @@ class Stability:
         """Rank correlation of each fit's contributions with those of the whole; NaN with a single part."""
         from scipy.stats import spearmanr
 
-        return self._agreement(lambda a, b: spearmanr(a, b).statistic)
+        return self._agreement(lambda a, b: float(spearmanr(a, b)[0]))
 
     @property
     def kendall(self) -> Float[np.ndarray, " fits"]:
         """Kendall's τ of each fit's contributions with those of the whole; NaN with a single part."""
         from scipy.stats import kendalltau
 
-        return self._agreement(lambda a, b: kendalltau(a, b).statistic)
+        return self._agreement(lambda a, b: float(kendalltau(a, b)[0]))
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per part, below the whole effect.

@@ -89,7 +89,7 @@ def difference_interval(benchmark: Benchmark, name: str, before: ScoreItems, aft
         difference = own[1] - own[0]
         if bounds is None and all(map(is_binary, own)):
             return bootstrap(difference, kind="difference")
-        if bounds is not None and all(np.isin(one, bounds).all() for one in own):
+        if bounds is not None and width is not None and all(np.isin(one, bounds).all() for one in own):
             scaled = bootstrap(np.round(difference / width), kind="difference")
             return replace(scaled, mean=scaled.mean * width, low=scaled.low * width, high=scaled.high * width)
         # Equal items of both runs are no difference of a proportion: their spread is unknown.
