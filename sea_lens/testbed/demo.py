@@ -33,7 +33,6 @@ from ..models.lens import Lens
 from ..models.tokens import encode_completion
 from ..spectral.capturing import Captured, capture
 from ..spectral.controls import permuted_fits, randomised
-from ..spectral.covariance import CrossCovariance
 from ..spectral.edit import SpectralEdit
 from ..spectral.fitting import fit
 from .bed import Testbed, contrasts_of
@@ -50,8 +49,8 @@ MINIMUM_MASS = 0.9
 DEV_DRAWS = 4
 RULE = (
     "the largest lower end of the effect's 95 % interval on the dev questions, less the mean of its control "
-    f"({DEV_DRAWS} fits to shuffled demonstrations at the same ranks; none for steering), among the settings that "
-    f"leave at least {MINIMUM_MASS:.0%} of the unedited model's probability mass on the two answers"
+    f"({DEV_DRAWS} draws of random subspaces of the same ranks; none for steering), among the settings that leave at "
+    f"least {MINIMUM_MASS:.0%} of the unedited model's probability mass on the two answers"
 )
 LAYER_METHODS = ("path", "shapley", "leave_one_out", "only_one")
 HEAD_METHODS = ("direct", "sufficiency", "necessity", "gradient")
@@ -71,7 +70,7 @@ class Choice:
         edit: spectral, or mean-difference steering.
         options: how it was fitted and where it acts.
         effect: on the contrasts of dev.
-        control: mean effect of fits to shuffled demonstrations at the same ranks in nats, 0 for steering.
+        control: mean effect of random subspaces of the same ranks in nats, 0 for steering.
     """
 
     edit: ActivationEdit
@@ -157,14 +156,10 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
         where = {"layers": options["layers"], "strength": options["strength"]}
         control = 0.0
         if isinstance(edit, SpectralEdit):
-            draws = [_fitted_alike(one, edit) for one in shuffled]
+            draws = [randomised(edit, 1000 + seed) for seed in range(DEV_DRAWS)]
             control = sum(effect_from(dev, dev_unedited, model, draw, **where).effect for draw in draws) / DEV_DRAWS
         return Choice(edit, options, effect_from(dev, dev_unedited, model, edit, **where), control)
 
-    # Fits at hand are compared with fits, at the ranks that each of them has.
-    plain = fit(covariance, rank=1)
-    captured = Captured.of(model, plain, bed.demonstrations, batch_size=BATCH_SIZE)
-    shuffled = [captured.shuffled(1000 + seed, plain.feature) for seed in range(DEV_DRAWS)]
     sizes: list[dict[str, Any]] = [*({"energy": energy} for energy in ENERGIES), *({"rank": rank} for rank in RANKS)]
     fits = [
         ({"centre": centre, "energy": None, "rank": None, **size}, fit(covariance, centre=centre, **size))
@@ -191,6 +186,7 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
         effect_from(test, test_unedited, model, randomised(edit, seed), **where).effect
         for seed in tracked(draws, "random subspaces", RANDOM_DRAWS, show=progress)
     ]
+    captured = Captured.of(model, edit, bed.demonstrations, batch_size=BATCH_SIZE)
     control = permuted_fits(edit, captured, CONTROL_DRAWS, progress=progress)
     on_test = measure(chosen)
     beside = [effect_from(test, test_unedited, model, one, **where).effect for one in control]
@@ -204,11 +200,6 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
         contributions=_contributions(bed, chosen, captured, control, progress),
         answers=_answers(bed, chosen),
     )
-
-
-def _fitted_alike(covariance: CrossCovariance, edit: SpectralEdit) -> SpectralEdit:
-    """A fit to other statistics at the ranks of an edit, centred where it is."""
-    return fit(covariance, rank=edit.ranks, centre=edit.options["centre"])
 
 
 def _contributions(
