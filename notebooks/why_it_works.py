@@ -44,7 +44,7 @@ plt.show()
 # ## The shipped model
 #
 # Here nobody set the weights. The path method integrates the effect along the edit's strength; the layers' values add
-# up to the whole effect, and the title says how exactly. Bars carry bootstrap intervals over contrasts. The grey boxes
+# up to the whole effect, and the title says how exactly. Bars carry intervals over contrasts. The grey boxes
 # are the control: the same analysis of edits that were fitted with positives and negatives shuffled.
 
 # %%

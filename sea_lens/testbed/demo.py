@@ -252,8 +252,11 @@ def _test_measure(bed: Testbed, test: Scorer) -> Callable[[Choice], MethodResult
         effect = effect_from(test, unedited, model, choice.edit, **where)
         with choice.edit.applied(model, **where):
             after = read()
+        # MC1 is right or wrong, so that its changes are −1, 0 or 1.
+        kinds = ("difference", "number", "number")
         changes = [
-            (b.mean().item(), a.mean().item(), bootstrap((a - b).numpy())) for b, a in zip(before, after, strict=True)
+            (b.mean().item(), a.mean().item(), bootstrap((a - b).numpy(), kind=kind))
+            for b, a, kind in zip(before, after, kinds, strict=True)
         ]
         return MethodResult(choice.options, effect, *changes)
 
