@@ -98,7 +98,7 @@ def save(family: str, folder: Path) -> Path:
 def load(folder: Path, **options: Any) -> Any:
     with warnings.catch_warnings():
         # A model whose own cache is not exact on one of the versions says so.
-        warnings.filterwarnings("ignore", ".*does not read with its own cache.*", UserWarning)
+        warnings.filterwarnings("ignore", ".*does not read with its own cache.*", sl.SeaLensWarning)
         return sl.load_model(folder, "bridge", device="cpu", **options)
 
 
@@ -234,7 +234,7 @@ def test_a_cache_under_another_name_is_handed_on(fresh):
     before_attention(model, renamed)
     lens = Lens.of(model)
     lens.cached_readings.clear()
-    with pytest.warns(UserWarning, match="own `generate` is only with use_past_kv_cache=False"):
+    with pytest.warns(sl.SeaLensWarning, match="own `generate` is only with use_past_kv_cache=False"):
         found = cached_reading(lens)
     assert found.way == "renamed"
     assert found.own > 0.1
@@ -250,7 +250,7 @@ def test_a_cache_that_forgets_is_not_used(fresh):
     before_attention(model, forgotten)
     lens = Lens.of(model)
     lens.cached_readings.clear()
-    with pytest.warns(UserWarning, match="does not read with its own cache"):
+    with pytest.warns(sl.SeaLensWarning, match="does not read with its own cache"):
         found = cached_reading(lens)
     assert (found.way, cache_deviation(lens)) == ("whole", None)
     assert_exact(lens)
@@ -312,7 +312,7 @@ def test_the_probe_is_not_fooled_by_what_stands_in_the_model(fresh):
     with lens.hooks([("blocks.1.hook_resid_post", lambda x: torch.zeros_like(x))]):
         before = list(point._forward_hooks.items())
         lens.cached_readings.clear()
-        with pytest.warns(UserWarning, match="does not read"):
+        with pytest.warns(sl.SeaLensWarning, match="does not read"):
             assert cached_reading(lens).way == "whole"
         assert list(point._forward_hooks.items()) == before
         assert not calls

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..errors import SeaLensWarning
 from .cached_pass import cached_pass, holds, keep_cache_under_old_name, selected, whole_pass
 from .lens import Lens
 
@@ -104,6 +105,7 @@ def _tell(lens: Lens, found: CachedReading) -> None:
             f"model {lens.name!r} does not read with its own cache as it reads whole texts (logits off by "
             f"{found.own:.1g} of the largest): what sea_lens reads and generates is exact all the same, but the "
             f"model's own `generate` is only with use_past_kv_cache=False",
+            SeaLensWarning,
             stacklevel=2,
         )
 
