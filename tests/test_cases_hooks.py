@@ -135,7 +135,9 @@ def test_layers_that_were_cut_off_are_refused_by_name(load_tiny):
 def test_a_block_that_runs_twice_in_a_pass_is_refused(model):
     looped, tokens = copy.deepcopy(model), tiny.tokens()
     edit = tiny.fitted(looped)
-    block = running_blocks(looped)[1].mlp
+    block = running_blocks(looped)[1]
+    # What reads a cache cannot run twice in a bridge.
+    block = block if Lens.of(model).backend == "hooked" else block.mlp
     inner = block.forward
 
     def twice(*args: Any, **kwargs: Any) -> Any:

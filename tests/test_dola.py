@@ -99,6 +99,7 @@ def test_without_strength_and_without_the_context_the_model_is_what_it_was(any_m
     assert "forward" not in vars(any_model)
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_handles_may_be_removed_out_of_order_and_twice(any_model):
     ids = tokens(2, 9)
     before = logits(any_model, ids)

@@ -399,6 +399,7 @@ def test_an_evaluation_that_was_killed_goes_on_and_ends_the_same(model, choices,
     assert idle.asked == 0
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_a_journal_of_something_else_is_refused(model, choices, tmp_path):
     journal, edit = tmp_path / "journal", fitted(model)
     sl.evaluate(model, "capability", choices, journal=journal, progress=False)

@@ -106,6 +106,7 @@ def test_it_is_measured_like_any_edit(model):
     close(found, scores([(edit.prefix + prompt, answers) for prompt, answers in items]))
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_activations_are_read_at_the_texts_own_positions(model):
     edit = sl.in_context(model, demonstrations(), 2, " ")
     front = sl.Demonstrations(
@@ -119,6 +120,7 @@ def test_activations_are_read_at_the_texts_own_positions(model):
         close(one, wanted)
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_it_stands_with_other_edits_and_leaves_in_any_order(any_model):
     ids = torch.tensor(rows((7, 7)))
     before, n_ctx = logits(any_model, ids), Lens.of(any_model).n_ctx
@@ -149,6 +151,7 @@ def test_it_stands_with_other_edits_and_leaves_in_any_order(any_model):
         assert torch.equal(logits(any_model, ids), before)
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_the_context_is_shorter_by_the_examples(model):
     edit, lens = sl.in_context(model, demonstrations(), 2, " "), Lens.of(model)
     room = lens.n_ctx - prefixed(model, edit, [0])[1]
@@ -159,6 +162,7 @@ def test_the_context_is_shorter_by_the_examples(model):
             sl.effect(model, fitted(model), [sl.Contrast(text, " a", " b")])
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_it_refuses_what_it_cannot_do(model):
     edit = sl.in_context(model, demonstrations(), 2, " ")
     wrong: list[dict[str, Any]] = [

@@ -139,6 +139,7 @@ def test_after_a_context_the_model_is_bit_for_bit_what_it_was(any_model):
     assert torch.equal(logits(any_model, ids), before)
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_handles_may_be_removed_out_of_order_and_twice(any_model):
     ids = tokens(2, 12)
     before = logits(any_model, ids)
@@ -221,6 +222,7 @@ def test_an_applied_edit_is_the_edit_called_on_the_activation(site, any_model):
     assert not torch.equal(after[0], seen[0])
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_one_strength_for_each_layer(model):
     edit, ids = fitted(model), tokens()
     with edit.applied(model, strength={0: 0.0, 1: 1.0, 2: 0.0}):
@@ -288,6 +290,7 @@ def unwanted(*_: object, **__: object):
     raise AssertionError("asked again, or waited for, at every token")
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 @pytest.mark.parametrize("site", sl.SITES)
 @pytest.mark.parametrize("by_token", [False, True])
 def test_a_hook_asks_nothing_again_that_was_settled_when_it_was_installed(site, by_token, model, monkeypatch):

@@ -97,6 +97,7 @@ def test_the_same_seed_gives_the_same_adapters_and_leaves_other_randomness_alone
     assert sl.lora(model, demonstrations(), layers="last-1", **QUICK).layers == (2,)
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_handles_may_be_removed_out_of_order_and_twice(any_model):
     ids, lens = tokens(), Lens.of(any_model)
     before = logits(any_model, ids)
@@ -136,6 +137,7 @@ def test_layers_have_their_own_strengths_and_contributions(model):
             analysis(model, edit, contrasts())
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_models_keep_their_dtype(dtype, load_tiny, backend):
     model = load_tiny("llama", backend, dtype)
@@ -148,6 +150,7 @@ def test_half_precision_models_keep_their_dtype(dtype, load_tiny, backend):
     assert torch.equal(logits(model, ids), before)
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_it_is_saved_and_read_again(model, tmp_path):
     edit = sl.lora(model, demonstrations(), **QUICK)
     edit.save(tmp_path / "lora.safetensors")
