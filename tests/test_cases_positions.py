@@ -33,7 +33,7 @@ NAMED = [str(getattr(choice, "__name__", choice)) for choice in CHOICES]
 
 def by_hand(choice: Any, row: Sequence[int], prompt: int) -> Tensor:
     """Where a choice acts in one row, straight from its definition."""
-    if callable(choice):
+    if not isinstance(choice, str):
         return choice(torch.tensor(row), prompt)
     acts = {
         "all": lambda i: True,
@@ -246,7 +246,7 @@ def test_examples_in_front_belong_to_the_prompt(model, edit, choice):
     for row, prompt in enumerate(prompts):
         whole = [1, *examples, *prompt[1:], *more]
         chosen: Any = choice
-        if callable(choice):
+        if not isinstance(choice, str):
             # A function sees the caller's tokens alone, and nothing acts at the examples.
             own = choice(torch.tensor([*prompt, *more]), len(prompt))
             acts = torch.cat([own[:1], torch.zeros(n, dtype=torch.bool), own[1:]])

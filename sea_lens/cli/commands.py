@@ -104,7 +104,7 @@ def fit(
         str | None, typer.Option(help="Read from another site; 'hidden_states' as the release.")
     ] = None,
     feature: opt.FeatureOption = "identity",
-    layers: opt.LayersOption = "all",
+    layers: opt.FittedLayersOption = "all",
     position: Annotated[str, typer.Option(help="Token read: last, mean or random.")] = "last",
     neutral: Annotated[str, typer.Option(help="Neutral text: prompt or generated.")] = "prompt",
     centre: Annotated[bool, typer.Option("--centre", help="Subtract the sample means.")] = False,

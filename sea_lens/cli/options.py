@@ -30,6 +30,7 @@ BatchSizeOption = Annotated[int, typer.Option(help="Sequences at a time.", min=1
 PrependBosOption = Annotated[bool, typer.Option(help="One BOS in front of every text.")]
 EditOption = Annotated[Path, typer.Option("--edit", help="A fitted edit of any method (safetensors).")]
 ContrastsOption = Annotated[Path, typer.Option("--contrasts", help="JSON Lines with the fields prompt, target, foil.")]
+FittedLayersOption = Annotated[str, typer.Option(help="all, first-L, last-L, or a list such as 3,5.")]
 LayersOption = Annotated[
     str | None,
     typer.Option(help="all, first-L, last-L, signature-L, or a list such as 3,5; what the edit remembers, or all."),

@@ -126,7 +126,7 @@ class ActivationEdit(Edit):
             layer: strength.to(lens.device) if isinstance(strength, Tensor) else strength
             for layer, strength in where.strengths.items()
         }
-        functions = [
+        functions: list[tuple[str, HookFunction]] = [
             (self.at.point(lens, layer), self.function(layer, strength, where.combine))
             for layer, strength in placed.items()
         ]
@@ -164,7 +164,7 @@ class ActivationEdit(Edit):
         return [lens.hook(name, function) for name, function in self.functions(model, where)]
 
 
-def at_positions(lens: Lens, positions: Positions, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def at_positions(lens: Lens, positions: Positions, function: HookFunction) -> HookFunction:
     """A function of activations that leaves those at other positions as they are.
 
     Args:
@@ -177,9 +177,9 @@ def at_positions(lens: Lens, positions: Positions, function: Callable[[Tensor], 
         where = acting(lens, positions, x)
         if not where.anywhere:
             return x
-        if where.everywhere:
-            return function(x)
-        return torch.where(where.over(x), function(x), x)
+        whole = function(x)
+        assert whole is not None
+        return whole if where.everywhere else torch.where(where.over(x), whole, x)
 
     return edited
 

@@ -117,7 +117,8 @@ class EditedLM(HFLM):
         try:
             if self.where is not None and self.where.positions != "all":
                 for _, context, continuation in requests:
-                    tokens = tuple((context + continuation)[-(self.max_length + 1) :][:-1])
+                    room = int(self.max_length)  # type: ignore[attr-defined]
+                    tokens = tuple((context + continuation)[-(room + 1) :][:-1])
                     prompt = max(len(tokens) - len(continuation) + 1, 0)
                     if self._whole_texts:
                         prompt = int(tokens[:1] == (self.prefix_token_id,))  # type: ignore[attr-defined]
