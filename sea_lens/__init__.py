@@ -52,6 +52,7 @@ from .methods.layer_contrast import DoLa, dola
 from .methods.loading import load_edit
 from .methods.mean_steering import MeanDifference, mean_difference
 from .methods.probed_heads import ITI, iti
+from .models.check import Fact, ModelCheck, check_model
 from .models.load import load_model
 from .models.sites import SITES
 from .models.token_positions import POSITIONS, prompt_lengths
@@ -91,6 +92,7 @@ __all__ = [
     "Edit",
     "Effect",
     "Evaluation",
+    "Fact",
     "FeatureMap",
     "FileError",
     "HeadContributions",
@@ -102,6 +104,7 @@ __all__ = [
     "MeanDifference",
     "MismatchError",
     "MissingPackageError",
+    "ModelCheck",
     "PositionContributions",
     "PromptTemplate",
     "SeaLensError",
@@ -113,6 +116,7 @@ __all__ = [
     "UnsupportedModelError",
     "bootstrap",
     "capture",
+    "check_model",
     "compare",
     "direction_contributions",
     "dola",

@@ -11,6 +11,7 @@ from torch import Tensor
 from .._support.arguments import Scalar, as_integer, as_strength
 from .._support.saturation import saturate
 from ..errors import InputError, MismatchError
+from ..models.check import refuse_site
 from ..models.hooks import HookFunction
 from ..models.lens import Lens
 from ..models.sites import Site, unit_keys
@@ -108,7 +109,7 @@ class ActivationEdit(Edit):
 
         Raises:
             MismatchError: naming what the edit and the model have.
-            UnsupportedModelError: the model has no hook point at the site.
+            UnsupportedModelError: the model has no hook point at the site, or one whose hooks change nothing.
         """
         super().check_model(model)
         lens = Lens.of(model)
@@ -118,6 +119,7 @@ class ActivationEdit(Edit):
             )
         for layer in self.layers:
             self.at.point(lens, layer)
+        refuse_site(lens, self.site, self.layers)
 
     def functions(self, model: Any, where: Where) -> list[tuple[str, HookFunction]]:
         """(hook point, function of the activation) for each layer of `where`, which `check` returned."""

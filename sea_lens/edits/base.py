@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 from .._support.arguments import as_number
 from ..errors import InputError, MismatchError
+from ..models.check import ensure_usable
 from ..models.lens import Lens
 from ..models.standing import Change, Held, Standing
 from ..models.token_positions import Positions, check_positions, positions_name
@@ -100,9 +101,11 @@ class Edit(ABC):
 
         Raises:
             MismatchError: naming what the edit and the model have.
-            UnsupportedModelError: the model lacks what the edit acts on.
+            UnsupportedModelError: the model lacks what the edit acts on, or is not what it should be (`check_model`).
+            InputError: the model drops out units at random.
         """
         lens = Lens.of(model)
+        ensure_usable(lens)
         if self.n_layers is not None and self.n_layers != lens.n_layers:
             raise MismatchError(f"the edit is for a model of {self.n_layers} layers, {lens.name!r} has {lens.n_layers}")
         if beyond := [layer for layer in self.layers if layer >= lens.n_layers]:
@@ -265,8 +268,9 @@ class Edit(ABC):
             The model, which on leaving (also by an exception) is as it was before.
 
         Raises:
-            MismatchError: the edit is for another model.
-            UnsupportedModelError: the model lacks what the edit acts on, such as the site's hook point.
+            MismatchError: the edit is for another model, or for other processing of its weights.
+            UnsupportedModelError: the model lacks what the edit acts on, such as the site's hook point, or is not what
+                it should be (`check_model`).
             InputError: unknown layers, `combine` or positions, or a strength or positions that the method cannot have.
 
         Example:

@@ -9,16 +9,22 @@ import math
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from .._support.storage import ImpossibleError, as_file_errors, bytes_of, read_tensors, write_tensors
-from ..errors import InputError
+from ..errors import InputError, MismatchError
+from ..models.lens import Lens
+from ..models.processing import processing
 from ..models.sites import SITES, Site
 from .base import Edit
 from .where import Defaults
+
+# What provenance calls the processing of the model's weights, and the word for an edit that is for any of them.
+_PROCESSING, _ANY = "processing", "any"
 
 Saved = TypeVar("Saved", bound="SavedEdit")
 
@@ -71,6 +77,33 @@ class SavedEdit(Edit):
             found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             found.update(bytes_of(tensor))
         return found.hexdigest()
+
+    def check_model(self, model: Any) -> None:
+        """Refuse a model that the edit does not fit, as `Edit.check_model`, or whose weights are processed otherwise.
+
+        Folding and centring leave a model's predictions alone, and move its activations. An edit that records what had
+        been done to the weights of its model is refused in a model of which that is not true; one without the record,
+        which files of version 0.1 lack, in none.
+
+        Raises:
+            MismatchError: saying what each of them is.
+        """
+        super().check_model(model)
+        recorded = self.provenance.get("model", {}).get(_PROCESSING)
+        lens = Lens.of(model)
+        if recorded in (None, _ANY) or recorded == (here := processing(lens.model)):
+            return
+        fitted, given = (", ".join(one) or "weights as trained" for one in (recorded, here))
+        raise MismatchError(
+            f"the edit was fitted on a model with {fitted}, {lens.name!r} has {given}: its activations are others "
+            f"(edit.for_any_processing() gives an edit that is not asked)"
+        )
+
+    def for_any_processing(self: Saved) -> Saved:
+        """The same edit, for models whose weights are processed in any way; what `save` writes of it says so."""
+        model = {**self.provenance.get("model", {}), _PROCESSING: _ANY}
+        # A copy, since every method is a dataclass of its own fields.
+        return replace(self, provenance={**self.provenance, "model": model})  # type: ignore[type-var]
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
 
-import torch
-
 from .._support.arguments import as_integer
 from .._support.json_files import plain
 from .._support.progress import tracked
@@ -20,6 +18,7 @@ from ..edits.in_model import warn_of_installed
 from ..edits.seen import warn_of_overlap
 from ..edits.where import LayerChoice, Positions, Strength, Where
 from ..errors import DemonstrationError, FileError, InputError
+from ..models.check import ensure_usable
 from ..models.lens import Lens
 from ..models.token_positions import positions_name
 from ..models.tokens import chat_tokenizer
@@ -165,8 +164,7 @@ def evaluate(
         0.0
     """
     lens = Lens.of(model)
-    if any(isinstance(part, torch.nn.Dropout) and part.training and part.p > 0 for part in model.modules()):
-        raise InputError("the model drops out units at random: expected one in evaluation mode, model.eval()")
+    ensure_usable(lens)
     if isinstance(benchmark, Task):
         if not path is prompt is limit is None:
             raise InputError("a task has its path, prompt and limit already: give them to Task.read")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._support.arguments import as_integer
 from ..errors import DemonstrationError
+from ..models.check import ensure_usable
 from ..models.lens import Lens
 from ..models.token_positions import telling
 from ..models.tokens import batches, encode, encode_completions
@@ -66,7 +67,12 @@ class Scorer:
     def of(
         cls, lens: Lens, completions: Sequence[tuple[list[int], int]], items: Sequence[int], batch_size: int
     ) -> "Scorer":
-        """Plan the scoring of (tokens, start of the completion) pairs, each belonging to an item."""
+        """Plan the scoring of (tokens, start of the completion) pairs, each belonging to an item.
+
+        Raises:
+            UnsupportedModelError, InputError: the model is not what it should be, or drops out units at random.
+        """
+        ensure_usable(lens)
         batch_size = as_integer(batch_size, "batch_size", least=1)
         plan = Plan.of([Span(tuple(tokens), start) for tokens, start in completions], apart=items)
         planned = []

@@ -16,6 +16,7 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from ..edits.base import asks_for_whole_rows
 from ..models.cache import Past
+from ..models.check import ensure_usable
 from ..models.lens import Lens
 from ..models.tokens import batches, common_length
 from .spans import Plan, Span, check_log_probs
@@ -41,7 +42,9 @@ def log_probs(
 
     Raises:
         ActivationError: a log-probability is NaN or infinite.
+        UnsupportedModelError, InputError: the model is not what it should be, or drops out units at random.
     """
+    ensure_usable(lens)
     batch_size = as_integer(batch_size, "batch_size", least=1)
     if not spans:
         return torch.zeros(0, dtype=torch.float64)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import ActivationError, DemonstrationError
 from .cache import Past
+from .check import ensure_usable
 from .lens import Lens
 from .sampling import GREEDY, Sampling
 from .tokens import Batch, batches
@@ -34,7 +35,9 @@ def continue_prompts(
     Raises:
         DemonstrationError: prompt and continuation do not fit the model's context.
         ActivationError: the model's logits are NaN, or all infinite; names the prompt.
+        UnsupportedModelError, InputError: the model is not what it should be, or drops out units at random.
     """
+    ensure_usable(lens)
     for row, prompt in enumerate(prompts):
         if len(prompt) + max_new_tokens > lens.n_ctx:
             raise DemonstrationError(

@@ -15,10 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import InputError, UnsupportedModelError
+from .configuration import context_length
 from .hook_points import HookPoints
 from .hooks import Hook, HookFunction, hook_behind, remove_from
 from .parts import FINAL_NORM, Parts
 from .passes import Observer, Pass
+from .processing import processing
 from .standing import Held, Standing
 
 Backend = Literal["hooked", "bridge"]
@@ -62,6 +64,8 @@ class Lens(Parts):
         observer: of the passes that the model runs while something of sea_lens's stands in it.
         cached_readings: how the model may read with a cache, once it was measured (`models.cache_probe`).
         told: how long the prompts of the passes to come are, where somebody knows (`models.token_positions`).
+        context: the longest text that the Hugging Face configuration allows, None where there is none at hand.
+        checked: what the check of the model found (`models.check`), None before it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -87,6 +91,9 @@ class Lens(Parts):
         self.points = HookPoints(model)
         self.cached_readings: dict[Any, Any] = {}
         self.told: Any = None
+        config = getattr(getattr(model, "original_model", None), "config", None)
+        self.context = context_length(config)
+        self.checked: Any = None
 
     @classmethod
     def of(cls, model: Any) -> "Lens":
@@ -151,7 +158,7 @@ class Lens(Parts):
     @property
     def n_ctx(self) -> int:
         """Longest input that a caller can give, in tokens; a prefix takes its length away."""
-        return int(self.model.cfg.n_ctx) - self.prefix_length
+        return (self.context or int(self.model.cfg.n_ctx)) - self.prefix_length
 
     @property
     def prefix_length(self) -> int:
@@ -207,7 +214,8 @@ class Lens(Parts):
             "d_model": self.d_model,
             "n_heads": self.n_heads,
             "d_head": self.d_head,
-        }
+            "processing": processing(self.model),
+        } | ({} if self.checked is None else {"check": self.checked.record})
 
     def point(self, name: str, layer: int) -> str:
         """Hook point of a layer: "resid_pre", "z", "attn_out", "mlp_out" or "resid_post".

@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from ..errors import FileError, InputError, UnsupportedModelError
+from ..errors import FileError, InputError, SeaLensError, UnsupportedModelError
 from .cache_probe import mend_own_cache
+from .check import checked
+from .configuration import context_length, text_config
 from .lens import Lens, end_tokens
+from .reference import Probe, Reference
 
 BACKENDS = ("auto", "hooked", "bridge")
+# The probe of a model without a longest text is cut by nothing.
+_LONG_ENOUGH = 2048
 
 
 def hooked_available() -> bool:
@@ -32,6 +36,8 @@ def load_model(
     backend: str = "auto",
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    *,
+    check: bool = True,
 ) -> Any:
     """Load a language model in TransformerLens with its weights as trained: nothing folded, nothing centred.
 
@@ -40,9 +46,11 @@ def load_model(
     Args:
         name_or_path: a Hugging Face hub name, or a local folder with `config.json` and weights.
         backend: "hooked" (HookedTransformer, TransformerLens 3), "bridge" (TransformerBridge), or "auto": hooked where
-            TransformerLens has it and knows the architecture, else bridge.
+            TransformerLens has it and its logits are those of Hugging Face, else bridge.
         device: where to put the model; a GPU where there is one, else the CPU.
         dtype: float32 (the default), bfloat16, float16 or float64, as a torch dtype or by name.
+        check: compare the model with the Hugging Face model, and see that hooks and reading with a cache work
+            (`check_model`). False takes whatever TransformerLens makes of it.
 
     Returns:
         A HookedTransformer or TransformerBridge in evaluation mode, its parameters frozen.
@@ -50,33 +58,49 @@ def load_model(
     Raises:
         InputError: unknown backend or dtype, a device that cannot be used, or an empty name.
         FileError: a local folder that does not exist or has no `config.json`.
-        UnsupportedModelError: Hugging Face, this TransformerLens, or its HookedTransformer cannot load the model.
+        UnsupportedModelError: Hugging Face, this TransformerLens, or its HookedTransformer cannot load the model, or
+            makes another model of it; says by how much it deviates.
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
     target = _device(device)
     torch_dtype = _dtype(dtype)
     name = _resolved(os.fspath(name_or_path))
-    if backend == "hooked" and not hooked_available():
+    available = hooked_available()
+    if backend == "hooked" and not available:
         raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
-    with quiet():
+    kinds = [kind for kind in ("hooked", "bridge") if backend in (kind, "auto") and (kind != "hooked" or available)]
+    # What is made in inference mode could never be part of a backward pass later on.
+    with quiet(), torch.inference_mode(False):
         hf_model, tokenizer = load_huggingface(name, torch_dtype)
         own_tokenizer, more_ends = copy.deepcopy(tokenizer), end_tokens(hf_model)
-        if backend == "bridge" or not hooked_available():
-            model = _as_bridge(name, hf_model, tokenizer, target, torch_dtype)
-        else:
+        reference = _reference(name, hf_model, target, stays=kinds == ["bridge"]) if check else None
+        for kind in kinds:
             try:
-                model = _as_hooked(name, hf_model, tokenizer, target, torch_dtype)
+                model = _MAKERS[kind](name, hf_model, copy.deepcopy(tokenizer), target, torch_dtype)
+                model = model.eval().requires_grad_(False)
+                lens = Lens.of(model)
+                lens.own_tokenizer, lens.source, lens.more_ends = own_tokenizer, name, more_ends
+                if kind == "bridge":
+                    mend_own_cache(lens)
+                if reference is not None:
+                    checked(lens, reference).refuse(f"{lens.name} as {kind}")
+                return model
             except UnsupportedModelError:
-                if backend == "hooked":
+                if kind == kinds[-1]:
                     raise
-                model = _as_bridge(name, hf_model, tokenizer, target, torch_dtype)
-    lens = Lens.of(model)
-    lens.own_tokenizer, lens.source, lens.more_ends = own_tokenizer, name, more_ends
-    model.eval().requires_grad_(False)
-    if lens.backend == "bridge":
-        mend_own_cache(lens)
-    return model
+    raise AssertionError("one backend returns or raises")
+
+
+def _reference(name: str, hf_model: Any, device: torch.device, *, stays: bool) -> Reference:
+    """What the Hugging Face model says, on the device that its successor will be on."""
+    with _failures_named(f"{name} (as Hugging Face model)"):
+        probe = Probe.of(text_config(hf_model.config).vocab_size, context_length(hf_model.config) or _LONG_ENOUGH)
+        reference = Reference.of(hf_model.to(device).eval(), probe)
+        if not stays:
+            # A HookedTransformer is made beside it, and there may not be room for both.
+            hf_model.to("cpu")
+        return reference
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -132,7 +156,10 @@ def quiet() -> Iterator[None]:
 def _failures_named(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, AttributeError, SafetensorError) as error:
+    except SeaLensError:
+        raise
+    # TransformerLens meets a model that it does not know with whatever goes wrong first.
+    except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
 
@@ -167,6 +194,8 @@ def _as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, d
         cfg = loading_from_pretrained.get_pretrained_model_config(
             source, fold_ln=False, device=str(device), dtype=dtype
         )
+        # Some architectures get 2,048 whatever the configuration says.
+        cfg.n_ctx = context_length(hf_model.config) or cfg.n_ctx
         if source in _GEMMA_TEMPLATES.values() and source != name:
             cfg = _resized_gemma(cfg, hf_config)
         cfg.model_name = Path(name).name
@@ -241,3 +270,6 @@ def _as_bridge(name: str, hf_model: Any, tokenizer: Any, device: torch.device, d
         return TransformerBridge.boot_transformers(
             name, hf_model=hf_model.to(device), tokenizer=tokenizer, device=str(device), dtype=dtype
         )
+
+
+_MAKERS = {"hooked": _as_hooked, "bridge": _as_bridge}

@@ -15,6 +15,7 @@ from .._support.progress import tracked
 from ..errors import InputError, MismatchError
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
+from .check import ensure_usable
 from .decoding import continue_prompts
 from .lens import FINAL_NORM, Lens
 from .readout import probe_norm
@@ -148,9 +149,11 @@ class Reading:
 
         Raises:
             DemonstrationError: a text that does not fit the context; names it.
-            UnsupportedModelError: the model has no hook point for the site.
+            UnsupportedModelError: the model has no hook point for the site, or is not what it should be.
+            InputError: the model drops out units at random.
         """
         batch_size = as_integer(batch_size, "batch_size", least=1)
+        ensure_usable(lens)
         names, convert = _points(lens, self.read_site, layers)
         texts = [
             _encoded(lens, *named, self.prepend_bos) for named in zip(demonstrations.names, demonstrations, strict=True)
