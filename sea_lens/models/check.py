@@ -1,4 +1,4 @@
-"""Is the model in memory the model that was asked for, and does all that sea_lens does to it work?
+"""Whether the model in memory is the model that was asked for, and whether what sea_lens does to it works.
 
 `load_model` asks before it gives a model away, comparing it with the Hugging Face model that it was made from; a model
 that a user brings is asked when it is first used. What was measured is kept with the model and not measured again;
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, SeaLensError, UnsupportedModelError
+from .cache_probe import cached_reading
 from .configuration import hooked_windows, rotation_deviation, windows
 from .evaluation_mode import active_dropout
 from .lens import Lens
-from .probes import cached, largest, whole, without_effect
+from .probes import largest, whole, without_effect
 from .processing import UNEMBEDDING, processing
 from .reference import Probe, Reference, unwrapped
 from .sites import SITES
@@ -120,7 +121,7 @@ class ModelCheck:
         lines = []
         for row, fact in zip(cells, self.facts, strict=True):
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip()
-            lines.append(line if fact.ok else f"{line}\n        {fact.advice}")
+            lines.append(f"{line}\n        {fact.advice}" if fact.advice and not fact.ok else line)
         return "\n".join(lines)
 
 
@@ -188,7 +189,7 @@ def refuse_site(lens: Lens, site: str, layers: Sequence[int]) -> None:
     found = lens.checked.unusable_sites if lens.checked is not None else None
     if found and (bad := [layer for layer in layers if layer in found.get(site, [])]):
         raise UnsupportedModelError(
-            f"hooks of model {lens.name!r} at site {site!r} do not run once in a pass, or take no effect, at layers {bad}"
+            f"hooks of model {lens.name!r} at site {site!r} do not run once in a pass, or take no effect, in layers {bad}"
         )
 
 
@@ -215,14 +216,14 @@ def checked(lens: Lens, reference: Reference | None = None) -> ModelCheck:
         facts.append(Fact("logits against the original", "not compared: hooks stand in the model"))
     else:
         facts.append(Fact("logits against the original", "not compared: no Hugging Face model is at hand"))
-    facts += [_causality(lens, probe, logits), *_cache(lens, probe, logits)]
+    facts += [_causality(lens, probe, logits), *_cache(lens)]
     unusable, more = _hooks(lens, probe, counts)
     lens.checked = ModelCheck((*facts, *more, *_standing_facts(lens)), deviation, unusable, standing)
     return lens.checked
 
 
 def _is_changed(lens: Lens) -> bool:
-    return lens.prefix_length > 0 or bool(lens.changed_weights) or lens.has_hooks() or "forward" in vars(lens.model)
+    return bool(lens.observer.standing) or lens.has_foreign_hooks()
 
 
 def _reference_of_bridge(lens: Lens) -> Reference | None:
@@ -247,8 +248,8 @@ def _first_pass(lens: Lens, probe: Probe) -> tuple[Tensor, dict[str, list[int]]]
 
 def _deviation(lens: Lens, logits: Tensor, reference: Reference) -> float:
     given, expected = logits.float(), reference.logits.float()
+    # Centring moves all logits of a position by one number, which no probability shows.
     if UNEMBEDDING in processing(lens.model):
-        # Centring moves all logits of a position by one number, which no probability shows.
         given, expected = given - given.mean(-1, keepdim=True), expected - expected.mean(-1, keepdim=True)
     width = min(given.shape[-1], expected.shape[-1])
     read = reference.probe.mask.bool()
@@ -326,23 +327,16 @@ def _causality(lens: Lens, probe: Probe, logits: Tensor) -> Fact:
     )
 
 
-def _cache(lens: Lens, probe: Probe, logits: Tensor) -> list[Fact]:
-    if logits.shape[1] < 4 or lens.prefix_length > 0:
-        return []
-    names = ("reading with a cache, relative", "reading with a cache behind padding, relative")
-    advice = "`generate` and benchmarks would read a text otherwise than whole"
-    try:
-        found = cached(lens, probe, logits)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return [Fact(names[0], f"not possible: {reason}", None, False, "`generate` and most benchmarks cannot be run")]
-    finite = logits[torch.isfinite(logits)]
-    size = max(finite.abs().max().item() if len(finite) else 0.0, 1e-30)
-    limit = _LIMITS.get(lens.dtype, 1e-1)
-    return [
-        Fact(name, distance / size, limit, distance / size <= limit, advice)
-        for name, distance in zip(names, found, strict=True)
-    ]
+def _cache(lens: Lens) -> list[Fact]:
+    found = cached_reading(lens)
+    name = "reading with a cache, relative"
+    facts = (
+        [Fact(name, "read whole, since the model's own cache is not exact")]
+        if found.deviation is None
+        else [Fact(name, found.deviation, found.limit, found.deviation <= found.limit, "", decisive=True)]
+    )
+    own = Fact("the model's own generate, relative", found.own, found.limit)
+    return [*facts, own if found.own_is_exact else replace(own, advice="call it with use_past_kv_cache=False")]
 
 
 def _hooks(lens: Lens, probe: Probe, counts: dict[str, list[int]]) -> tuple[dict[str, list[int]], list[Fact]]:

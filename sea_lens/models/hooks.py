@@ -3,8 +3,9 @@
 Hooks are removed by what they are, never by level or by `reset_hooks`, so that a user's own hooks are left alone.
 """
 
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -75,13 +76,21 @@ class Hook:
 
 def hook_behind(function: Any) -> Any:
     """The hook of sea_lens's that a function on a hook point calls, None where it is somebody else's."""
+    return next((held for held in _held(function) if isinstance(held, Hook)), None)
+
+
+def came_with_the_model(function: Any) -> bool:
+    """Whether a function on a hook point joins parts of a bridge that TransformerLens made, as OPT's has in 4.3."""
+    setup = "transformer_lens.model_bridge.component_setup"
+    return any(callable(held) and getattr(held, "__module__", None) == setup for held in _held(function))
+
+
+def _held(function: Any) -> Iterator[Any]:
+    """What the closure of a function holds."""
     for cell in getattr(function, "__closure__", None) or ():
-        try:
-            if isinstance(cell.cell_contents, Hook):
-                return cell.cell_contents
-        except ValueError:  # an empty cell
-            continue
-    return None
+        # An empty cell raises.
+        with contextlib.suppress(ValueError):
+            yield cell.cell_contents
 
 
 def remove_from(point: Any, hook: Hook | None = None) -> None:

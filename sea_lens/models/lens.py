@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError, UnsupportedModelError
 from .configuration import context_length
 from .hook_points import HookPoints
-from .hooks import Hook, HookFunction, hook_behind, remove_from
+from .hooks import Hook, HookFunction, came_with_the_model, hook_behind, remove_from
 from .parts import FINAL_NORM, Parts
 from .passes import Observer, Pass
 from .processing import processing
@@ -264,9 +264,9 @@ class Lens(Parts):
             remove_from(point)
 
     def has_foreign_hooks(self) -> bool:
-        """Whether the model has hooks that sea_lens did not install."""
+        """Whether the model has hooks that neither sea_lens nor TransformerLens installed."""
         functions = (function for point in self.points.values() for function in point._forward_hooks.values())
-        return any(hook_behind(function) is None for function in functions) or any(
+        return any(hook_behind(function) is None and not came_with_the_model(function) for function in functions) or any(
             point.bwd_hooks for point in self.points.values()
         )
 

@@ -29,7 +29,7 @@ def processing(model: Any) -> list[str]:
 
 def _norms_folded(model: Any) -> bool:
     kind = getattr(model.cfg, "normalization_type", None)
-    if type(model).__name__ != "TransformerBridge":
+    if not hasattr(model, "original_model"):
         return isinstance(kind, str) and kind.endswith("Pre")
     # A gain of one alone would also be that of an untrained model; a Gemma's weight is its gain less one.
     weight = _tensor(model, "blocks.0.ln1.weight")
