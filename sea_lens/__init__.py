@@ -52,7 +52,8 @@ from .methods.layer_contrast import DoLa, dola
 from .methods.loading import load_edit
 from .methods.mean_steering import MeanDifference, mean_difference
 from .methods.probed_heads import ITI, iti
-from .models.check import Fact, ModelCheck, check_model
+from .models.check import check_model
+from .models.check_report import Fact, ModelCheck
 from .models.load import load_model
 from .models.sites import SITES
 from .models.token_positions import POSITIONS, prompt_lengths

@@ -28,6 +28,7 @@ from torch import Tensor
 from .._support.arguments import as_number
 from ..edits.base import Edit
 from ..measure.scorer import ScoringBatch
+from ..models.check import refuse_inference_tensors
 from ..models.lens import HookFunction
 from ..models.token_positions import acting
 from .base import Contributions
@@ -173,6 +174,7 @@ def node(study: Study, t: float, shares: Sequence[Shares]) -> list[list[Float[Te
 def _slopes(study: Study, t: float, batch: ScoringBatch) -> list[Slope]:
     """Activations and gradients of every layer; rows of a batch do not touch, so one backward serves them all."""
     edit, lens, strengths = study.activation_edit(WHAT), study.lens, study.where.strengths
+    refuse_inference_tensors(lens)
     befores: dict[int, Tensor] = {}
     afters: dict[int, Tensor] = {}
     acts: dict[int, Tensor] = {}

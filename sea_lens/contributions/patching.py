@@ -24,6 +24,7 @@ from .._support.progress import tracked
 from ..edits.base import Edit
 from ..errors import UnsupportedModelError
 from ..measure.scorer import ScoringBatch
+from ..models.check import refuse_inference_tensors
 from ..models.lens import HookFunction, Lens
 from .integral import gradients_of, signed
 from .study import Study
@@ -180,6 +181,7 @@ def _clean(study: Study, batch: ScoringBatch, hooks: Hooks) -> _Clean:
 
 def _with_slopes(study: Study, batch: ScoringBatch) -> _Clean:
     """The unedited run, with the gradient of the contrast with respect to every head's z."""
+    refuse_inference_tensors(study.lens)
     z: dict[str, Tensor] = {}
 
     def record(name: str) -> HookFunction:

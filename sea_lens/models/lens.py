@@ -66,6 +66,7 @@ class Lens(Parts):
         told: how long the prompts of the passes to come are, where somebody knows (`models.token_positions`).
         context: the longest text that the Hugging Face configuration allows, None where there is none at hand.
         checked: what the check of the model found (`models.check`), None before it.
+        trusted: whether the user asked `load_model` for no check.
     """
 
     def __init__(self, model: Any) -> None:
@@ -94,6 +95,7 @@ class Lens(Parts):
         config = getattr(getattr(model, "original_model", None), "config", None)
         self.context = context_length(config)
         self.checked: Any = None
+        self.trusted = False
 
     @classmethod
     def of(cls, model: Any) -> "Lens":
@@ -266,9 +268,9 @@ class Lens(Parts):
     def has_foreign_hooks(self) -> bool:
         """Whether the model has hooks that neither sea_lens nor TransformerLens installed."""
         functions = (function for point in self.points.values() for function in point._forward_hooks.values())
-        return any(hook_behind(function) is None and not came_with_the_model(function) for function in functions) or any(
-            point.bwd_hooks for point in self.points.values()
-        )
+        return any(
+            hook_behind(function) is None and not came_with_the_model(function) for function in functions
+        ) or any(point.bwd_hooks for point in self.points.values())
 
     def hooks(self, functions: Iterable[tuple[str, HookFunction]], *, proven: bool = True) -> Held:
         """Hooks for the length of a context; removed also when it ends in an exception."""

@@ -81,6 +81,7 @@ def load_model(
                 model = model.eval().requires_grad_(False)
                 lens = Lens.of(model)
                 lens.own_tokenizer, lens.source, lens.more_ends = own_tokenizer, name, more_ends
+                lens.trusted = not check
                 if kind == "bridge":
                     mend_own_cache(lens)
                 if reference is not None:
@@ -93,7 +94,7 @@ def load_model(
 
 
 def _reference(name: str, hf_model: Any, device: torch.device, *, stays: bool) -> Reference:
-    """What the Hugging Face model says, on the device that its successor will be on."""
+    """What the Hugging Face model says, on the device that its successor will be on; `stays` leaves it there."""
     with _failures_named(f"{name} (as Hugging Face model)"):
         probe = Probe.of(text_config(hf_model.config).vocab_size, context_length(hf_model.config) or _LONG_ENOUGH)
         reference = Reference.of(hf_model.to(device).eval(), probe)
