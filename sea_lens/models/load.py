@@ -83,7 +83,9 @@ def load_model(
                 lens.own_tokenizer, lens.source, lens.more_ends = own_tokenizer, name, more_ends
                 lens.trusted = not check
                 if kind == "bridge":
-                    mend_own_cache(lens)
+                    # The first pass, which some models fail.
+                    with _failures_named(f"{name} (as TransformerBridge)"):
+                        mend_own_cache(lens)
                 if reference is not None:
                     checked(lens, reference).refuse(f"{lens.name} as {kind}")
                 return model
