@@ -256,7 +256,7 @@ def test_an_edit_of_raw_weights_is_refused_in_a_processed_model_and_can_be_force
         lambda: sl.effect(other, edit, asked()),
         lambda: edit.fwd_hooks(other),
     ):
-        with pytest.raises(sl.MismatchError, match="weights as trained.*writing weights centred.*for_any_processing"):
+        with pytest.raises(sl.MismatchError, match=r"as trained.*writing weights centred.*for_any_processing"):
             use()
     forced = edit.for_any_processing()
     assert sl.effect(other, forced, asked()).effect != sl.effect(raw, edit, asked()).effect
