@@ -84,7 +84,7 @@ def refuse_site(lens: Lens, site: str, layers: Sequence[int]) -> None:
     found = lens.checked.unusable_sites if lens.checked is not None else None
     if found and (bad := [layer for layer in layers if layer in found.get(site, [])]):
         raise UnsupportedModelError(
-            f"hooks of model {lens.name!r} at site {site!r} do not run once in a pass, or change nothing, in layers {bad}"
+            f"hooks of model {lens.name!r} at site {site!r} do not run once in a pass, or change nothing: layers {bad}"
         )
 
 
