@@ -544,7 +544,7 @@ def test_fits_that_say_nothing_are_refused(options, message, model):
 @pytest.fixture
 def dev(tmp_path):
     rows = [
-        {"query": sentence(300 + i, 4), "choices": [sentence(350 + i, 1), sentence(390 + i, 1)], "gold": i % 2}
+        {"query": sentence(300 + i, 4), "choices": [sentence(350 + i, 1), sentence(390 + i, 2)], "gold": i % 2}
         for i in range(16)
     ]
     (tmp_path / "dev.json").write_text(json.dumps(rows))

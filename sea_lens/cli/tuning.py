@@ -9,8 +9,10 @@ from rich.table import Table
 
 from .._support.arguments import as_number
 from ..errors import InputError
+from ..evaluation.choosing import check_choose
 from ..evaluation.run import Task
 from ..evaluation.tuning import EDIT, RESULTS, tune
+from ..models.token_positions import check_positions
 from ..spectral.features import feature_map
 from ..spectral.ranks import Size
 from ..texts.demonstrations import Demonstrations
@@ -44,6 +46,13 @@ def run(
     strengths: Annotated[str, typer.Option(help="Strengths to try, with commas.")] = "0.5,1,1.5",
     features: Annotated[str, typer.Option(help="Feature maps to try, with commas.")] = "identity",
     site: opt.SiteOption = "mlp_out",
+    positions: opt.PositionsOption = None,
+    choose: Annotated[
+        str, typer.Option(help="best, or one_standard_error: the weakest edit that is as good.")
+    ] = "best",
+    held_out: Annotated[
+        Path | None, typer.Option(help="Items that nothing is chosen on, to measure the chosen edit on once.")
+    ] = None,
     batch_size: opt.BatchSizeOption = 16,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
@@ -64,8 +73,11 @@ def run(
         Size.of(energy)
     for name in grid["features"]:
         feature_map(name)
+    check_choose(choose)
+    check_positions(positions or "all")
     limits = dict(_limit(text) for text in budget or ())
     inputs = {"--demonstrations": demonstrations, "--data": data, "--side-effects": side_effects, "--model": model}
+    inputs["--held-out"] = held_out
     folder = output_folder(out, inputs)
     journal = folder / f"{RESULTS}.partial"
     for written in (folder / EDIT, journal):
@@ -73,6 +85,7 @@ def run(
     demos: Demonstrations = opt.read_demonstrations(demonstrations, form, None)
     task = Task.read(benchmark, data, limit=limit)
     side = None if side_effects is None else Task.read("perplexity", side_effects)
+    unseen = None if held_out is None else Task.read(benchmark, held_out)
     loaded = opt.open_model(model, backend, device, dtype)
     if journal.exists():
         console.print(f"going on from {journal}", highlight=False, soft_wrap=True)
@@ -84,6 +97,9 @@ def run(
         side_effects=side,
         budget=limits,
         site=site,
+        positions=positions or "all",
+        choose=choose,
+        held_out=unseen,
         batch_size=batch_size,
         journal=journal,
         **grid,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 from .._support.arguments import as_integer, as_number
 from .._support.json_files import plain, read_sealed_json, write_sealed_json
 from .._support.progress import tracked
+from .._support.statistics import Interval
 from .._support.storage import ImpossibleError, as_file_errors
 from .._support.versions import versions
 from ..edits.where import LayerChoice, Positions, choose_layers
@@ -24,9 +25,10 @@ from ..spectral.fitting import fit
 from ..spectral.ranks import Size
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
+from .choosing import check_choose, choose_setting, chosen_on, difference
 from .fingerprints import model_identity
 from .journal import Journal
-from .results import Evaluation
+from .results import Comparison, Evaluation, compare
 from .run import Task, evaluate
 
 if TYPE_CHECKING:
@@ -50,9 +52,15 @@ class Tuning:
         unedited: without an edit, the score to maximise and those with a budget, by name.
         maximise: the score that the rule makes largest.
         limits: the budget that it keeps.
+        choose: which of the settings within the budget the rule takes, as in `tune`.
+        against: paired interval on the dev split of how far the score to maximise is above that of the "unedited"
+            model and of the "runner-up", the best of the other allowed settings. The chosen one is chosen by the same
+            items, so that both differences are too large by chance; `held_out` is not.
+        held_out: the chosen edit beside the unedited model on the task given as `held_out`, measured once. A file keeps
+            its numbers, but not the items that they come from, so that it is None in what `load` gives.
 
     Raises:
-        InputError: a table whose chosen setting is not the one that the rule takes.
+        InputError: a table whose chosen setting is not one that the rule takes.
     """
 
     table: "pd.DataFrame"
@@ -62,13 +70,19 @@ class Tuning:
     unedited: Mapping[str, float]
     maximise: str
     limits: Mapping[str, float] = field(default_factory=dict)
+    choose: str = "best"
+    against: Mapping[str, Interval] = field(default_factory=dict)
+    held_out: Comparison | None = None
 
     def __post_init__(self) -> None:
         try:
+            check_choose(self.choose)
             allowed, best = _choice(self.table, self.maximise, self.limits)
             chosen = self.table.index[self.table["chosen"].to_numpy(dtype=bool)].tolist()
-            if self.table["allowed"].tolist() != allowed.tolist() or chosen != [best]:
-                raise ValueError(f"its choice {chosen} is not the rule's, {[best]}")
+            # Which settings are as good as the best by chance, the items tell and the table does not.
+            possible = [best] if self.choose == "best" else self.table.index[allowed].tolist()
+            if self.table["allowed"].tolist() != allowed.tolist() or len(chosen) != 1 or chosen[0] not in possible:
+                raise ValueError(f"its choice {chosen} is not the rule's, {possible}")
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise ImpossibleError(f"this is no result of tune: {error}") from error
 
@@ -87,6 +101,9 @@ class Tuning:
             "limits": self.limits,
             "options": self.options,
             "unedited": self.unedited,
+            "choose": self.choose,
+            "against": self.against,
+            "held_out": None if self.held_out is None else self.held_out.to_frame().reset_index().to_dict("records"),
             "edit": self.edit.digest,
             "settings": self.table.to_dict("records"),
         }
@@ -114,7 +131,12 @@ class Tuning:
             unedited = {name: float(x) for name, x in content["unedited"].items()}
             limits = {name: as_number(x, name) for name, x in content["limits"].items()}
             options = dict(content["options"])
-            loaded = cls(table, str(content["rule"]), edit, options, unedited, str(content["maximise"]), limits)
+            against = {
+                name: Interval(**{key: _from_text(x) for key, x in one.items()})
+                for name, one in content["against"].items()
+            }
+            said = str(content["rule"]), str(content["maximise"]), str(content["choose"])
+            loaded = cls(table, said[0], edit, options, unedited, said[1], limits, said[2], against)
             chosen = settings[table["chosen"].tolist().index(True)]
             if any(chosen[name] != value for name, value in options.items()):
                 raise ValueError("its options are not those of the chosen setting")
@@ -124,7 +146,9 @@ class Tuning:
         chosen = self.table[self.table["chosen"]].iloc[0]
         settings = ", ".join(f"{name} {chosen[name]}" for name in ("feature", "energy", "centre", "layers", "strength"))
         scores = ", ".join(f"{name} {value:.4g} → {chosen[name]:.4g}" for name, value in self.unedited.items())
-        return f"{settings} by the rule “{self.rule}” out of {len(self.table)} settings: {scores}"
+        beside = "".join(f"; {interval} above the {name}" for name, interval in self.against.items())
+        unseen = "" if self.held_out is None else f"; held out: {self.held_out}"
+        return f"{settings} by the rule “{self.rule}” out of {len(self.table)} settings: {scores}{beside}{unseen}"
 
 
 def tune(
@@ -142,6 +166,8 @@ def tune(
     features: Sequence[str | FeatureMap] = ("identity",),
     site: str = "mlp_out",
     positions: Positions = "all",
+    choose: str = "best",
+    held_out: Task | None = None,
     batch_size: SupportsIndex = 16,
     progress: bool = True,
     journal: str | os.PathLike[str] | None = None,
@@ -163,6 +189,9 @@ def tune(
         layers, strengths: as in `applied`.
         site: what is edited.
         positions: where in a text every edit acts, as in `applied`.
+        choose: "best" takes the largest score; "one_standard_error" the weakest edit whose score is within one standard
+            error of it (docs/method.md 6.12).
+        held_out: items that nothing was chosen on, to measure the chosen edit on once.
         batch_size: sequences at a time.
         progress: show a progress bar.
         journal: a file in which finished settings are noted. A tuning that was interrupted goes on from it, and ends
@@ -172,8 +201,8 @@ def tune(
         The whole table and the choice. Ties go to the setting that was tried first.
 
     Raises:
-        InputError: an unknown score or option, an empty grid, or a budget that no setting keeps; refused before any
-            setting is tried, but for the last.
+        InputError: an unknown score, rule or option, an empty grid, or a budget that no setting keeps; refused before
+            any setting is tried, but for the last.
         FileError: the journal cannot be written, or is damaged.
         MismatchError: the journal belongs to a tuning of something else.
     """
@@ -181,6 +210,7 @@ def tune(
 
     layers, strengths = _as_values(layers, _layer_choice), _as_values(strengths, lambda s: as_number(s, "strength"))
     grid = {"feature": features, "energy": energies, "centre": centres, "layers": layers, "strength": strengths}
+    check_choose(choose)
     lens = Lens.of(model)
     _check(grid, lens.n_layers)
     Reading(site)
@@ -198,7 +228,7 @@ def tune(
             for one in tasks
         ],
         "grid": {name: [getattr(value, "name", repr(value)) for value in values] for name, values in grid.items()},
-        "options": {"maximise": maximise, "budget": limits, "site": site, "batch_size": batch_size}
+        "options": {"maximise": maximise, "budget": limits, "site": site, "batch_size": batch_size, "choose": choose}
         | ({} if positions == "all" else {"positions": positions_name(positions)}),
         "versions": versions(),
     }
@@ -234,13 +264,31 @@ def tune(
         raise InputError(f"no setting keeps the budget of “{rule}”: the smallest values found are {smallest}")
     if not table.loc[table["allowed"], maximise].notna().any():
         raise InputError(f"no setting within the budget has a score {maximise!r}: it is a quotient of nothing")
-    _, best = _choice(table, maximise, limits)
+
+    def measured(place: int) -> Evaluation:
+        (_, one), where, strength = points[place]
+        return evaluate(model, task, edit=one, layers=where, strength=strength, positions=positions, **common)
+
+    tried_at = [float(strength) for _, _, strength in points]
+    columns = table[maximise].tolist(), tried_at, table["allowed"].tolist()
+    best, runner_up = choose_setting(*columns, choose, measured, maximise)
     table["chosen"] = table.index == best
     (_, edit), *_ = points[best]
     wanted = {name: unedited[name] for name in dict.fromkeys([maximise, *limits])}
     options = {name: rows[best][name] for name in ("layers", "strength")}
-    edit = edit.with_defaults(**options, positions=None if positions == "all" else positions)
-    return Tuning(table, rule, edit, options, wanted, maximise, limits)
+    against: dict[str, Interval] = {}
+    chosen = measured(best)
+    if maximise in chosen.scores:
+        against["unedited"] = difference(evaluate(model, task, **common), chosen, maximise)
+        if runner_up is not None:
+            against["runner-up"] = difference(measured(runner_up), chosen, maximise)
+    remembered = None if positions == "all" else positions
+    edit, beside = chosen_on(edit, task).with_defaults(**options, positions=remembered), None
+    if held_out is not None:
+        beside = compare(evaluate(model, held_out, **common), evaluate(model, held_out, edit=edit, **common))
+    if choose != "best":
+        rule = f"the weakest edit within one standard error of the {rule}"
+    return Tuning(table, rule, edit, options, wanted, maximise, limits, choose, against, beside)
 
 
 def _choice(table: "pd.DataFrame", maximise: str, limits: Mapping[str, float]) -> "tuple[pd.Series, int]":

@@ -11,8 +11,8 @@ from sea_lens._support.seals import NO_SEAL, sealed
 
 VALUES: list[Any] = [
     None, True, False, 0, -1, -7, 1, 2**31, 2**63, -(2**70), 10**30, 0.5, -0.0, 1e308, 1e-320, float("nan"),
-    float("inf"), "", "x", "\ud800", "\x00", "nan", "mlp_out", "z", "resid_post", "spectral edit", "é" * 40, [], {}, [[]],
-    [1], {"a": 1}, [None] * 3, "w" * 5000, "{question:999999999}", "{0}", "{answer}",
+    float("inf"), "", "x", "\ud800", "\x00", "nan", "mlp_out", "z", "resid_post", "spectral edit", "é" * 40, [], {},
+    [[]], [1], {"a": 1}, [None] * 3, "w" * 5000, "{question:999999999}", "{0}", "{answer}",
 ]  # fmt: skip
 NUMBERS = [b"-7", b"0", b"1e999", b"NaN", b"99999999999999999999", b"-0", b"5", b"1.5", b"Infinity", b"1" * 5000]
 
