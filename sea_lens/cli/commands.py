@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import __version__
+from .._support.json_files import plain, write_json
 from .._support.versions import versions
 from ..contributions.study import Study
 from ..edits.generation import generate as generate_texts
@@ -16,6 +17,7 @@ from ..evaluation.fingerprints import edit_identity, model_identity
 from ..evaluation.journal import Journal
 from ..measure.effects import effect as measure_effect
 from ..methods.loading import load_edit
+from ..models.check import check_model
 from ..models.lens import Lens
 from ..models.reading import Reading
 from ..models.sampling import Sampling
@@ -327,6 +329,29 @@ app.command(
     epilog="Example: [bold]sea-lens tune --model gpt2 --demonstrations demos.jsonl --benchmark truthfulqa "
     "--data dev.json --maximise mc2 --out tuned[/bold]",
 )(tuning.run)
+
+
+@app.command(epilog="Example: [bold]sea-lens check --model gpt2 --backend hooked[/bold]")
+def check(
+    model: opt.ModelOption,
+    out: Annotated[Path | None, typer.Option("--out", help="The table to write (JSON).")] = None,
+    backend: opt.BackendOption = "auto",
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = "float32",
+) -> None:
+    """Is the model what it should be, and does what is done to it work? Exit status 1 where something is not."""
+    if out is not None:
+        check_output_file(out, {"--model": model})
+    loaded = opt.open_model(model, backend, device, dtype)
+    report = check_model(loaded)
+    console.print(f"{Lens.of(loaded).name}, {Lens.of(loaded).backend}", highlight=False, markup=False)
+    console.print(str(report), highlight=False, markup=False, soft_wrap=True)
+    if out is not None:
+        content = {"model": Lens.of(loaded).record, "ok": report.ok, "facts": report.facts, "versions": versions()}
+        write_json(out, plain(content))
+        console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: [bold]sea-lens inspect edit.safetensors[/bold]")

@@ -23,7 +23,7 @@ _ENCODERS = ("HookedEncoder", "HookedEncoderDecoder", "HookedAudioEncoder")
 
 
 def check_model(model: Any) -> ModelCheck:
-    """Measure whether a model is what it should be, and whether what is done to it works (docs/method.md 1.1).
+    """Measure whether a model is what it should be, and whether what is done to it works (docs/method.md 1.5).
 
     The logits of 64 seeded tokens are compared with those of the Hugging Face model where there is one (`load_model`
     and every TransformerBridge have it); the rest is measured on the model alone. It takes less time than five forward
