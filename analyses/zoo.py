@@ -514,7 +514,7 @@ def table(runs: dict[str, list[Outcome]]) -> str:
         "",
         f"{len(names)} configurations of {len({one.family for one in every})} families, {len(every)} loads:",
         f"{len(loaded)} loaded, {sum(one.exact for one in loaded)} of them exact to {LIMIT:g} in all three ways, and",
-        f"{len(every) - len(loaded)} refused. The largest deviation found without the check is {whole:.0e} whole and",
+        f"{len(every) - len(loaded)} refused. Without the check, the largest deviation is {whole:.0e} whole and",
         f"{cached:.0e} with a cache.",
     ]
     lines = [
@@ -532,10 +532,12 @@ def table(runs: dict[str, list[Outcome]]) -> str:
             one = by_place.get((label, backend, name))
             if one is None:
                 cells.append("")
-            elif one.refusal is not None:
-                cells.append(f"refused ({reasons.setdefault(_reason(one.refusal), len(reasons) + 1)})")
+            elif one.refusal is None:
+                cells.append(f"{one.check or 0.0:.1g}" + ("" if one.exact else " **wrong**"))
+            elif off := re.search(r"logits against the original, relative: (\S+)", one.refusal):
+                cells.append(f"refused: off by {float(off[1]):.1g}")
             else:
-                cells.append(f"{one.check:.0e}" + ("" if one.exact else " **wrong**"))
+                cells.append(f"refused ({reasons.setdefault(_reason(one.refusal), len(reasons) + 1)})")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += ["", "Why models were refused:", "", *(f"{number}. {reason}" for reason, number in reasons.items())]
     told = sorted({f"{one.name} ({one.backend}): {', '.join(one.unlike)}" for one in loaded if one.unlike})
@@ -553,8 +555,7 @@ def _reason(refusal: str) -> str:
     """A refusal without the model's name and what it advises."""
     said = re.sub(r"^model '[^']*'( \(\w+\))?:? (could not be loaded: |cannot be run: )?", "", refusal).split(";")[0]
     said = re.sub(r"\. Available architectures.*", "", said)
-    # One reason for all deviations of a size.
-    return re.sub(r"(\d)\.\de", r"\1e", said).strip()
+    return re.sub(r"^\w+ is not currently supported", "The architecture is not currently supported", said).strip()
 
 
 def main() -> None:

@@ -41,8 +41,10 @@ def test_the_table_says_what_is_wrong():
     right = Outcome("a", "a", "bridge", check=1e-6, whole=1e-6, cached=1e-6, generated=True)
     wrong = Outcome("b", "b", "bridge", check=1e-6, whole=1e-6, cached=1e-2, generated=True)
     refused = Outcome("c", "c", "bridge", refusal="model 'm' (bridge): cannot; do something")
-    text = table({"version": [right, wrong, refused]})
+    off = Outcome("d", "d", "bridge", refusal="model 'm': logits against the original, relative: 4.0e-01 (expected")
+    text = table({"version": [right, wrong, refused, off]})
     assert "| a | 1e-06 |" in text
     assert "| b | 1e-06 **wrong** |" in text
     assert "| c | refused (1) |" in text
+    assert "| d | refused: off by 0.4 |" in text
     assert "1. cannot" in text
