@@ -50,7 +50,8 @@ def check_model(model: Any) -> ModelCheck:
     kept = lens.checked
     if kept is None or (kept.edited and not _is_changed(lens)):
         kept = checked(lens)
-    return replace(kept, facts=(*kept.facts, *changing(lens)))
+    # Whoever reads with a cache asks for this as well, so that loading a model need not.
+    return replace(kept, facts=(*kept.facts, *cache(lens), *changing(lens)))
 
 
 def ensure_usable(lens: Lens) -> None:
@@ -124,7 +125,7 @@ def checked(lens: Lens, reference: Reference | None = None) -> ModelCheck:
         facts.append(Fact("logits against the original", "not compared: hooks stand in the model"))
     else:
         facts.append(Fact("logits against the original", "not compared: no Hugging Face model is at hand"))
-    facts += [causality(lens, probe, logits), *cache(lens)]
+    facts.append(causality(lens, probe, logits))
     unusable, more = hooks(lens, probe, counts)
     lens.checked = ModelCheck((*facts, *more, *lasting(lens)), deviation, unusable, standing)
     return lens.checked
