@@ -53,7 +53,8 @@ def test_methods_are_applied_and_removed_like_any_edit(any_model):
 
 def test_decoding_with_a_cache_is_decoding_without(any_model):
     for edit in steered(any_model):
-        with edit.applied(any_model, strength=4.0):
+        # Without a cache nobody but the caller knows where the prompt ends.
+        with sl.prompt_lengths(any_model, 6), edit.applied(any_model, strength=4.0):
             generated = any_model.generate(
                 tokens(1, 6), max_new_tokens=4, do_sample=False, stop_at_eos=False, return_type="tokens", verbose=False
             )

@@ -13,7 +13,7 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from .._support.progress import tracked
 from .._support.statistics import Interval
-from ..edits.where import LayerChoice, Strength, choose_layers
+from ..edits.where import LayerChoice, Positions, Strength, choose_layers
 from ..errors import InputError
 from ..measure.effects import effect
 from ..models.lens import Lens
@@ -190,6 +190,7 @@ def stability(
     layers: LayerChoice = "all",
     strength: Strength = 1.0,
     combine: str | None = None,
+    positions: Positions = "all",
     energy: Energy = 0.998,
     rank: Rank | None = None,
     centre: bool = False,
@@ -220,7 +221,7 @@ def stability(
         scheme: "bootstrap" draws as many demonstrations with replacement; "jackknife" leaves out one n-th at a time,
             which needs no resampling of readings and cuts the sums alone.
         method: of the contributions, by default theirs.
-        layers, strength, combine: as in `applied`.
+        layers, strength, combine, positions: as in `applied`.
         energy, rank, centre, spectrum_power: as in `fit`.
         site, position, neutral, feature: as in `capture`.
         batch_size: texts at a time.
@@ -254,7 +255,7 @@ def stability(
     captured = Captured(lens, reading, demonstrations, chosen, batches)
     whole = captured.drawn(range(len(demonstrations)), mapped)
     edit = fit_to_size(whole, size, centre)
-    common: dict[str, Any] = {"layers": layers, "strength": strength, "combine": combine}
+    common: dict[str, Any] = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
     common |= {"batch_size": batch_size, "prepend_bos": prepend_bos}
     if method is not None:
         options["method"] = method
