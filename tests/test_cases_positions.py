@@ -143,7 +143,11 @@ def test_shared_prompts_are_scored_as_whole_rows(model, edit, choice):
 @pytest.mark.parametrize("choice", ["answer", "last_prompt", every_third], ids=str)
 def test_an_evaluation_is_scored_item_by_item_by_hand(model, edit, choice, tmp_path):
     rows = [
-        {"query": sentence(i, 3 + i), "choices": [" w1", f" {sentence(i, 2)}", f" {sentence(40 + i, 3)}"], "gold": 0}
+        {
+            "query": sentence(70 + i, 3 + i),
+            "choices": [" w1", f" {sentence(i, 2)}", f" {sentence(40 + i, 3)}"],
+            "gold": 0,
+        }
         for i in range(4)
     ]
     path = tmp_path / "rows.json"

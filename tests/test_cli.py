@@ -119,6 +119,30 @@ def test_the_whole_way_from_demonstrations_to_heads(fitted_files, run, load_tiny
     assert "unedited" in out
 
 
+def test_commands_take_positions_what_an_edit_remembers_and_how_tokens_are_drawn(run, files, load_tiny):
+    assert run(*fit_arguments(files, "--rank", "3,2"))[0] == 0
+    edit, model = sl.SpectralEdit.load(files["edit"]), load_tiny("llama")
+    found = sl.effect(model, edit, contrasts(), strength=1.5, positions="answer")
+    asked = ("--contrasts", files["contrasts"], "--model", files["model"], "--edit", files["edit"])
+    _, out, _ = run("effect", *asked, "--strength", 1.5, "--positions", "answer")
+    assert str(found) in out
+    edit.with_defaults(strength=1.5, positions="answer").save(files["edit"])
+    assert str(found) in run("effect", *asked)[1]
+    status, _, complaint = run("effect", *asked, "--positions", "first")
+    assert status == 2
+    assert "--positions first" in complaint
+
+    generating = ("generate", "--model", files["model"], "--prompt", "w1 w2", "--max-new-tokens", 9)
+    drawn = ("--temperature", 0.8, "--top-p", 0.9, "--seed", 4)
+    options = {"max_new_tokens": 9, "temperature": 0.8, "top_p": 0.9, "seed": 4}
+    (text,) = sl.generate(model, "w1 w2", **options)
+    assert run(*generating, *drawn)[1].strip() == f"w1 w2{text}".strip()
+    stop = text.split()[2]
+    assert run(*generating, *drawn, "--stop", stop)[1].strip() == f"w1 w2{text[: text.find(stop)]}".strip()
+    assert run(*generating, "--top-k", 3)[0] == 2
+    assert run(*generating, "--strength", 2)[0] == 2
+
+
 @pytest.mark.parametrize("options", [("--site", "z"), ("--feature", "tanh", "--centre"), ("--neutral", "generated")])
 def test_fit_takes_every_kind_of_option(options, files, run):
     status, _, err = run(*fit_arguments(files, "--energy", "0.9,0.99", "--layers", "last-2", *options))

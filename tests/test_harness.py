@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from tiny import demonstrations, fitted, sentence
 
 import sea_lens as sl
@@ -39,14 +40,21 @@ def task(tmp_path):
     return data
 
 
-@pytest.mark.parametrize("edited", [False, True])
-def test_the_harness_finds_the_log_likelihoods_that_we_find(model, task, edited):
+def first_odd(ids: torch.Tensor, prompt: int) -> torch.Tensor:
+    """Odd places of the prompt, and its last token."""
+    places = torch.arange(len(ids))
+    return ((places < prompt) & (places % 2 == 1)) | (places == prompt - 1)
+
+
+@pytest.mark.parametrize("positions", [None, "all", "from_last_prompt", "answer", first_odd])
+def test_the_harness_finds_the_log_likelihoods_that_we_find(model, task, positions):
     from lm_eval.tasks import TaskManager
 
-    edit = fitted(model) if edited else None
-    ours = sl.evaluate(model, "capability", task, edit=edit, strength=1.5, progress=False)
+    edit = None if positions is None else fitted(model)
+    where: dict[str, Any] = {"strength": 1.5, "positions": positions}
+    ours = sl.evaluate(model, "capability", task, edit=edit, **where, progress=False)
     theirs = lm_eval.simple_evaluate(
-        model=sl.harness_model(model, edit, strength=1.5, batch_size=5),
+        model=sl.harness_model(model, edit, **where, batch_size=5),
         tasks=["local_choices"],
         task_manager=TaskManager(include_path=str(task.parent), include_defaults=False),
         log_samples=True,
