@@ -5,6 +5,7 @@ import math
 import runpy
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -302,7 +303,7 @@ def test_every_term_of_direct_has_its_error(model):
     # All but the embedding of later layers, which is counted once, differ between contrasts.
     told = parts[(parts["component"] != "embedding") & (parts["value"] != 0)]
     assert len(told) >= 3 * N_LAYERS
-    assert np.isfinite(told[["standard_error", "low", "high"]].to_numpy(float)).all()
+    assert all(np.isfinite(told[name]).all() for name in ("standard_error", "low", "high"))
     mlp = frame[(frame["component"] == "mlp") & (frame["layer"] == 2)].iloc[0]
     items = found.item_others["mlp"][:, 2].numpy()
     assert mlp["standard_error"] == pytest.approx(stats.sem(items))
@@ -604,3 +605,28 @@ def test_the_centred_signature_does_not_follow_what_both_labels_share(model):
     near, far = (sl.fit_activations(neutral, plus + offset, minus + offset, rank=2) for offset in (0.0, shared))
     assert far.signature[0] > 10 * near.signature[0]
     assert far.centred_signature == pytest.approx(near.centred_signature)
+
+
+@pytest.mark.model
+def test_a_single_contrast_is_reported_without_an_interval(model):
+    one = list(contrasts(1))
+    effect = sl.effect(model, fitted(model), one)
+    assert not effect.interval.excludes(0.0)
+    assert "(no interval: a single item)" in str(effect)
+    found = sl.layer_contributions(model, fitted(model), one, "only_one")
+    assert all(np.isnan(found.to_frame()[name]).all() for name in ("low", "high", "standard_error"))
+    for axes in (effect.plot(), found.plot(), sl.head_contributions(model, fitted(model), one).plot()):
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.canvas.draw()
+        plt.close(figure)
+
+
+def test_no_interval_is_no_number_in_tables_and_figures():
+    found = rows([1.0], ["a"])
+    assert "(no interval: a single item)" in str(found)
+    assert math.isnan(found.table().loc["accuracy", "low"])
+    figure = sl.compare(found, found).plot().get_figure(root=True)
+    assert figure is not None
+    figure.canvas.draw()
+    plt.close(figure)

@@ -93,14 +93,14 @@ class Stability:
         """Rank correlation of each fit's contributions with those of the whole; NaN with a single part."""
         from scipy.stats import spearmanr
 
-        return self._agreement(lambda a, b: float(spearmanr(a, b)[0]))
+        return self._agreement(lambda a, b: _first(spearmanr(a, b)))
 
     @property
     def kendall(self) -> Float[np.ndarray, " fits"]:
         """Kendall's τ of each fit's contributions with those of the whole; NaN with a single part."""
         from scipy.stats import kendalltau
 
-        return self._agreement(lambda a, b: float(kendalltau(a, b)[0]))
+        return self._agreement(lambda a, b: _first(kendalltau(a, b)))
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per part, below the whole effect.
@@ -307,3 +307,8 @@ def _draws(size: int, n: int, scheme: str, seed: int) -> Iterator[Sequence[int]]
 def _over_items(items: Float[Tensor, "contrasts columns"]) -> Float[Tensor, " columns"]:
     n = len(items)
     return items.std(0) / math.sqrt(n) if n > 1 else items.mean(0) * math.nan
+
+
+def _first(result: Any) -> float:
+    """The coefficient of one of scipy's tests of association."""
+    return float(result[0])
