@@ -15,7 +15,7 @@ GRID = {"energies": (0.5, 0.99), "centres": (False,), "layers": ("all", "last-1"
 def dev(tmp_path):
     path = tmp_path / "dev.jsonl"
     rows = [
-        {"query": sentence(300 + i, 4), "choices": [sentence(50 + i, 1), sentence(90 + i, 1)], "gold": i % 2}
+        {"query": sentence(700 + i, 4), "choices": [sentence(50 + i, 1), sentence(90 + i, 1)], "gold": i % 2}
         for i in range(12)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -64,7 +64,7 @@ def test_feature_maps_are_options_too(model, dev):
 
 def test_scores_of_one_name_are_kept_apart(model, dev, tmp_path):
     rows = [
-        {"query": sentence(500 + i, 3), "choices": [sentence(i, 1), sentence(9 + i, 2)], "gold": 1} for i in range(7)
+        {"query": sentence(800 + i, 3), "choices": [sentence(i, 1), sentence(9 + i, 2)], "gold": 1} for i in range(7)
     ]
     (tmp_path / "side.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     side = sl.Task.read("capability", tmp_path / "side.jsonl")
