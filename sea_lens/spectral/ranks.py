@@ -89,9 +89,10 @@ class Size(ABC):
         Raises:
             ValueError: naming the ranks.
         """
+        wanted, found = self.ranks(values, side, keys), ranks.cpu()
         # Lower where the numerical rank is.
-        wanted = self.ranks(values, side, keys)
-        if not ((ranks.cpu() <= wanted) & (ranks.cpu() >= wanted.clamp(max=1))).all():
+        numerical = (values > 0).sum(-1).cpu()
+        if not ((found == wanted) | ((found == numerical) & (found < wanted))).all():
             raise ValueError(f"it has ranks {ranks.tolist()} where {self.record} gives {wanted.tolist()}")
 
     def below(self, ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]) -> list[str]:

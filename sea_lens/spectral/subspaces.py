@@ -30,7 +30,7 @@ class Subspaces:
         keep: U⁺, orthonormal columns then zeros, float64.
         drop: U⁻, likewise.
         keep_rank, drop_rank: k⁺ and k⁻ of each unit.
-        keep_values, drop_values: all singular values of Ω⁺ and Ω⁻, descending, float64.
+        keep_values, drop_values: all singular values of Ω⁺ and Ω⁻, descending, float64; 0 where they are rounding.
         centre: mean of φ(neutral) that the edit is affine about; None for the uncentred edit.
     """
 
@@ -132,7 +132,8 @@ def leading_subspace(
     largest = left.abs().argmax(dim=-2, keepdim=True)
     left = left * left.gather(-2, largest).sign()
     # What lies beyond the numerical rank points wherever rounding does.
-    ranks = torch.minimum(ranks_of(values * above), above.sum(-1).cpu())
+    values = values * above
+    ranks = torch.minimum(ranks_of(values), above.sum(-1).cpu())
     widest = int(ranks.max())
     inside = rearrange(torch.arange(widest), "k -> 1 k") < rearrange(ranks, "units -> units 1")
     return left[:, :, :widest] * rearrange(inside, "units k -> units 1 k").to(left), ranks, values

@@ -3,8 +3,8 @@
     python -m tests.fuzz.run [--inputs 1000000] [--seed 0] [--workers 2] [--seconds 0]
 
 Input number i is a function of the seed and i alone, so that `--only i` does it again. A loader must take a file or
-refuse it with an error of sea_lens, within 5 seconds and 500 MB, and what it takes must be possible (`oracles`).
-Prints a line for each input that broke this, then counts; ends with 1 if there was any.
+refuse it with one of sea_lens's own errors, within 5 seconds and 500 MB, and what it takes must be possible
+(`oracles`). Prints a line for each input that broke this, then counts; ends with 1 if there was any.
 """
 
 import argparse
