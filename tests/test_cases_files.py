@@ -37,7 +37,8 @@ GOLDEN = sorted((PROJECT / "tests" / "golden").glob("*/*.safetensors"))
 
 def covariance(n=5, feature="tanh"):
     empty = sl.CrossCovariance.empty((0, 2), 1, 4, site="mlp_out", feature=sl.FEATURE_MAPS[feature])
-    return empty.updated(*torch.randn(3, n, 2, 1, 4, dtype=torch.float64))
+    neutral, positive, negative = torch.randn(3, n, 2, 1, 4, dtype=torch.float64)
+    return empty.updated(neutral, positive, negative)
 
 
 def evaluation(n=7, right=lambda i: i % 2):
@@ -182,7 +183,7 @@ def test_a_spectral_edit_that_no_fit_gives_cannot_be_made(case):
 
 
 def test_an_energy_that_the_ranks_do_not_have_is_refused():
-    three = torch.randn(3, 9, 1, 6, dtype=torch.float64)
+    three: Any = torch.randn(3, 9, 1, 6, dtype=torch.float64)
     edit = sl.fit_activations(*three, energy=0.9)
     assert sl.fit_activations(*three, energy=1.0).ranks[0][0] >= edit.ranks[0][0]
     with pytest.raises(sl.InputError, match="ranks"):
@@ -245,7 +246,7 @@ def test_sums_that_no_demonstrations_have_are_refused(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("size", [{"rank": 4}, {"energy": 0.99}, {}])
 def test_equal_demonstrations_centred_have_nothing_to_fit(dtype, size):
-    one = torch.randn(3, 1, 2, 32, dtype=dtype).expand(3, 12, 2, 32)
+    one: Any = torch.randn(3, 1, 2, 32, dtype=dtype).expand(3, 12, 2, 32)
     with pytest.raises(sl.ActivationError, match=r"layer 0: the cross-covariance is zero"):
         sl.fit_activations(*one, centre=True, **size)
     # Nearly equal: what differs is the activations' own rounding.
@@ -255,7 +256,7 @@ def test_equal_demonstrations_centred_have_nothing_to_fit(dtype, size):
 
 
 def test_a_rank_above_the_numerical_rank_is_cut_to_it_and_said():
-    three = torch.randn(3, 5, 2, 16)
+    three: Any = torch.randn(3, 5, 2, 16)
     with pytest.warns(UserWarning, match=r"above the numerical rank .* 0 k\+ 5 of 8, 0 k- 5 of 8, 1 k\+"):
         edit = sl.fit_activations(*three, rank=8)
     assert set(edit.ranks.values()) == {(5, 5)}
@@ -407,6 +408,7 @@ def test_results_of_analyses_come_back_from_a_journal_bit_for_bit():
     other = DirectionContributions(
         "path", items.float(), items.sum(1), directions=(label, (0, "-", 0)), descriptions={label: about}
     )
+    again: Any = None
     for result in (one, other):
         again = decoded(json.loads(json.dumps(encoded(result))))
         assert type(again) is type(result)
@@ -414,7 +416,7 @@ def test_results_of_analyses_come_back_from_a_journal_bit_for_bit():
         assert again.item_values.dtype == result.item_values.dtype
         assert again.labels == result.labels
         assert encoded(again) == encoded(result)
-    assert again.descriptions == {label: about}
+    assert decoded(encoded(other)).descriptions == {label: about}
     with pytest.raises(TypeError):
         encoded(object())
     with pytest.raises((ValueError, KeyError, TypeError)):

@@ -119,7 +119,6 @@ def _work(seed: int, start: int, stop: int, step: int, pipe: Connection) -> None
             if (number - start) // step % _BATCH == _BATCH - 1 or number + step >= stop:
                 pipe.send(dict(one.counts))
                 one.counts.clear()
-                (Path(folder) / "edit.safetensors").exists() or tuning().save(folder)
     pipe.close()
 
 
