@@ -16,6 +16,7 @@ from sea_lens.measure.shared_prompts import log_probs
 from sea_lens.measure.spans import Span
 from sea_lens.models.cache import Past
 from sea_lens.models.lens import Lens
+from sea_lens.models.token_positions import Told
 from sea_lens.models.tokens import encode_completions, pad
 
 pytestmark = pytest.mark.model
@@ -461,3 +462,13 @@ def test_all_positions_cost_nothing_more(model, edit):
         with lens.hooks([(lens.point("mlp_out", 0), lambda x: seen.append(lens.current_pass))]):
             model(tokens(1, 5))
     assert seen[0].acting == {}
+
+
+def test_what_an_interrupt_left_of_prompts_is_forgotten_when_something_is_put_in(model, edit):
+    lens, ids = Lens.of(model), tokens(3, 7)
+    with edit.applied(model, positions="last_prompt"):
+        expected = model(ids, return_type="logits")
+    lens.told = Told((2,))
+    with edit.applied(model, positions="last_prompt"):
+        assert torch.equal(model(ids, return_type="logits"), expected)
+    assert lens.told is None

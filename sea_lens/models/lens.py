@@ -63,7 +63,6 @@ class Lens(Parts):
         points: the hook points by name.
         observer: of the passes that the model runs while something of sea_lens's stands in it.
         cached_readings: how the model may read with a cache, once it was measured (`models.cache_probe`).
-        told: how long the prompts of the passes to come are, where somebody knows (`models.token_positions`).
         context: the longest text that the Hugging Face configuration allows, None where there is none at hand.
         checked: what the check of the model found (`models.check`), None before it.
         trusted: whether the user asked `load_model` for no check.
@@ -91,7 +90,6 @@ class Lens(Parts):
         self.observer = Observer(model, self.name)
         self.points = HookPoints(model)
         self.cached_readings: dict[Any, Any] = {}
-        self.told: Any = None
         config = getattr(getattr(model, "original_model", None), "config", None)
         self.context = context_length(config)
         self.checked: Any = None
@@ -166,6 +164,15 @@ class Lens(Parts):
     def prefix_length(self) -> int:
         """Tokens of `prefixes`; they take room in the context and positions in activations."""
         return sum(len(prefix) for prefix in self.prefixes)
+
+    @property
+    def told(self) -> Any:
+        """How long the prompts of the passes to come are, where somebody knows (`models.token_positions`)."""
+        return self.observer.told
+
+    @told.setter
+    def told(self, told: Any) -> None:
+        self.observer.told = told
 
     @property
     def current_pass(self) -> Pass | None:

@@ -88,6 +88,7 @@ class Observer:
         hooks: those of sea_lens's that stand in the model, in the order in which they were put in.
         standing: what stands in the model, in groups that come and go together (`models.standing`).
         aside: whether hooks and changes of logits do nothing now (`set_aside`).
+        told: how long the prompts of the passes to come are (`models.token_positions`).
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -96,11 +97,15 @@ class Observer:
         self.hooks: list[Hook] = []
         self.standing: list[Any] = []
         self.aside = False
+        self.told: Any = None
         self._stand_in: _ObservedForward | None = None
         self._copies: list[CleanCopy] = []
 
     def enter(self, standing: Any) -> None:
         """Note what is about to be put in, and see every pass from now on."""
+        if not self.standing:
+            # What an interrupt may have left.
+            self.told = None
         self.standing.append(standing)
         self.check_thread()
         self._attach()

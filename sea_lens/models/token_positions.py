@@ -66,8 +66,8 @@ def telling(
 ) -> Iterator[None]:
     """Say, for the length of a context, how long the prompts of all passes in it are; fields as in `Told`."""
     outer = lens.told
-    lens.told = Told(tuple(prompts), before)
     try:
+        lens.told = Told(tuple(prompts), before)
         yield
     finally:
         lens.told = outer
@@ -77,9 +77,9 @@ def telling(
 def telling_of_row(lens: Lens, row: int) -> Iterator[None]:
     """Tell, for the length of a context, of one row of those that have been told of; of none where none has."""
     outer = lens.told
-    if outer is not None and not outer.for_every_row:
-        lens.told = replace(outer, prompts=outer.prompts[row : row + 1], before=None)
     try:
+        if outer is not None and not outer.for_every_row:
+            lens.told = replace(outer, prompts=outer.prompts[row : row + 1], before=None)
         yield
     finally:
         lens.told = outer
@@ -116,8 +116,9 @@ def prompt_lengths(model: Any, lengths: SupportsIndex | Iterable[SupportsIndex])
     given = [as_integer(one, "a prompt's length", least=0) for one in (lengths if many else [lengths])]  # type: ignore[union-attr]
     # An empty group of hooks: passes are seen while it stands, also those under hooks of the user's own.
     with lens.hooks([]):
-        outer, lens.told = lens.told, Told(tuple(given), None, for_every_row=not many)
+        outer = lens.told
         try:
+            lens.told = Told(tuple(given), None, for_every_row=not many)
             yield model
         finally:
             lens.told = outer
