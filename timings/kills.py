@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -118,15 +119,16 @@ def killed(name: str, arguments: list[str], folder: Path, kills: int, generator:
     return told
 
 
-def report(kills: int, seed: int, small: bool) -> dict[str, dict[str, int]]:
-    """What `killed` finds for each command."""
+def report(kills: int, seed: int, small: bool) -> Iterator[tuple[str, dict[str, int]]]:
+    """What `killed` finds for each command, as soon as it has."""
     torch.set_num_threads(1)
     # Parts of a few items, so that a short run has several.
     run.PART = 3 if small else 8
     with tempfile.TemporaryDirectory() as folder:
         generator = random.Random(seed)
         commands = work(Path(folder), small)
-        return {name: killed(name, given, Path(folder), kills, generator) for name, given in commands.items()}
+        for name, given in commands.items():
+            yield name, killed(name, given, Path(folder), kills, generator)
 
 
 if __name__ == "__main__":
@@ -135,5 +137,5 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--small", action="store_true", help="the short form that the tests run")
     given = parser.parse_args()
-    for name, told in report(given.kills, given.seed, given.small).items():
-        print(f"{name}: " + ", ".join(f"{value} {what}" for what, value in told.items()))
+    for name, told in report(given.kills, given.seed, given.small):
+        print(f"{name}: " + ", ".join(f"{value} {what}" for what, value in told.items()), flush=True)

@@ -78,7 +78,15 @@ def read_pair(text: str, name: str, kind: type[int] | type[float]) -> Any:
 
 def read_numbers(text: str, name: str) -> list[float]:
     """Numbers with commas between them."""
-    return [as_number(part.strip(), name) for part in text.split(",")]
+    return [read_number(part, name) for part in text.split(",")]
+
+
+def read_number(text: str, name: str) -> float:
+    """A finite number."""
+    try:
+        return as_number(float(text), name)
+    except ValueError:
+        raise InputError(f"{name} {text.strip()!r}: expected a number") from None
 
 
 def read_names(text: str, name: str, known: Sequence[str]) -> list[str]:

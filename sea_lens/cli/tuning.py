@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .._support.arguments import as_number
 from ..errors import InputError
 from ..evaluation.choosing import check_choose
 from ..evaluation.run import Task
@@ -121,4 +120,4 @@ def _limit(text: str) -> tuple[str, float]:
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise InputError(f"--budget {text!r}: expected a score and its largest value, such as kl=0.1")
-    return name.strip(), as_number(value, f"--budget {name.strip()}")
+    return name.strip(), opt.read_number(value, f"--budget {name.strip()}")

@@ -77,6 +77,9 @@ class Tuning:
     def __post_init__(self) -> None:
         try:
             check_choose(self.choose)
+            for name in ("allowed", "chosen"):
+                if not all(type(value) is bool for value in self.table[name].tolist()):
+                    raise ValueError(f"{name!r} is not yes or no for each setting")
             allowed, best = _choice(self.table, self.maximise, self.limits)
             chosen = self.table.index[self.table["chosen"].to_numpy(dtype=bool)].tolist()
             # Which settings are as good as the best by chance, the items tell and the table does not.

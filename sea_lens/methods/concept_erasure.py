@@ -116,6 +116,8 @@ class LEACE(SavedEdit, ActivationEdit):
             nothing = eraser.left.abs().amax(-1) + eraser.right.abs().amax(-1) == 0
             off = float(((measured - 1).abs() * ~nothing).max())
             require(off <= PROJECTION, f"layer {layer}: erasing is no projection (off by {off:.1e})")
+            taken = eraser.erased_from(eraser.centre).square()
+            require(bool(torch.isfinite(taken).all()), f"layer {layer}: its centre is too large to be an activation")
 
     def __repr__(self) -> str:
         return f"LEACE(site={self.site!r}, layers={list(self.layers)})"

@@ -38,8 +38,8 @@ def _random(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def _edits() -> dict[str, Any]:
-    three = [_random(9, LAYERS, WIDTH, seed=i) for i in range(3)]
-    heads = [_random(9, LAYERS, HEADS, WIDTH, seed=i) for i in range(3)]
+    three: Any = [_random(9, LAYERS, WIDTH, seed=i) for i in range(3)]
+    heads: Any = [_random(9, LAYERS, HEADS, WIDTH, seed=i) for i in range(3)]
     left, right, centre = (_random(1, WIDTH, seed=i) for i in range(3))
     steered = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     accuracies = torch.tensor([[0.5, 0.6], [0.7, 0.9]], dtype=torch.float64)
@@ -62,7 +62,8 @@ def _covariance() -> sl.CrossCovariance:
     empty = sl.CrossCovariance.empty(
         (0, 1), 1, WIDTH, site="mlp_out", feature=sl.FEATURE_MAPS["tanh"], provenance=dict(MODEL)
     )
-    return empty.updated(*(_random(5, LAYERS, 1, WIDTH, seed=i) for i in range(3)))
+    neutral, positive, negative = (_random(5, LAYERS, 1, WIDTH, seed=i) for i in range(3))
+    return empty.updated(neutral, positive, negative)
 
 
 def _evaluation(benchmark: Benchmark | None = None) -> sl.Evaluation:
