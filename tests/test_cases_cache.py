@@ -14,7 +14,7 @@ from sea_lens.measure.shared_prompts import log_probs
 from sea_lens.measure.spans import Span
 from sea_lens.models.cache import Past
 from sea_lens.models.cache_probe import cache_deviation, cached_reading, distrust
-from sea_lens.models.decoding import generate_greedily
+from sea_lens.models.decoding import continue_prompts
 from sea_lens.models.lens import Lens
 from sea_lens.models.load import hooked_available
 
@@ -174,7 +174,7 @@ def assert_exact(lens: Lens) -> None:
 def assert_greedy(lens: Lens, new_tokens: int = 8) -> None:
     """Continuations of a batch are the most probable tokens of whole readings."""
     prompts = [[1, *range(4, 4 + length)] for length in (3, 12, 1)]
-    found = generate_greedily(lens, prompts, new_tokens, batch_size=3)
+    found = continue_prompts(lens, prompts, new_tokens, batch_size=3)
     for prompt, continuation in zip(prompts, found, strict=True):
         read = list(prompt)
         for token in continuation:
@@ -295,7 +295,7 @@ def test_positions_that_are_turned_otherwise_in_long_texts_are_read_whole(tiny):
     assert cached_reading(lens, 16).way != "whole"
     assert cached_reading(lens, 17).way == "whole"
     prompt = [1, *range(4, 13)]
-    found = generate_greedily(lens, [prompt], 12)[0]
+    found = continue_prompts(lens, [prompt], 12)[0]
     read = list(prompt)
     for token in found:
         assert int(alone(lens, read)[-1].argmax()) == token

@@ -16,7 +16,7 @@ from sea_lens.measure.shared_prompts import log_probs
 from sea_lens.measure.spans import Span
 from sea_lens.models.cache import Past
 from sea_lens.models.lens import Lens
-from sea_lens.models.token_positions import Told
+from sea_lens.models.token_positions import Told, positions_name
 from sea_lens.models.tokens import encode_completions, pad
 
 pytestmark = pytest.mark.model
@@ -141,7 +141,7 @@ def test_shared_prompts_are_scored_as_whole_rows(model, edit, choice):
         assert value == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("choice", ["answer", "last_prompt", every_third], ids=str)
+@pytest.mark.parametrize("choice", ["answer", "last_prompt", every_third], ids=positions_name)
 def test_an_evaluation_is_scored_item_by_item_by_hand(model, edit, choice, tmp_path):
     rows = [
         {
@@ -187,7 +187,7 @@ def test_in_perplexity_all_but_bos_is_the_answer(model, edit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("site", "choice"), [("mlp_out", "answer"), ("mlp_out", every_third), ("z", "answer")], ids=str
+    ("site", "choice"), [("mlp_out", "answer"), ("mlp_out", every_third), ("z", "answer")], ids=positions_name
 )
 def test_contributions_close_over_the_positions_where_the_edit_acts(model, site, choice):
     edit, items = fitted(model, site=site), contrasts(4)
