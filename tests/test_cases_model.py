@@ -373,7 +373,7 @@ def test_shards_merge_whatever_rounding_the_check_measured(model):
     assert (one + other).n == 2
     other.provenance["model"] = {**other.provenance["model"], "processing": ["unembedding centred"]}
     with pytest.raises(sl.MismatchError, match="model"):
-        one + other
+        _ = one + other
 
 
 def test_a_hook_that_changes_nothing_is_found_and_its_site_is_refused(load_tiny, backend):

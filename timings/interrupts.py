@@ -35,14 +35,14 @@ def edits_of(model: Any) -> dict[str, sl.Edit]:
     """One edit of every kind, with random numbers in it."""
     lens = Lens.of(model)
     generator = torch.Generator().manual_seed(0)
-    readings = (torch.randn(40, lens.n_layers, lens.d_model, generator=generator) for _ in range(3))
+    neutral, positive, negative = torch.randn(3, 40, lens.n_layers, lens.d_model, generator=generator)
     width = int(model.cfg.d_mlp)
     adapters = {
         layer: Adapter(torch.randn(2, width, generator=generator), torch.randn(lens.d_model, 2, generator=generator))
         for layer in range(lens.n_layers)
     }
     return {
-        "spectral": sl.fit_activations(*readings, rank=(3, 2)),
+        "spectral": sl.fit_activations(neutral, positive, negative, rank=(3, 2)),
         "LoRA": LoRA(adapters, (), {}),
         "DoLa": sl.dola(model, relative_top=0.0),
         "in-context": InContext("w1 w2 ", lens.n_layers),

@@ -32,7 +32,7 @@ class CleanCopy:
         state = {key: value for key, value in vars(module).items() if value is not self}
         if isinstance(state.get("forward"), ForwardStandIn) and (own := own_forward(state.pop("forward"))) is not None:
             state["forward"] = own
-        copied = type(module).__new__(type(module))
+        copied: Any = object.__new__(type(module))
         memo[id(module)] = copied
         copied.__setstate__(copy.deepcopy(state, memo))
         for part in copied.modules():

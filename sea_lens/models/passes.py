@@ -208,7 +208,7 @@ class _ObservedForward(ForwardStandIn):
             options = {name: given[name] for name in ("prepend_bos", "padding_side") if name in given}
             tokens = self._module.to_tokens(tokens, **options)
         read_before = 0 if past is None else int(past[0].past_keys.shape[1])
-        if read_before and tokens is not None:
+        if past is not None and read_before and tokens is not None:
             new = torch.ones(len(_rows(tokens)), _rows(tokens).shape[1]) if mask is None else mask
             mask = torch.cat([past.previous_attention_mask, new.to(past.previous_attention_mask)], 1)
         return Pass(
