@@ -26,8 +26,9 @@ Way = Literal["own", "renamed", "whole"]
 # Of the largest logit: what differs by less is rounding. Matrix products of other shapes round otherwise.
 _LEAST_LIMIT = 1e-4
 _ROUNDINGS = 8.0
-# Tokens of the longer row before the last steps, and how many columns the shorter one is padded by.
-_FIRST, _SECOND, _PADDING = 3, 3, 2
+# How many columns the shorter row is padded by, and how many there are.
+_PADDING = 2
+_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class CachedReading:
             under the name that it looks for ("renamed"), or whole, without a cache ("whole").
         padded: whether `way` is exact for rows that are padded on the left, too; they are read whole otherwise.
         own: largest deviation of the model's own cached reading from reading whole, as a share of the largest logit;
-            infinite where it fails. What a model's own `generate` with a cache is off by.
+            infinite where it fails, None where it was not measured. What a model's own `generate` with a cache is off
+            by.
         deviation: the same for `way`; None where everything is read whole.
         limit: below which a deviation counts as rounding.
         apart: whether a row is read otherwise beside a longer one, so that each must be run by itself.
@@ -47,7 +49,7 @@ class CachedReading:
 
     way: Way
     padded: bool
-    own: float
+    own: float | None
     deviation: float | None
     limit: float
     apart: bool = False
@@ -55,7 +57,7 @@ class CachedReading:
     @property
     def own_is_exact(self) -> bool:
         """Whether the model's own `generate` may use its cache."""
-        return self.own <= self.limit
+        return self.own is not None and self.own <= self.limit
 
 
 def cached_reading(lens: Lens, length: int = 0) -> CachedReading:
@@ -70,7 +72,7 @@ def cached_reading(lens: Lens, length: int = 0) -> CachedReading:
     if key not in lens.cached_readings:
         lens.cached_readings[key] = found = _measured(lens, key[0])
         if not key[0]:
-            _tell(lens, found)
+            tell_of_own_cache(lens)
     return lens.cached_readings[key]
 
 
@@ -96,11 +98,14 @@ def mend_own_cache(lens: Lens) -> None:
         keep_cache_under_old_name(lens.model)
         found = replace(found, way="own", own=found.deviation)
     lens.cached_readings[_key(lens, 0)] = found
-    _tell(lens, found)
 
 
-def _tell(lens: Lens, found: CachedReading) -> None:
-    if not found.own_is_exact:
+def tell_of_own_cache(lens: Lens) -> None:
+    """Warn of a model whose own `generate` is not exact, where that was measured."""
+    found = lens.cached_readings.get(_key(lens, 0))
+    if found is None:
+        return
+    if found.own is not None and not found.own_is_exact:
         warnings.warn(
             f"model {lens.name!r} does not read with its own cache as it reads whole texts (logits off by "
             f"{found.own:.1g} of the largest): what sea_lens reads and generates is exact all the same, but the "
@@ -119,11 +124,17 @@ def _measured(lens: Lens, beyond: int) -> CachedReading:
     limit, own = _limit(lens), float("inf")
     if beyond and beyond in _turning_lengths(lens):
         return CachedReading("whole", False, own, None, limit, apart=True)
+    if lens.n_ctx < _COLUMNS:
+        # Texts so short are read whole in no time.
+        return CachedReading("whole", False, None, None, limit)
     ways: tuple[Way, ...] = ("own",) if lens.backend == "hooked" else ("own", "renamed")
     with torch.no_grad(), _without_hooks(lens):
         for padding in (0,) if beyond else (_PADDING, 0):
             text = _Text.of(lens, beyond, padding)
             reference = whole_pass(lens, text.tokens, text.mask)
+            if not bool(reference[text.mask.bool()].max() < float("inf")):
+                # Where there are no numbers there is nothing to compare.
+                return CachedReading("whole", False, None, None, limit)
             for way in ways:
                 deviation = _deviation(lens, text, reference, limit, renamed=way == "renamed")
                 own = min(own, deviation) if way == "own" else own
@@ -147,7 +158,7 @@ class _Text:
 
     @classmethod
     def of(cls, lens: Lens, beyond: int, padding: int) -> "_Text":
-        rows, columns = (1, max(min(beyond + 5, lens.n_ctx), 6)) if beyond else (2, 8)
+        rows, columns = (1, max(min(beyond + 5, lens.n_ctx), 6)) if beyond else (2, _COLUMNS)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(lens.d_vocab, (rows, columns), generator=generator)
         mask = torch.ones_like(tokens)
@@ -165,7 +176,7 @@ def _deviation(
     """
     tokens, mask, at = text.tokens, text.mask, text.first
     order = torch.tensor([1, 0, 1] if len(tokens) == 2 else [0, 0], device=tokens.device)
-    largest = float(reference[mask.bool()].abs().max())
+    largest = max(float(reference[mask.bool()].abs().max()), torch.finfo(torch.float32).tiny)
     worst, remembered = 0.0, True
 
     def step(begin: int, end: int, rows: Tensor, past: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError, SeaLensError, UnsupportedModelError
 from .check_report import Fact, ModelCheck
 from .evaluation_mode import active_dropout
-from .facts import cache, causality, changing, conversion, deviation_from, hooks, lasting, long_texts
+from .facts import cache, causality, changing, conversion, deviation_from, hooks, lasting, long_texts, numbers
 from .lens import Lens
 from .probes import whole
 from .reference import Probe, Reference, unwrapped
@@ -117,10 +117,13 @@ def checked(lens: Lens, reference: Reference | None = None) -> ModelCheck:
         reference = _reference_of_bridge(lens)
     probe = reference.probe if reference is not None else Probe.of(lens.d_vocab, lens.n_ctx)
     logits, counts = _first_pass(lens, probe)
-    facts, deviation = [], None
-    if reference is not None:
+    # Activations that are no numbers are refused with their layer and their text where they are read.
+    facts, deviation = [numbers(lens, probe, logits, decisive=reference is not None)], None
+    if reference is not None and (facts[0].ok or bool((reference.logits[probe.mask.bool()] < float("inf")).all())):
         deviation = deviation_from(lens, logits, reference)
         facts += [conversion(lens, deviation), *long_texts(lens, reference)]
+    elif reference is not None:
+        facts.append(Fact("logits against the original", "not compared: they are no numbers there either"))
     elif standing:
         facts.append(Fact("logits against the original", "not compared: hooks stand in the model"))
     else:

@@ -12,7 +12,7 @@ from .evaluation_mode import active_dropout
 from .lens import Lens
 from .probes import largest, without_effect
 from .processing import UNEMBEDDING, processing
-from .reference import Probe, Reference
+from .reference import Probe, Reference, listed
 from .sites import SITES
 from .tokens import bos_token
 
@@ -86,6 +86,21 @@ def long_texts(lens: Lens, reference: Reference) -> list[Fact]:
     return facts
 
 
+def numbers(lens: Lens, probe: Probe, logits: Tensor, *, decisive: bool) -> Fact:
+    """Whether the logits are numbers; minus infinity is one, with which some models leave tokens out."""
+    bad = int((~(logits[probe.mask.bool()] < float("inf"))).sum())
+    advice = ""
+    if bad:
+        broken = next((name for name, one in lens.model.named_parameters() if not bool(one.isfinite().all())), None)
+        dtype = str(lens.dtype).removeprefix("torch.")
+        advice = (
+            f"activations overflow in {dtype}: load the model in another dtype"
+            if broken is None
+            else f"weight {broken.replace('._original_component', '')!r} holds NaN or infinity: expected finite weights"
+        )
+    return Fact("logits that are NaN or infinite", bad, 0, bad == 0, advice, decisive)
+
+
 def _summary(widths: list[int | None]) -> str:
     kinds = sorted({width for width in widths if width is not None})
     if not kinds:
@@ -96,8 +111,10 @@ def _summary(widths: list[int | None]) -> str:
 def causality(lens: Lens, probe: Probe, logits: Tensor) -> Fact:
     """Whether the tokens behind those that both texts begin with change the logits of these."""
     first, second = (one[: probe.shared].float() for one in logits)
-    moved = largest((first - second).abs()) if torch.isfinite(first).all() and probe.shared else 0.0
-    limit = _LIMITS.get(lens.dtype, 1e-1) * max(first.abs().nan_to_num(posinf=0.0).amax().item(), 1e-30)
+    if not probe.shared or not first.isfinite().all():
+        return Fact("later tokens move earlier logits by", "not measured")
+    moved = largest((first - second).abs())
+    limit = _LIMITS.get(lens.dtype, 1e-1) * max(first.abs().amax().item(), 1e-30)
     return Fact(
         "later tokens move earlier logits by",
         moved,
@@ -117,7 +134,7 @@ def cache(lens: Lens) -> list[Fact]:
         if found.deviation is None
         else [Fact(name, found.deviation, found.limit, found.deviation <= found.limit, "", decisive=True)]
     )
-    own = Fact("the model's own generate, relative", found.own, found.limit)
+    own = Fact("the model's own generate, relative", "not measured" if found.own is None else found.own, found.limit)
     return [*facts, own if found.own_is_exact else replace(own, advice="call it with use_past_kv_cache=False")]
 
 
@@ -149,7 +166,7 @@ def hooks(lens: Lens, probe: Probe, counts: dict[str, list[int]]) -> tuple[dict[
 
 def lasting(lens: Lens) -> list[Fact]:
     """Of the context and the tokenizer, which do not change."""
-    facts = [Fact("context in tokens", lens.n_ctx)]
+    facts = [Fact("context in tokens", lens.n_ctx), *_unmatched(lens)]
     tokenizer = lens.own_tokenizer or getattr(lens.model, "tokenizer", None)
     if tokenizer is None:
         return [*facts, Fact("tokenizer", "none", "one", False, "texts cannot be read: give the model a tokenizer")]
@@ -165,6 +182,19 @@ def lasting(lens: Lens) -> list[Fact]:
         )
     )
     return [*facts, Fact("chat template", "yes" if getattr(tokenizer, "chat_template", None) else "none")]
+
+
+def _unmatched(lens: Lens) -> list[Fact]:
+    if lens.unmatched is None:
+        return []
+    kinds = {
+        "weights that the folder lacks": (lens.unmatched.missing, "they are random: expected all weights of the model"),
+        "weights that were left out": (lens.unmatched.unexpected, "see whether config.json describes these weights"),
+    }
+    return [
+        Fact(name, listed(found) or "none", "none", not found, advice if found else "")
+        for name, (found, advice) in kinds.items()
+    ]
 
 
 def changing(lens: Lens) -> list[Fact]:

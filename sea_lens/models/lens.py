@@ -66,6 +66,7 @@ class Lens(Parts):
         context: the longest text that the Hugging Face configuration allows, None where there is none at hand.
         checked: what the check of the model found (`models.check`), None before it.
         trusted: whether the user asked `load_model` for no check.
+        unmatched: names of weights that only one of the folder and the model has, where `load_model` read them.
     """
 
     def __init__(self, model: Any) -> None:
@@ -94,6 +95,7 @@ class Lens(Parts):
         self.context = context_length(config)
         self.checked: Any = None
         self.trusted = False
+        self.unmatched: Any = None
 
     @classmethod
     def of(cls, model: Any) -> "Lens":
@@ -289,7 +291,9 @@ class Lens(Parts):
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_vocab"]:
         """Logits of right-padded tokens; `mask` is 1 on tokens and 0 on padding."""
-        return self.model(tokens.to(self.device), attention_mask=mask.to(self.device), return_type="logits")
+        # Some Hugging Face models fail at making a cache that nobody asked for.
+        without = {} if self.backend == "hooked" else {"use_cache": False}
+        return self.model(tokens.to(self.device), attention_mask=mask.to(self.device), return_type="logits", **without)
 
     def read(
         self,

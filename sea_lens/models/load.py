@@ -15,13 +15,14 @@ from typing import Any
 import torch
 
 from ..errors import FileError, InputError, SeaLensError, UnsupportedModelError
-from .cache_probe import mend_own_cache
+from .cache_probe import mend_own_cache, tell_of_own_cache
 from .check import checked
 from .configuration import context_length, text_config
 from .lens import Lens, end_tokens
-from .reference import Probe, Reference
+from .reference import Probe, Reference, Unmatched
 
 BACKENDS = ("auto", "hooked", "bridge")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # The probe of a model without a longest text is cut by nothing.
 _LONG_ENOUGH = 2048
 
@@ -35,7 +36,7 @@ def load_model(
     name_or_path: str | os.PathLike[str],
     backend: str = "auto",
     device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
+    dtype: torch.dtype | str | None = "auto",
     *,
     check: bool = True,
 ) -> Any:
@@ -48,7 +49,8 @@ def load_model(
         backend: "hooked" (HookedTransformer, TransformerLens 3), "bridge" (TransformerBridge), or "auto": hooked where
             TransformerLens has it and its logits are those of Hugging Face, else bridge.
         device: where to put the model; a GPU where there is one, else the CPU.
-        dtype: float32 (the default), bfloat16, float16 or float64, as a torch dtype or by name.
+        dtype: float32, bfloat16, float16 or float64, as a torch dtype or by name; "auto" is float32 on a CPU, and on
+            an accelerator what the weights are stored in.
         check: compare the model with the Hugging Face model, and see that hooks and reading with a cache work
             (`check_model`). False takes whatever TransformerLens makes of it.
 
@@ -57,22 +59,37 @@ def load_model(
 
     Raises:
         InputError: unknown backend or dtype, a device that cannot be used, or an empty name.
-        FileError: a local folder that does not exist or has no `config.json`.
+        FileError: a local folder that does not exist or has no `config.json`, or weights that lack a part of the model.
         UnsupportedModelError: Hugging Face, this TransformerLens, or its HookedTransformer cannot load the model, or
             makes another model of it; says by how much it deviates.
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
     target = _device(device)
-    torch_dtype = _dtype(dtype)
+    torch_dtype = _dtype(dtype, target)
     name = _resolved(os.fspath(name_or_path))
     available = hooked_available()
     if backend == "hooked" and not available:
         raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
     kinds = [kind for kind in ("hooked", "bridge") if backend in (kind, "auto") and (kind != "hooked" or available)]
+    model, unmatched = _loaded(name, kinds, target, torch_dtype, check=check)
+    if check:
+        # Not before, since all else that is said on the way is silenced.
+        unmatched.warn(Lens.of(model).name)
+        tell_of_own_cache(Lens.of(model))
+    return model
+
+
+def _loaded(
+    name: str, kinds: list[str], target: torch.device, torch_dtype: torch.dtype | None, *, check: bool
+) -> tuple[Any, Unmatched]:
+    """The model as the first of some kinds that can be made and is right, and what did not match."""
     # What is made in inference mode could never be part of a backward pass later on.
     with quiet(), torch.inference_mode(False):
-        hf_model, tokenizer = load_huggingface(name, torch_dtype)
+        hf_model, tokenizer, unmatched = load_huggingface(name, torch_dtype)
+        if check:
+            unmatched.refuse(name)
+        torch_dtype = _stored_dtype(hf_model) if torch_dtype is None else torch_dtype
         own_tokenizer, more_ends = copy.deepcopy(tokenizer), end_tokens(hf_model)
         reference = _reference(name, hf_model, target, stays=kinds == ["bridge"]) if check else None
         for kind in kinds:
@@ -81,14 +98,14 @@ def load_model(
                 model = model.eval().requires_grad_(False)
                 lens = Lens.of(model)
                 lens.own_tokenizer, lens.source, lens.more_ends = own_tokenizer, name, more_ends
-                lens.trusted = not check
+                lens.trusted, lens.unmatched = not check, unmatched
                 if kind == "bridge":
                     # The first pass, which some models fail.
                     with _failures_named(f"{name} (as TransformerBridge)"):
                         mend_own_cache(lens)
                 if reference is not None:
                     checked(lens, reference).refuse(f"{lens.name} as {kind}")
-                return model
+                return model, unmatched
             except UnsupportedModelError:
                 if kind == kinds[-1]:
                     raise
@@ -117,12 +134,22 @@ def _device(device: str | torch.device | None) -> torch.device:
     return target
 
 
-def _dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    if dtype is None:
-        return torch.float32
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | None:
+    """What to load in; None for what the weights are stored in."""
+    if dtype in (None, "auto"):
+        return torch.float32 if device.type == "cpu" else None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise InputError(f"unknown dtype {dtype!r}: expected float32, bfloat16, float16 or float64")
+    if found not in _DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}: expected 'auto', float32, bfloat16, float16 or float64")
+    return found
+
+
+def _stored_dtype(hf_model: Any) -> torch.dtype:
+    found = next(hf_model.parameters()).dtype
+    if found not in _DTYPES:
+        raise UnsupportedModelError(
+            f"weights are stored as {found}: expected float32, bfloat16, float16 or float64 (dtype= converts them)"
+        )
     return found
 
 
@@ -163,12 +190,18 @@ def _failures_named(name: str) -> Iterator[None]:
         raise
     # TransformerLens meets a model that it does not know with whatever goes wrong first.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+        # Torch names what does not fit below a heading.
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
         raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
 
 
-def load_huggingface(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The Hugging Face model and its tokenizer.
+def load_huggingface(name: str, dtype: torch.dtype | None) -> tuple[Any, Any, Unmatched]:
+    """The Hugging Face model, its tokenizer, and the weights that only one of folder and model has.
+
+    Args:
+        name: of a hub model, or a folder.
+        dtype: None for what the weights are stored in.
 
     Raises:
         UnsupportedModelError: one of them cannot be loaded; says why.
@@ -176,17 +209,31 @@ def load_huggingface(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     with _failures_named(name):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager")
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype or "auto",
+            attn_implementation="eager",
+            output_loading_info=True,
+            # Told below, with the shapes.
+            ignore_mismatched_sizes=True,
+        )
+    if found["mismatched_keys"]:
+        weight, given, expected = min(found["mismatched_keys"])
+        raise UnsupportedModelError(
+            f"model {name!r}: weight {weight!r} has shape {tuple(given)}, the model of config.json needs "
+            f"{tuple(expected)}"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    # Files that are something else are met with whatever goes wrong first.
+    except Exception as error:
         raise UnsupportedModelError(f"model {name!r} has no tokenizer that can be read, so texts cannot be") from error
     config = Path(name) / "tokenizer_config.json"
     generic = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
     if generic in ("TokenizersBackend", "PreTrainedTokenizerFast") and type(tokenizer) is not PreTrainedTokenizerFast:
         # transformers reads any tokenizer beside a Qwen 2 model as Qwen's own; the folder says that it is not.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
-    return model, tokenizer
+    return model, tokenizer, Unmatched(*(tuple(sorted(found[f"{kind}_keys"])) for kind in ("missing", "unexpected")))
 
 
 def _as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:

@@ -1,7 +1,7 @@
 """What has been done to a model's weights that leaves its predictions alone but not its activations.
 
 TransformerLens can fold the gains of norms into the weights behind them, centre what is written to the residual stream,
-centre the unembedding, and move value biases into output biases. An edit that was fitted before is wrong after.
+centre the unembedding, move value biases into output biases, and turn the axes of each head. An edit that was fitted before is wrong after.
 """
 
 from typing import Any
@@ -12,19 +12,25 @@ from torch import Tensor
 # Rows of a weight that are looked at, and how far from zero a mean of centred numbers may be, relative to their size.
 _ROWS = 16
 _CENTRED = 1e-4
-FOLDED, WRITING, UNEMBEDDING, VALUES = (
+FOLDED, WRITING, UNEMBEDDING, VALUES, FACTORED = (
     "layer norms folded",
     "writing weights centred",
     "unembedding centred",
     "value biases folded",
+    "attention matrices factored anew",
 )
 
 
 def processing(model: Any) -> list[str]:
     """What has been done to the weights, as measured on them; empty for weights as trained."""
-    tests = ((FOLDED, _norms_folded), (WRITING, _writing_centred), (UNEMBEDDING, _unembedding_centred))
-    found = [name for name, test in tests if test(model)]
-    return [*found, VALUES] if _value_biases_folded(model) else found
+    tests = (
+        (FOLDED, _norms_folded),
+        (WRITING, _writing_centred),
+        (UNEMBEDDING, _unembedding_centred),
+        (VALUES, _value_biases_folded),
+        (FACTORED, _factored),
+    )
+    return [name for name, test in tests if test(model)]
 
 
 def _norms_folded(model: Any) -> bool:
@@ -51,6 +57,15 @@ def _value_biases_folded(model: Any) -> bool:
     """Value biases are zero where those of queries or keys are not."""
     value, *others = (_tensor(model, f"blocks.0.attn.{name}") for name in ("b_V", "b_Q", "b_K"))
     return value is not None and not value.any() and any(one is not None and bool(one.any()) for one in others)
+
+
+def _factored(model: Any) -> bool:
+    """What each head writes with has orthonormal rows, which no training leaves behind."""
+    weight = _tensor(model, "blocks.0.attn.W_O")
+    if weight is None or weight.ndim != 3:
+        return False
+    head = weight[0].detach().double()
+    return bool((head @ head.mT - torch.eye(len(head)).to(head)).abs().max() < 64 * torch.finfo(weight.dtype).eps)
 
 
 def _mean_is_zero(rows: Tensor) -> bool:

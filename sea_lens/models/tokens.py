@@ -51,6 +51,12 @@ def tokenise(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "te
     if has_half_character(text):
         raise DemonstrationError(f"{what} holds half a character (a lone surrogate)")
     tokens: list[int] = lens.tokenizer(text, add_special_tokens=False).input_ids
+    if tokens and max(tokens) >= lens.d_vocab:
+        beyond = next(token for token in tokens if token >= lens.d_vocab)
+        raise DemonstrationError(
+            f"{what} holds {lens.tokenizer.decode([beyond])!r}, token {beyond}, and the model has embeddings for "
+            f"{lens.d_vocab} tokens alone"
+        )
     bos = bos_token(lens)
     return [bos, *tokens] if prepend_bos and bos is not None and tokens[:1] != [bos] else tokens
 
