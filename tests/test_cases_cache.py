@@ -173,7 +173,7 @@ def assert_exact(lens: Lens) -> None:
 
 def assert_greedy(lens: Lens, new_tokens: int = 8) -> None:
     """Continuations of a batch are the most probable tokens of whole readings."""
-    prompts = [[1, *range(4, 4 + length)] for length in (3, 12, 1)]
+    prompts = [[1, *range(4, 4 + length)] for length in (3, min(12, lens.n_ctx - new_tokens - 1), 1)]
     found = continue_prompts(lens, prompts, new_tokens, batch_size=3)
     for prompt, continuation in zip(prompts, found, strict=True):
         read = list(prompt)
@@ -195,7 +195,8 @@ def test_a_real_model_remembers_its_prompt(shared, backend):
     assert own.endswith(f"Once upon a time{CONTINUATION}")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# The bridge of TransformerLens 3.9 computes another model than Hugging Face of Cohere's, and is refused.
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "cohere" or not hooked_available()])
 def test_reading_on_is_reading_whole(tiny, family):
     lens = Lens.of(tiny(family))
     assert_exact(lens)
@@ -294,12 +295,9 @@ def test_positions_that_are_turned_otherwise_in_long_texts_are_read_whole(tiny):
     lens = Lens.of(tiny("phi3-longrope"))
     assert cached_reading(lens, 16).way != "whole"
     assert cached_reading(lens, 17).way == "whole"
-    prompt = [1, *range(4, 13)]
-    found = continue_prompts(lens, [prompt], 12)[0]
-    read = list(prompt)
-    for token in found:
-        assert int(alone(lens, read)[-1].argmax()) == token
-        read.append(token)
+    assert lens.n_ctx == 16
+    with pytest.raises(sl.DemonstrationError, match="context of 16"):
+        continue_prompts(lens, [[1, *range(4, 13)]], 12)
 
 
 def test_the_probe_is_not_fooled_by_what_stands_in_the_model(fresh):

@@ -81,6 +81,13 @@ def selected(state: Any, rows: Int[Tensor, " batch"]) -> Any:
     return state
 
 
+def keys(state: Any) -> list[Tensor]:
+    """The keys that a cache holds, of each layer that has read anything."""
+    if hasattr(state, "entries"):
+        return [entry.past_keys for entry in state.entries]
+    return [layer.keys for layer in state.layers if isinstance(layer.keys, Tensor)]
+
+
 def holds(state: Any, length: int) -> bool:
     """Whether every layer of a cache holds this many positions."""
     if hasattr(state, "entries"):

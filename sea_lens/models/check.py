@@ -116,7 +116,7 @@ def checked(lens: Lens, reference: Reference | None = None) -> ModelCheck:
     if reference is None and lens.backend == "bridge" and not standing:
         reference = _reference_of_bridge(lens)
     probe = reference.probe if reference is not None else Probe.of(lens.d_vocab, lens.n_ctx)
-    logits, counts = _first_pass(lens, probe)
+    logits = _first_pass(lens, probe)
     # Activations that are no numbers are refused with their layer and their text where they are read.
     facts, deviation = [numbers(lens, probe, logits, decisive=reference is not None)], None
     if reference is not None and (facts[0].ok or bool((reference.logits[probe.mask.bool()] < float("inf")).all())):
@@ -129,7 +129,7 @@ def checked(lens: Lens, reference: Reference | None = None) -> ModelCheck:
     else:
         facts.append(Fact("logits against the original", "not compared: no Hugging Face model is at hand"))
     facts.append(causality(lens, probe, logits))
-    unusable, more = hooks(lens, probe, counts)
+    unusable, more = hooks(lens, probe)
     lens.checked = ModelCheck((*facts, *more, *lasting(lens)), deviation, unusable, standing)
     return lens.checked
 
@@ -147,7 +147,7 @@ def _reference_of_bridge(lens: Lens) -> Reference | None:
         return None
 
 
-def _first_pass(lens: Lens, probe: Probe) -> tuple[Tensor, dict[str, list[int]]]:
+def _first_pass(lens: Lens, probe: Probe) -> Tensor:
     if any(one.__name__ in _ENCODERS for one in type(lens.model).__mro__):
         raise UnsupportedModelError(f"{type(lens.model).__name__} is not causal: expected a causal language model")
     # Whatever is wrong with a model shows here first, as any error at all.

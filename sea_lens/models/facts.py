@@ -10,7 +10,7 @@ from .check_report import Fact
 from .configuration import hooked_windows, rotation_deviation, windows
 from .evaluation_mode import active_dropout
 from .lens import Lens
-from .probes import largest, without_effect
+from .probes import Acting, largest
 from .processing import UNEMBEDDING, processing
 from .reference import Probe, Reference, listed
 from .sites import SITES
@@ -138,14 +138,15 @@ def cache(lens: Lens) -> list[Fact]:
     return [*facts, own if found.own_is_exact else replace(own, advice="call it with use_past_kv_cache=False")]
 
 
-def hooks(lens: Lens, probe: Probe, counts: dict[str, list[int]]) -> tuple[dict[str, list[int]], list[Fact]]:
+def hooks(lens: Lens, probe: Probe) -> tuple[dict[str, list[int]], list[Fact]]:
     """Layers of each site at which hooks do not do what they should, and what to say of each site."""
-    silent = without_effect(lens, probe, counts)
+    acting = Acting.of(lens, probe)
+    silent = acting.silent
     unusable: dict[str, list[int]] = {}
     facts = []
     for site in SITES:
         missing, wrong = (
-            [layer for layer, count in enumerate(counts[site]) if is_bad(count)]
+            [layer for layer, count in enumerate(acting.calls[site]) if is_bad(count)]
             for is_bad in (lambda count: count == -1, lambda count: count not in (-1, 1))
         )
         said = [
