@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import sea_lens as sl
-from sea_lens._support.statistics import bootstrap_bounds
+from sea_lens._support.resampling import bootstrap_bounds
 
 SIZES = (1, 2, 5, 8, 10, 20, 30, 50, 100, 200)
 SIMULATIONS = 2000

@@ -16,8 +16,8 @@ from tiny import BACKENDS, N_LAYERS, contrasts, demonstrations, fitted, sentence
 
 import sea_lens as sl
 from sea_lens._support.proportions import clopper_pearson, paired_difference
+from sea_lens._support.resampling import bootstrap_bounds
 from sea_lens._support.significance import corrected_p_values, rank_p_values
-from sea_lens._support.statistics import bootstrap_bounds
 from sea_lens.evaluation.benchmark import groups_of, in_groups, ratio, score_name
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.choosing import choose_setting

@@ -8,7 +8,6 @@ import math
 import os
 import random
 import re
-import stat
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sea_lens as sl
 from sea_lens._support.arguments import as_integer, as_number, as_strength
-from sea_lens._support.regular_files import check_regular_file
+from sea_lens._support.regular_files import regular_size
 from sea_lens._support.text_rows import read_json, read_rows, read_text
 from sea_lens.evaluation.bbq_targets import SECOND, Case, targets
 from sea_lens.evaluation.numbers import final_number
@@ -617,11 +616,11 @@ def test_pipes_devices_folders_and_sockets_are_refused_at_once(tmp_path):
             lambda path=path: Task.read("capability", path),
             lambda path=path: sl.Demonstrations.from_jsonl(path),
             lambda path=path: sl.Demonstrations.from_truthfulqa(path),
-            lambda path=path: check_regular_file(path),
+            lambda path=path: regular_size(path),
         ):
             with pytest.raises(sl.FileError, match=message):
                 read()
-    assert stat.S_ISREG(check_regular_file(__file__).stat().st_mode)
+    assert regular_size(__file__) == Path(__file__).stat().st_size
 
 
 @pytest.mark.parametrize(

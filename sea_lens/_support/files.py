@@ -1,4 +1,4 @@
-"""Files as such: only regular ones are read, and what is written is written whole or not at all."""
+"""Writing files whole or not at all."""
 
 import contextlib
 import hashlib
@@ -9,66 +9,16 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from secrets import token_hex
-from typing import IO
 
 from ..errors import FileError
+from .regular_files import check_name, what_is_there, why
 
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISLNK, "a link"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-    (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "a device"),
-)
 # No file system that is in use has longer names, in bytes.
 _LONGEST_NAME = 255
 # A temporary of another machine, whose processes cannot be looked at, is left over after a day.
 _STALE = 24 * 3600
 # Temporaries that this process is writing now.
 _living: dict[str, Path] = {}
-
-
-def why(error: Exception) -> str:
-    """The reason that the system or Python gives for not taking a path."""
-    return getattr(error, "strerror", None) or str(error)
-
-
-def what_is_there(mode: int) -> str:
-    """What a path leads to, by its mode: "a file", "a folder", "a device" and so on."""
-    return next((name for is_one, name in _KINDS if is_one(mode)), "a file")
-
-
-def regular_size(path: str | os.PathLike[str]) -> int:
-    """Bytes of a regular file, or of the one that a link leads to.
-
-    Raises:
-        FileError: there is none, it is a folder, a pipe, a socket or a device, or the path is none.
-    """
-    try:
-        found = os.stat(path)  # noqa: PTH116
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise FileError(f"{path} is {what_is_there(found.st_mode)}: expected a file")
-    return found.st_size
-
-
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """A regular file, open for reading; errors as `regular_size`, also where it may not be read."""
-    regular_size(path)
-    try:
-        return Path(path).open("rb")
-    except (OSError, ValueError) as error:
-        raise FileError(f"{path}: {why(error)}") from error
-
-
-def read_regular(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file; errors as `open_regular`."""
-    with open_regular(path) as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise FileError(f"{path}: {why(error)}") from error
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -78,7 +28,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         FileError: a name that no file can have, something there that is no regular file (a link is not followed), or a
             folder that is missing or cannot be written to.
     """
-    path = Path(path)
+    path = check_name(path)
     _check_target(path)
     try:
         handle, temporary = _temporary(path)
@@ -101,7 +51,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str | Iterab
     Raises:
         FileError: as `check_writable`, or the disk is full.
     """
-    path = Path(path)
+    path = check_name(path)
     pieces = [content.encode("utf-8")] if isinstance(content, str) else content
     pieces = [pieces] if isinstance(pieces, bytes) else pieces
     _check_target(path)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..errors import FileError
-from .files import read_regular, write_atomically
+from .files import write_atomically
+from .regular_files import read_regular
 from .seals import NO_SEAL, has_seal, sealed
 from .strict_json import parse_json
 

@@ -1,10 +1,31 @@
-"""Files that can be read at once: no pipe or device, which may never end, and no name that no file can have."""
+"""Reading files that can be read at once: no pipe or device, which may never end, and no name that no file can have."""
 
 import os
 import stat
 from pathlib import Path
+from typing import IO
 
 from ..errors import FileError
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (lambda mode: stat.S_ISCHR(mode) or stat.S_ISBLK(mode), "a device"),
+)
+# Far beyond any file of rows or results; a file with a hole in it can say to have any size.
+_LARGEST = 2**32
+
+
+def why(error: Exception) -> str:
+    """The reason that the system or Python gives for not taking a path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def what_is_there(mode: int) -> str:
+    """What a path leads to, by its mode: "a file", "a folder", "a device" and so on."""
+    return next((name for is_one, name in _KINDS if is_one(mode)), "a file")
 
 
 def check_name(path: str | os.PathLike[str]) -> Path:
@@ -26,34 +47,40 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     return Path(name)
 
 
-def check_regular_file(path: str | os.PathLike[str]) -> Path:
-    """The path of a file that is there and is a file: a link's target counts, nothing is opened.
+def regular_size(path: str | os.PathLike[str]) -> int:
+    """Bytes of a file that is there and is a file: a link's target counts, nothing is opened.
 
     Raises:
         FileError: missing, a folder, a pipe, a device or a socket, or a name that no file can have.
     """
     name = check_name(path)
     try:
-        mode = name.stat().st_mode
-    except OSError as error:
-        raise FileError(f"{_told(name)}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise FileError(f"{_told(name)}: {error}") from error
-    if stat.S_ISDIR(mode):
-        raise FileError(f"{path} is a folder: expected a file")
-    if not stat.S_ISREG(mode):
-        raise FileError(f"{path} is {_kind(mode)}: expected a file")
-    return name
+        found = name.stat()
+    except (OSError, ValueError) as error:
+        raise FileError(f"{_told(name)}: {why(error)}") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise FileError(f"{path} is {what_is_there(found.st_mode)}: expected a file")
+    return found.st_size
 
 
-def _kind(mode: int) -> str:
-    kinds = {
-        "a pipe": stat.S_ISFIFO,
-        "a device": stat.S_ISCHR,
-        "a block device": stat.S_ISBLK,
-        "a socket": stat.S_ISSOCK,
-    }
-    return next((kind for kind, holds in kinds.items() if holds(mode)), "no file")
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A regular file, open for reading; errors as `regular_size`, also where it may not be read."""
+    regular_size(path)
+    try:
+        return Path(path).open("rb")
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path}: {why(error)}") from error
+
+
+def read_regular(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file; errors as `open_regular`, also where it is too large to be read whole."""
+    if (size := regular_size(path)) > _LARGEST:
+        raise FileError(f"{path} has {size} bytes: expected at most {_LARGEST}")
+    with open_regular(path) as file:
+        try:
+            return file.read()
+        except (OSError, MemoryError) as error:
+            raise FileError(f"{path}: {why(error) or 'not enough memory'}") from error
 
 
 def _told(path: Path) -> str:

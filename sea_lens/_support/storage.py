@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import FileError, InputError, SeaLensError
-from .files import open_regular, regular_size, write_atomically
+from .files import write_atomically
+from .regular_files import open_regular, regular_size
 from .seals import NO_SEAL, Seal, find_seal
 from .strict_json import parse_json
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import FileError
-from .regular_files import check_regular_file
+from .regular_files import read_regular
 
 
 def ending(path: str | os.PathLike[str]) -> str:
@@ -27,10 +27,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     Raises:
         FileError: missing, unreadable, no regular file (a folder, a pipe, a device), or not UTF-8.
     """
-    try:
-        content = check_regular_file(path).read_bytes()
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror or error}") from error
+    content = read_regular(path)
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise FileError(f"{path} is not a UTF-8 text file: it is in UTF-16 or UTF-32")
     try:

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .._support.files import check_writable, why, write_atomically
+from .._support.files import check_writable, write_atomically
+from .._support.regular_files import why
 from ..errors import FileError
 from ..spectral.edit import SpectralEdit
 

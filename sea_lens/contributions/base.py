@@ -11,9 +11,10 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.arguments import as_integer
+from .._support.arguments import as_integer, given
+from .._support.resampling import bootstrap_bounds
 from .._support.significance import corrected_p_values, rank_p_values
-from .._support.statistics import Interval, bootstrap, bootstrap_bounds
+from .._support.statistics import Interval, bootstrap
 from ..errors import InputError
 from ..measure.effects import effect_p_value
 
@@ -105,9 +106,12 @@ class Contributions(ABC):
         The source is docs/method.md 6.7.
 
         Raises:
-            ValueError: there is no such part.
+            InputError: there is no such part.
         """
-        place = list(self.labels).index(label)
+        labels = list(self.labels)
+        if label not in labels:
+            raise InputError(f"no contribution is called {given(label)}: they are {given(labels)}")
+        place = labels.index(label)
         return bootstrap(
             rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, place].numpy(), kind="number"
         )

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.statistics import bootstrap_bounds
+from .._support.resampling import bootstrap_bounds
 from ..spectral.direction_terms import Direction
 from .base import Contributions, standard_errors
 

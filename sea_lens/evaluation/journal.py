@@ -9,11 +9,11 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from .._support.files import read_regular, why, write_atomically
+from .._support.files import write_atomically
 from .._support.json_files import plain
+from .._support.regular_files import check_name, read_regular, why
 from .._support.seals import NO_SEAL, has_seal, sealed
 from .._support.strict_json import parse_json
 from ..errors import FileError, MismatchError
@@ -37,7 +37,7 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any], run: str = "evaluation") -> None:
-        self.path = Path(path)
+        self.path = check_name(path)
         self.run = run
         self.identity = json.loads(json.dumps(plain(identity)))
         self.parts: dict[int, Any] = {}

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
 
 from .._support.json_files import plain, read_sealed_json, write_sealed_json
 from .._support.significance import corrected_p_values, rank_p_values
-from .._support.statistics import Interval, resampled_sums
+from .._support.statistics import Interval
 from .._support.storage import ImpossibleError, as_file_errors
 from ..errors import FileError, MismatchError, SeaLensError
 from .benchmark import Benchmark
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# Fewer than elsewhere: a benchmark has thousands of items and a hundred scores, each drawn anew every time.
-_RESAMPLES = 2000
 _KIND = "evaluation"
 
 
@@ -70,12 +67,6 @@ class Evaluation:
         """Interval of every score, over the items that it is of (docs/method.md 6.7)."""
         found = score_items(self.benchmark, self._sums)
         return {name: score_interval(self.benchmark, name, items, self.seed) for name, items in found.items()}
-
-    def draws(self) -> dict[str, Float[np.ndarray, " resamples"]]:
-        """Every score on items drawn anew; the same draws for every evaluation of the same items."""
-        columns = np.stack(list(self._sums.values()), axis=1)
-        sums = resampled_sums(columns, resamples=_RESAMPLES, seed=self.seed)
-        return self.benchmark.scores(dict(zip(self._sums, sums.T, strict=True)))
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per item."""
