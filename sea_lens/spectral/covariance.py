@@ -207,7 +207,17 @@ class CrossCovariance:
             raise MismatchError(f"cannot take {other.n} demonstrations away from {self.n}")
         self._refuse_other_run(other)
         sums = {name: getattr(self, name) - getattr(other, name).to(self.sum_neutral) for name in SUMS}
-        return replace(self, n=self.n - other.n, **sums)
+        provenance = dict(self.provenance)
+        if "demonstrations" in provenance:
+            sources = list(provenance["demonstrations"])
+            for one in other.provenance.get("demonstrations", []):
+                if one in sources:
+                    sources.remove(one)
+                else:
+                    # What is left of a larger source is told as the whole, less what was taken away.
+                    sources.append({name: fact for name, fact in one.items() if name != "questions"} | {"n": -one["n"]})
+            provenance["demonstrations"] = sources
+        return replace(self, n=self.n - other.n, provenance=provenance, **sums)
 
     def __radd__(self, other: object) -> "CrossCovariance":
         """So that `sum` merges a list of shards."""
