@@ -238,6 +238,7 @@ def test_a_cache_under_another_name_is_handed_on(fresh):
     with pytest.warns(sl.SeaLensWarning, match="own `generate` is only with use_past_kv_cache=False"):
         found = cached_reading(lens)
     assert found.way == "renamed"
+    assert found.own is not None
     assert found.own > 0.1
     assert not found.own_is_exact
     assert_exact(lens)

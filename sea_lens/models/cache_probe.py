@@ -70,7 +70,7 @@ def cached_reading(lens: Lens, length: int = 0) -> CachedReading:
     """
     key = _key(lens, length)
     if key not in lens.cached_readings:
-        lens.cached_readings[key] = found = _measured(lens, key[0])
+        lens.cached_readings[key] = _measured(lens, key[0])
         if not key[0]:
             tell_of_own_cache(lens)
     return lens.cached_readings[key]

@@ -209,7 +209,7 @@ def load_huggingface(name: str, dtype: torch.dtype | None) -> tuple[Any, Any, Un
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     with _failures_named(name):
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype or "auto",
             attn_implementation="eager",
@@ -217,6 +217,7 @@ def load_huggingface(name: str, dtype: torch.dtype | None) -> tuple[Any, Any, Un
             # Told below, with the shapes.
             ignore_mismatched_sizes=True,
         )
+        model, found = loaded
     if found["mismatched_keys"]:
         weight, given, expected = min(found["mismatched_keys"])
         raise UnsupportedModelError(

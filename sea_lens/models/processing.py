@@ -1,7 +1,8 @@
 """What has been done to a model's weights that leaves its predictions alone but not its activations.
 
 TransformerLens can fold the gains of norms into the weights behind them, centre what is written to the residual stream,
-centre the unembedding, move value biases into output biases, and turn the axes of each head. An edit that was fitted before is wrong after.
+centre the unembedding, move value biases into output biases, and turn the axes of each head. An edit that was fitted
+before is wrong after.
 """
 
 from typing import Any

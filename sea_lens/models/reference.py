@@ -73,10 +73,9 @@ class Unmatched:
         """
         if self.missing:
             raise FileError(
-                f"model {name!r}: the weights lack {listed(self.missing)}, which would be drawn at random: expected all "
-                f"weights of the model that config.json describes"
+                f"model {name!r}: the weights lack {listed(self.missing)}, which would be drawn at random: expected "
+                f"all weights of the model that config.json describes"
             )
-
 
     def warn(self, name: str) -> None:
         """Tell of weights that were left out."""
