@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+import tiny
 import torch
 from tiny import N_CTX, VOCABULARY, fitted, sentence, tokens
 from transformers import AutoModelForCausalLM
@@ -70,6 +72,9 @@ def test_prompts_may_be_texts_or_token_ids(model):
         [None],
         {"input_ids": [1, 2]},
         b"w1",
+        np.array([1.0, 2.0]),
+        torch.zeros(3, dtype=torch.int64, device="meta"),
+        torch.ones(3, dtype=torch.int64).to_sparse(),
         "",
         [[1] * (N_CTX + 1)],
         [[1] * (N_CTX - 2)],
@@ -79,6 +84,28 @@ def test_prompts_may_be_texts_or_token_ids(model):
 def test_other_prompts_are_refused_in_a_sentence(load_tiny, given: Any):
     with pytest.raises((sl.InputError, sl.DemonstrationError), match="prompt"):
         sl.generate(load_tiny(), given, prepend_bos=False, max_new_tokens=5)
+
+
+@pytest.mark.parametrize("given", [np.array(["w1 w2", "w3"]), np.array(["w1 w2", "w3"], dtype=object)], ids=str)
+def test_arrays_of_texts_and_of_any_strides_are_prompts(load_tiny, given):
+    model = load_tiny()
+    assert sl.generate(model, given, max_new_tokens=3) == sl.generate(model, ["w1 w2", "w3"], max_new_tokens=3)
+    backwards = np.array([7, 6, 1])[::-1]
+    assert sl.generate(model, backwards, max_new_tokens=3) == sl.generate(model, [1, 6, 7], max_new_tokens=3)
+
+
+@pytest.mark.parametrize("edit", ["edit.safetensors", 3])
+def test_what_is_no_edit_is_refused_by_name(load_tiny, edit: Any):
+    model, contrasts = load_tiny(), tiny.contrasts()
+    measures = (
+        lambda: sl.generate(model, "w1", edit),
+        lambda: sl.effect(model, edit, contrasts),
+        lambda: sl.layer_contributions(model, edit, contrasts),
+        lambda: sl.head_contributions(model, edit, contrasts),
+    )
+    for measure in measures:
+        with pytest.raises(sl.InputError, match="expected an edit"):
+            measure()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Hooks that must have run, and that must be gone: what was seen to go wrong around an edit in a model, and its kin."""
 
+import asyncio
 import contextlib
 import copy
 import multiprocessing
@@ -20,6 +21,7 @@ from sea_lens.methods.adapters import Adapter, LoRA
 from sea_lens.models.lens import Lens
 from sea_lens.models.load import hooked_available
 from sea_lens.models.sites import SITES
+from sea_lens.models.weight_changes import mlp_out_weight
 
 pytestmark = pytest.mark.model
 KINDS = ("spectral", "LoRA", "DoLa", "in-context")
@@ -57,7 +59,7 @@ def left_behind(model: Any, weights: dict[str, torch.Tensor]) -> list[str]:
     modules = [module for module in (model, getattr(model, "original_model", None)) if module is not None]
     found = [f"hook at {name}" for name, point in lens.points.items() if point.fwd_hooks or point._forward_hooks]
     for module in modules:
-        found += [name for name in ("forward", "__deepcopy__") if name in vars(module)]
+        found += [name for name in ("forward", "__deepcopy__", "__reduce_ex__") if name in vars(module)]
         found += ["hook of torch's"] * (len(module._forward_hooks) + len(module._forward_pre_hooks))
     found += ["prefix"] * bool(lens.prefix_length) + ["pass"] * (lens.current_pass is not None)
     found += ["entry"] * len(sl.installed(model)) + ["changed weights"] * bool(lens.changed_weights)
@@ -439,6 +441,113 @@ def test_what_a_thread_left_in_a_model_when_it_ended_can_be_used_and_taken_out(m
     model(tiny.tokens())
     assert len(sl.remove_all(model)) == 1
     assert left_behind(model, weights) == []
+
+
+@pytest.mark.parametrize("writing", ["load_state_dict", "in place", "functional_call", "another MLP"])
+def test_adapters_whose_weights_others_write_into_are_refused_and_leave_what_was_written(model, writing):
+    model, tokens = copy.deepcopy(model), tiny.tokens()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    block = running_blocks(model)[1]
+    weight = mlp_out_weight(Lens.of(model), 1)[0]
+    with adapters(model).applied(model), torch.no_grad():
+        model(tokens)
+        call = model
+        if writing == "load_state_dict":
+            model.load_state_dict(state)
+        elif writing == "in place":
+            weight.add_(1.0)
+            written = weight.clone()
+        elif writing == "another MLP":
+            block.mlp = copy.deepcopy(block.mlp)
+        else:
+            replaced = {name: one.detach().clone() for name, one in model.named_parameters()}
+            call = lambda tokens: torch.func.functional_call(model, replaced, (tokens,))  # noqa: E731
+        with pytest.raises(sl.UnsupportedModelError, match=r"weight in layer \d|never: blocks"):
+            call(tokens)
+    assert not sl.installed(model)
+    assert not Lens.of(model).changed_weights
+    if writing == "in place":
+        torch.testing.assert_close(weight, written, rtol=0, atol=0)
+    if writing == "load_state_dict":
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, state[name], rtol=0, atol=0)
+
+
+def test_a_model_may_go_to_another_dtype_under_adapters(model):
+    model, tokens = copy.deepcopy(model), tiny.tokens()
+    unedited = model(tokens)
+    lora = adapters(model)
+    with lora.applied(model):
+        edited = model(tokens)
+        model.to(torch.float64)
+        torch.testing.assert_close(model(tokens).float(), edited, rtol=0, atol=1e-4)
+    assert {one.dtype for one in model.parameters()} == {torch.float64}
+    torch.testing.assert_close(model(tokens).float(), unedited, rtol=0, atol=1e-4)
+
+
+def test_another_task_is_refused_while_one_awaits_under_an_edit_and_its_own_tasks_are_not(model):
+    edit, other, tokens = tiny.fitted(model), tiny.fitted(model, rank=(1, 1)), tiny.tokens()
+    unedited, told = model(tokens), []
+    with edit.applied(model):
+        edited = model(tokens)
+
+    async def child() -> torch.Tensor:
+        return model(tokens)
+
+    async def first(done: asyncio.Event, entered: asyncio.Event) -> None:
+        with edit.applied(model):
+            entered.set()
+            await done.wait()
+            for found in (model(tokens), *await asyncio.gather(child(), child())):
+                torch.testing.assert_close(found, edited, rtol=0, atol=0)
+
+    async def second(done: asyncio.Event, entered: asyncio.Event) -> None:
+        await entered.wait()
+        attempts = (
+            lambda: model(tokens),
+            lambda: other.install(model),
+            lambda: sl.effect(model, other, tiny.contrasts()),
+        )
+        for attempt in attempts:
+            try:
+                attempt()
+            except sl.InputError as error:
+                told.append(str(error))
+        done.set()
+
+    async def both() -> None:
+        done, entered = asyncio.Event(), asyncio.Event()
+        await asyncio.gather(first(done, entered), second(done, entered))
+
+    async def later() -> torch.Tensor:
+        return model(tokens)
+
+    asyncio.run(both())
+    assert len(told) == 3
+    assert all("task" in text and "wants to use it meanwhile" in text for text in told)
+    torch.testing.assert_close(model(tokens), unedited, rtol=0, atol=0)
+    # What is installed for good is for every task.
+    handle = edit.install(model)
+    torch.testing.assert_close(asyncio.run(later()), edited, rtol=0, atol=0)
+    handle.remove()
+
+
+def test_what_stands_in_a_model_is_not_copied_and_the_model_is_pickled_without_it(load_tiny):
+    backend = tiny.BACKENDS[0]
+    model, tokens = load_tiny("llama", backend), tiny.tokens()
+    edit, unedited = tiny.fitted(model), model(tokens)
+    handle = edit.install(model)
+    try:
+        for copying in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(sl.InputError, match="cannot be copied or pickled"):
+                copying(handle)
+        if backend == "hooked":
+            loaded = pickle.loads(pickle.dumps(model))
+            torch.testing.assert_close(loaded(tokens), unedited, rtol=0, atol=0)
+            assert left_behind(loaded, weights_of(loaded)) == []
+    finally:
+        handle.remove()
+    assert left_behind(model, weights_of(model)) == []
 
 
 def edited_activation(pair: tuple[sl.ActivationEdit, torch.Tensor]) -> torch.Tensor:

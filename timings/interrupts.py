@@ -1,6 +1,6 @@
 """Interrupts of an edit that goes into a model, runs and comes out: what is left behind, which must be nothing.
 
-    python timings/interrupts.py --model FOLDER [--interrupts 10000] [--backends hooked bridge] [--every 1]
+    python timings/interrupts.py --model FOLDER [--interrupts 10000] [--backends hooked bridge] [--kinds LoRA] [--every 1]
 
 Edits of every kind (spectral, LoRA, DoLa, in-context) go into a tiny model for the length of a context, and it runs.
 First an interrupt is raised at each line in turn that then runs in sea_lens, in torch's and TransformerLens's modules
@@ -29,6 +29,7 @@ from sea_lens.models.lens import Lens
 from sea_lens.models.load import hooked_available
 
 BATCH, LENGTH = 1, 4
+KINDS = ("spectral", "LoRA", "DoLa", "in-context")
 
 
 def edits_of(model: Any) -> dict[str, sl.Edit]:
@@ -55,7 +56,7 @@ def left_behind(model: Any, points: dict[str, Any], weights: dict[str, torch.Ten
     modules = [module for module in (model, getattr(model, "original_model", None)) if module is not None]
     found += [f"hook at {name}" for name, point in points.items() if point.fwd_hooks or point._forward_hooks]
     for module in modules:
-        found += [name for name in ("forward", "__deepcopy__") if name in vars(module)]
+        found += [name for name in ("forward", "__deepcopy__", "__reduce_ex__") if name in vars(module)]
         found += ["hook of torch's"] * (len(module._forward_hooks) + len(module._forward_pre_hooks))
     found += ["prefix"] * bool(lens.prefix_length) + ["pass"] * (lens.current_pass is not None)
     found += ["entry"] * len(sl.installed(model)) + ["changed weights"] * bool(lens.changed_weights)
@@ -118,6 +119,7 @@ def main() -> None:
     parser.add_argument("--interrupts", type=int, default=10000)
     parser.add_argument("--model", required=True, help="folder of a Hugging Face model")
     parser.add_argument("--backends", nargs="+", default=["hooked", "bridge"] if hooked_available() else ["bridge"])
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--every", type=int, default=1, help="interrupt each n-th line; 0 for none")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -133,7 +135,7 @@ def main() -> None:
         weights = {name: parameter.data for name, parameter in model.named_parameters()}
         with torch.no_grad():
             right = model(tokens)
-        kinds = edits_of(model)
+        kinds = {kind: edit for kind, edit in edits_of(model).items() if kind in arguments.kinds}
         for kind, edit in kinds.items():
 
             def action(model: Any = model, edit: sl.Edit = edit, tokens: torch.Tensor = tokens) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..edits.activation import ActivationEdit
-from ..edits.base import Edit
+from ..edits.base import Edit, as_edit
 from ..edits.seen import warn_of_overlap
 from ..edits.where import LayerChoice, Positions, Strength, Where
 from ..errors import InputError
@@ -75,7 +75,7 @@ class Study:
         progress: bool = False,
     ) -> "Study":
         """Check the arguments and tokenise the contrasts; arguments and errors as in `effect`."""
-        where = edit.check(model, layers, strength, combine, positions, scoring=True)
+        where = as_edit(edit).check(model, layers, strength, combine, positions, scoring=True)
         detached = {at: s.detach() if isinstance(s, Tensor) else s for at, s in where.strengths.items()}
         lens, contrasts = Lens.of(model), Contrasts.of(contrasts)
         warn_of_overlap(edit, [one.prompt for one in contrasts], "contrasts")
@@ -185,7 +185,7 @@ def activation_edit(model: Any, edit: Edit, what: str) -> ActivationEdit:
     """
     if Lens.of(model).prefix_length > 0:
         raise InputError(f"{what} counts positions: expected a model without examples in front (in_context)")
-    if not isinstance(edit, ActivationEdit):
+    if not isinstance(as_edit(edit), ActivationEdit):
         raise InputError(
             f"{what} needs an edit of activations, got {type(edit).__name__}, which acts on the {edit.site}"
         )

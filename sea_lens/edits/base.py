@@ -39,6 +39,17 @@ class Installation(Held):
         super().__init__(Standing(lens.observer, about=(edit, where)))
 
 
+def as_edit(given: Any) -> "Edit":
+    """What was given, which must be an edit.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(given, Edit):
+        raise InputError(f"expected an edit, such as sl.load_edit reads, got {type(given).__name__}")
+    return given
+
+
 class Edit(ABC):
     """What can be put into a model with a strength for each layer; at strength 0 the model is as it was.
 

@@ -14,7 +14,7 @@ from ..models.decoding import before_stop, continue_prompts, decode_continuation
 from ..models.lens import Lens
 from ..models.sampling import Sampling
 from ..models.tokens import encode
-from .base import Edit
+from .base import Edit, as_edit
 from .where import LayerChoice, Positions, Strength
 
 Prompts: TypeAlias = (
@@ -125,6 +125,7 @@ def generate(
     max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)
     sampling = Sampling(temperature, top_p, top_k, seed)  # type: ignore[arg-type]
     stops = _stop_texts(stop)
+    edit = None if edit is None else as_edit(edit)
     lens = Lens.of(model)
     tokens = prompt_tokens(lens, prompts, prepend_bos=prepend_bos)
     context = (
@@ -149,8 +150,9 @@ def prompt_tokens(lens: Lens, prompts: Any, *, prepend_bos: bool = True) -> list
     if isinstance(prompts, str):
         prompts = [prompts]
     elif isinstance(prompts, np.ndarray):
-        prompts = torch.from_numpy(prompts)
+        prompts = prompts.tolist()
     if isinstance(prompts, Tensor):
+        _check_memory(prompts, "prompts")
         if prompts.ndim not in (1, 2):
             raise InputError(f"prompts of shape {tuple(prompts.shape)}: expected token ids (pos,) or (batch, pos)")
         prompts = [prompts] if prompts.ndim == 1 else list(prompts)
@@ -179,7 +181,14 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, (SupportsIndex, float)) and not isinstance(value, np.ndarray)
 
 
+def _check_memory(ids: Tensor, what: str) -> None:
+    if ids.is_meta or ids.layout != torch.strided or ids.is_complex() or ids.is_quantized:
+        raise InputError(f"{what} of {ids.dtype}, layout {ids.layout}, on {ids.device}: expected token ids in memory")
+
+
 def _checked_ids(lens: Lens, ids: Any, what: str) -> list[int]:
+    if isinstance(ids, Tensor):
+        _check_memory(ids, what)
     if isinstance(ids, Tensor) and (ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool):
         raise InputError(f"{what}: expected token ids (pos,), got {ids.dtype} of shape {tuple(ids.shape)}")
     if not isinstance(ids, Iterable) or isinstance(ids, (bytes, Mapping, Set)):

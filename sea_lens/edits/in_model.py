@@ -109,12 +109,12 @@ def warn_of_installed(model: Any, what: str) -> None:
         what: what is about to happen, such as "activations are captured".
 
     Raises:
-        InputError: another thread has put something into the model.
+        InputError: another thread or task has put something into the model.
 
     Warns:
         SeaLensWarning: an edit stands in the model; names it.
     """
-    Lens.of(model).observer.check_thread()
+    Lens.of(model).observer.check_user()
     if not (found := [entry for entry in installed(model) if entry.edit is not None]):
         return
     warnings.warn(

@@ -20,6 +20,10 @@ _GROUPED = re.compile(
 )
 # An ordinary space parts two numbers, unless what follows begins with 0 as no number does.
 _SPACED = re.compile(r"(?<!\d)[1-9]\d{0,2}(?: 0\d\d)(?: \d{3}){0,12}(?![\d/])")
+_RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_SUPERSCRIPT = re.compile("⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+# No exponent is a number of its own; that of a power of ten belongs to the number before.
+_EXPONENT = re.compile(r"(?<!10)\^(?:\{-?\d+\}|-?\d+)")
 _VULGAR = re.compile(r"(\d?)([\u00bc-\u00be\u2150-\u215e\u2189])")
 
 _AMOUNT = r"""
@@ -34,7 +38,7 @@ _AMOUNT = r"""
 """
 _NUMBER = re.compile(
     rf"""
-    (?<!\^)(?<!\^\{{)(?<!\^-)(?<!\^\{{-)                           # no exponent is a number of its own
+    (?<!\^)(?<!\^\{{)(?<!\^-)(?<!\^\{{-)(?<!10\^\d)(?<!10\^\{{\d)(?<!10\^-\d)(?<!10\^\{{-\d)    # nor of 10 alone
     (?:(?<![\w.)\]%°-])(?P<sign>-)(?:\\?[$€£¥₹][ ]?)?)?
     (?:{_AMOUNT})
     (?:[eE](?P<power>[+-]?\d{{1,3}})(?!\w)
@@ -66,6 +70,8 @@ def final_number(text: str) -> Decimal | None:
 
 def _numbers(text: str) -> list[re.Match[str]]:
     plain = _VULGAR.sub(_fraction, text).translate(_SIGNS)
+    plain = _SUPERSCRIPT.sub(lambda match: f"^{match.group().translate(_RAISED)}", plain)
+    plain = _EXPONENT.sub("^ ", plain)
     for pattern, replacement in _LATEX:
         plain = pattern.sub(replacement, plain)
     for pattern in (_GROUPED, _SPACED):

@@ -13,7 +13,7 @@ from .._support.json_files import plain
 from .._support.progress import tracked
 from .._support.text_rows import has_half_character
 from .._support.versions import versions
-from ..edits.base import Edit
+from ..edits.base import Edit, as_edit
 from ..edits.in_model import warn_of_installed
 from ..edits.seen import warn_of_overlap
 from ..edits.where import LayerChoice, Positions, Strength, Where
@@ -177,8 +177,7 @@ def evaluate(
         asked = for_model(task.template, chat_tokenizer(lens), chat, answers=chosen.scoring)
     longest = as_integer(max_new_tokens, "max_new_tokens", least=1)
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed", least=0)
-    if edit is not None and not isinstance(edit, Edit):
-        raise InputError(f"expected an edit, such as sl.load_edit reads, got {type(edit).__name__}")
+    edit = None if edit is None else as_edit(edit)
     where = None
     if edit is not None:
         where = edit.check(model, layers, strength, combine, positions, scoring=chosen.scoring)

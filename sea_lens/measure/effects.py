@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._support.significance import rank_p_values
 from .._support.statistics import Interval, bootstrap
-from ..edits.base import Edit
+from ..edits.base import Edit, as_edit
 from ..edits.seen import warn_of_overlap
 from ..edits.where import LayerChoice, Positions, Strength
 from ..texts.demonstrations import Contrasts
@@ -145,7 +145,7 @@ def effect(
         >>> round(found.effect, 1), found.interval.excludes(0.0)
         (0.2, True)
     """
-    where = edit.check(model, layers, strength, combine, positions, scoring=True)
+    where = as_edit(edit).check(model, layers, strength, combine, positions, scoring=True)
     contrasts = Contrasts.of(contrasts)
     warn_of_overlap(edit, [one.prompt for one in contrasts], "contrasts")
     scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)

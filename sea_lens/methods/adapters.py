@@ -100,9 +100,10 @@ class LoRA(SavedEdit):
             layer: float(alpha) * self.adapters[layer].product for layer, alpha in where.strengths.items() if alpha != 0
         }
         lens = Lens.of(model)
+        change = WeightChange(lens, additions)
         # These change nothing: that each is called in every pass proves that the changed weights are those in use.
-        called = [lens.hook(lens.point("mlp_out", layer), lambda x: None) for layer in additions]
-        return [*called, WeightChange(lens, additions)]
+        called = [lens.hook(lens.point("mlp_out", layer), change.proof(layer)) for layer in additions]
+        return [*called, change]
 
     def tensors(self) -> dict[str, Tensor]:
         return {

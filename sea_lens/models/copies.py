@@ -1,4 +1,4 @@
-"""Deep copies of a model in which something of sea_lens's stands: the copy has nothing of it."""
+"""Deep copies and pickles of a model in which something of sea_lens's stands: they have nothing of it."""
 
 import copy
 from typing import Any
@@ -8,7 +8,7 @@ from .hooks import ModuleHook, remove_from
 
 
 class CleanCopy:
-    """Stands in for `__deepcopy__` of one module from `attach` to `remove`."""
+    """Stands in for `__deepcopy__` and `__reduce_ex__` of one module from `attach` to `remove`."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -17,11 +17,19 @@ class CleanCopy:
         """Let copies of the module be clean ones."""
         # Past the module's __setattr__, as copy.deepcopy finds it.
         vars(self._module)["__deepcopy__"] = self
+        vars(self._module)["__reduce_ex__"] = self.reduced
 
     def remove(self) -> None:
         """Leave the module; may be called twice."""
-        if vars(self._module).get("__deepcopy__") is self:
-            del vars(self._module)["__deepcopy__"]
+        own = vars(self._module)
+        if own.get("__deepcopy__") is self:
+            del own["__deepcopy__"]
+        if own.get("__reduce_ex__") == self.reduced:
+            del own["__reduce_ex__"]
+
+    def reduced(self, protocol: int) -> Any:
+        """What pickle calls (copy.copy does not)."""
+        return self({}).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "CleanCopy":
         return self
@@ -29,7 +37,7 @@ class CleanCopy:
     def __call__(self, memo: dict[int, Any]) -> Any:
         """What copy.deepcopy calls."""
         module = self._module
-        state = {key: value for key, value in vars(module).items() if value is not self}
+        state = {key: value for key, value in vars(module).items() if value not in (self, self.reduced)}
         if isinstance(state.get("forward"), ForwardStandIn) and (own := own_forward(state.pop("forward"))) is not None:
             state["forward"] = own
         copied: Any = object.__new__(type(module))

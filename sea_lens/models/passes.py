@@ -107,7 +107,7 @@ class Observer:
             # What an interrupt may have left.
             self.told = None
         self.standing.append(standing)
-        self.check_thread()
+        self.check_user()
         self._attach()
 
     def leave(self, standing: Any) -> None:
@@ -152,6 +152,16 @@ class Observer:
             copied.remove()
         self._stand_in = self.current_pass = None
 
+    def check_user(self) -> None:
+        """`check_thread`, and refuse another task of asyncio while the one that put something in awaits.
+
+        Raises:
+            InputError: naming both.
+        """
+        self.check_thread()
+        for standing in self.standing:
+            standing.check_task(self.name)
+
     def check_thread(self) -> None:
         """Refuse a pass in another thread than the one that put something into the model.
 
@@ -182,7 +192,7 @@ class _ObservedForward(ForwardStandIn):
         if not self._active:
             return self._forward(*args, **kwargs)
         observer, outer = self._observer, self._observer.current_pass
-        observer.check_thread()
+        observer.check_user()
         begun = self._hooked_pass(args, kwargs) if self._hooked else self._bridge_pass(args, kwargs)
         begun.expected = () if observer.aside else tuple(observer.hooks)
         try:

@@ -6,13 +6,21 @@ removed again. `Held` binds a standing to the life of a context, and to its own:
 first line of `__exit__`, the standing goes with the object.
 """
 
+import asyncio
+import itertools
 import threading
 from collections.abc import Iterable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from contextvars import ContextVar
+from typing import Any, NoReturn, Protocol, TypeVar, runtime_checkable
 
+from ..errors import InputError
 from .passes import Observer
 
 Kind = TypeVar("Kind", bound="Held")
+
+# The standings that were put in in this context or, for a task of asyncio, in the one that started it.
+_numbers = itertools.count()
+_of_this_context: ContextVar[frozenset[int]] = ContextVar("of_this_context", default=frozenset())
 
 
 @runtime_checkable
@@ -36,12 +44,34 @@ class Standing:
     Attributes:
         changes: those that were made, or are being made.
         thread: the one thread that may use the model meanwhile.
+        task: the task of asyncio that may, with those that it starts; None where every one may.
     """
 
     def __init__(self, observer: Observer, about: Any = None) -> None:
         self.observer, self.about = observer, about
         self.changes: list[Change] = []
         self.thread = threading.current_thread()
+        self.task = _running_task()
+        self._number = next(_numbers)
+
+    def check_task(self, name: str) -> None:
+        """Refuse another task of asyncio than the one that put this in, while that runs on.
+
+        Args:
+            name: of the model.
+
+        Raises:
+            InputError: naming both tasks.
+        """
+        if self.task is None or self.task.done() or (here := _running_task()) is self.task:
+            return
+        if self._number not in _of_this_context.get():
+            other = "other code" if here is None else f"task {here.get_name()!r}"
+            raise InputError(
+                f"model {name!r} has something of sea_lens's in it (an edit, or hooks that measure) that task "
+                f"{self.task.get_name()!r} put in, and {other} wants to use it meanwhile: expected one task at a time "
+                f"(no await while an edit is applied, or a lock), or a copy of the model for each"
+            )
 
     def put(self, changes: Iterable[Change]) -> None:
         """Make the changes, one after the other; none is left where one of them fails.
@@ -49,7 +79,9 @@ class Standing:
         Raises:
             InputError: something stands in the model that another thread put in.
         """
-        self.observer.check_thread()
+        self.observer.check_user()
+        if self.task is not None:
+            _of_this_context.set(_of_this_context.get() | {self._number})
         try:
             self.observer.enter(self)
             for change in changes:
@@ -74,6 +106,13 @@ class Standing:
         self.observer.leave(self)
 
 
+def _running_task() -> "asyncio.Task[Any] | None":
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
 class Held:
     """A standing for the length of a context, or for as long as something holds this object."""
 
@@ -87,12 +126,17 @@ class Held:
     def keep(self: Kind) -> Kind:
         """Let it stand until it is removed, whether or not something holds this object."""
         self._kept = True
+        self.standing.task = None
         return self
 
     def remove(self) -> None:
         """Take it out; may be called twice."""
         self.standing.remove()
         self._kept = True
+
+    def __reduce_ex__(self, _: object) -> NoReturn:
+        # One that was copied would take it out as well.
+        raise InputError("what stands in a model cannot be copied or pickled: expected the edit itself, which can be")
 
     def __enter__(self: Kind) -> Kind:
         self._kept = False

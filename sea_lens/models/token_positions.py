@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from .._support.arguments import given as shown_value
 from ..errors import InputError, UnsupportedModelError
 from .lens import Lens
 from .passes import Pass
@@ -177,7 +178,7 @@ def _mask(
 ) -> Bool[Tensor, "batch pos"]:
     # A pass may begin with embeddings (HookedTransformer's own generation), so that its tokens are not known.
     batch, n = x.shape[:2] if current.tokens is None else current.tokens.shape
-    index, real = _places(current, batch, n, x.device)
+    index, real = _places(lens, current, batch, n, x.device)
     prompts = _prompts(lens, current, index, real)
     if callable(positions):
         return _asked(lens, positions, current, prompts, real).to(x.device)
@@ -194,12 +195,14 @@ def _mask(
 
 
 def _places(
-    current: Pass, batch: int, n: int, device: torch.device
+    lens: Lens, current: Pass, batch: int, n: int, device: torch.device
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
     """The place of each token in its row, counted without padding; and which positions are no padding."""
     if current.mask is None:
-        places = torch.arange(current.read_before, current.read_before + n, device=device)
-        return places.expand(batch, n), torch.ones(batch, n, dtype=torch.bool, device=device)
+        real = torch.ones(batch, n, dtype=torch.bool, device=device)
+        if batch > 1 and current.tokens is not None and current.read_before == 0:
+            real = ~_padding(lens, current.tokens.to(device))
+        return current.read_before + real.long().cumsum(1) - 1, real
     whole = batch, current.read_before + n
     if tuple(current.mask.shape) != whole:
         raise InputError(
@@ -208,6 +211,20 @@ def _places(
         )
     real = current.mask.to(device) != 0
     return (real.long().cumsum(1) - 1)[:, -n:], real[:, -n:]
+
+
+def _padding(lens: Lens, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    """Padding in rows that came without a mask, by TransformerLens's own rule: the pad tokens at the padding side."""
+    tokenizer = getattr(lens.model, "tokenizer", None)
+    pad, side = getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "padding_side", "right")
+    if pad is None:
+        return torch.zeros_like(tokens, dtype=torch.bool)
+    others = (tokens != pad).long()
+    if side == "right":
+        return others.flip(1).cumsum(1).flip(1) == 0
+    leading = others.cumsum(1) == 0
+    # The last of them may be a BOS of the same name.
+    return leading & leading.roll(-1, 1) if pad == tokenizer.bos_token_id else leading
 
 
 def _prompts(lens: Lens, current: Pass, index: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"]) -> list[int]:
@@ -262,7 +279,14 @@ def _asked(
 
 
 def _called(function: Callable[[Tensor, int], Any], tokens: Sequence[int], prompt: int) -> list[bool]:
-    found = torch.as_tensor(function(torch.tensor(list(tokens), dtype=torch.int64), prompt))
+    given = function(torch.tensor(list(tokens), dtype=torch.int64), prompt)
+    try:
+        found = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"positions {positions_name(function)!r} gave {shown_value(given)}: expected one True or False for each of "
+            f"{len(tokens)} tokens"
+        ) from None
     if found.dtype != torch.bool or tuple(found.shape) != (len(tokens),):
         raise InputError(
             f"positions {positions_name(function)!r} gave {found.dtype} of shape {tuple(found.shape)}: expected one "

@@ -29,8 +29,10 @@ class _Items(Sequence[One], Generic[One]):
     _item_type: type[Any]
 
     def __init__(self, items: Iterable[Any], names: Iterable[str] | None = None) -> None:
-        self._items: tuple[One, ...] = tuple(items)
         kind = self._item_type.__name__
+        if not isinstance(items, Iterable):
+            raise DemonstrationError(f"expected {kind.lower()}s, a list of {kind}, got {type(items).__name__}")
+        self._items: tuple[One, ...] = tuple(items)
         self.names = (
             tuple(names) if names is not None else tuple(f"{kind.lower()} {i}" for i in range(len(self._items)))
         )
