@@ -448,7 +448,7 @@ def test_adapters_whose_weights_others_write_into_are_refused_and_leave_what_was
     model, tokens = copy.deepcopy(model), tiny.tokens()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     block = running_blocks(model)[1]
-    weight = mlp_out_weight(Lens.of(model), 1)[0]
+    weight = written = mlp_out_weight(Lens.of(model), 1)[0]
     with adapters(model).applied(model), torch.no_grad():
         model(tokens)
         call = model

@@ -478,9 +478,9 @@ def test_what_an_interrupt_left_of_prompts_is_forgotten_when_something_is_put_in
 def test_padding_of_rows_without_a_mask_is_no_text(model, edit, side):
     model.tokenizer.padding_side = side
     try:
-        tokens = model.to_tokens(["w1 w2 w3 w4", "w5"])
+        padded = model.to_tokens(["w1 w2 w3 w4", "w5"])
         with edit.applied(model, positions="last_prompt"):
-            rows = model(tokens), model(["w1 w2 w3 w4", "w5"])
+            rows = model(padded), model(["w1 w2 w3 w4", "w5"])
             alone = model(model.to_tokens("w5"))[0, -1]
     finally:
         model.tokenizer.padding_side = "right"
@@ -491,4 +491,4 @@ def test_padding_of_rows_without_a_mask_is_no_text(model, edit, side):
 @pytest.mark.parametrize("gives", [None, "all", object()])
 def test_a_function_that_gives_no_tensor_is_refused(model, edit, gives):
     with edit.applied(model, positions=lambda tokens, prompt: gives), pytest.raises(sl.InputError, match="gave"):
-        model(tiny.tokens())
+        model(tokens())

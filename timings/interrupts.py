@@ -1,6 +1,7 @@
 """Interrupts of an edit that goes into a model, runs and comes out: what is left behind, which must be nothing.
 
-    python timings/interrupts.py --model FOLDER [--interrupts 10000] [--backends hooked bridge] [--kinds LoRA] [--every 1]
+    python timings/interrupts.py --model FOLDER [--interrupts 10000] [--backends hooked bridge] [--kinds LoRA]
+        [--every 1]
 
 Edits of every kind (spectral, LoRA, DoLa, in-context) go into a tiny model for the length of a context, and it runs.
 First an interrupt is raised at each line in turn that then runs in sea_lens, in torch's and TransformerLens's modules

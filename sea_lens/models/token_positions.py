@@ -216,11 +216,10 @@ def _places(
 def _padding(lens: Lens, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
     """Padding in rows that came without a mask, by TransformerLens's own rule: the pad tokens at the padding side."""
     tokenizer = getattr(lens.model, "tokenizer", None)
-    pad, side = getattr(tokenizer, "pad_token_id", None), getattr(tokenizer, "padding_side", "right")
-    if pad is None:
+    if tokenizer is None or (pad := tokenizer.pad_token_id) is None:
         return torch.zeros_like(tokens, dtype=torch.bool)
     others = (tokens != pad).long()
-    if side == "right":
+    if tokenizer.padding_side == "right":
         return others.flip(1).cumsum(1).flip(1) == 0
     leading = others.cumsum(1) == 0
     # The last of them may be a BOS of the same name.
