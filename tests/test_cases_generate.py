@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from tiny import N_CTX, VOCABULARY, fitted, sentence, tokens
 from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
 
 import sea_lens as sl
+from sea_lens.edits.base import as_edit
 from sea_lens.models.decoding import decode_continuation
 from sea_lens.models.lens import Lens
 from sea_lens.models.sampling import Sampling
@@ -94,18 +94,10 @@ def test_arrays_of_texts_and_of_any_strides_are_prompts(load_tiny, given):
     assert sl.generate(model, backwards, max_new_tokens=3) == sl.generate(model, [1, 6, 7], max_new_tokens=3)
 
 
-@pytest.mark.parametrize("edit", ["edit.safetensors", 3])
-def test_what_is_no_edit_is_refused_by_name(load_tiny, edit: Any):
-    model, contrasts = load_tiny(), tiny.contrasts()
-    measures = (
-        lambda: sl.generate(model, "w1", edit),
-        lambda: sl.effect(model, edit, contrasts),
-        lambda: sl.layer_contributions(model, edit, contrasts),
-        lambda: sl.head_contributions(model, edit, contrasts),
-    )
-    for measure in measures:
-        with pytest.raises(sl.InputError, match="expected an edit"):
-            measure()
+@pytest.mark.parametrize("given", ["edit.safetensors", 3, None], ids=repr)
+def test_what_is_no_edit_is_refused_by_name(given: Any):
+    with pytest.raises(sl.InputError, match="expected an edit"):
+        as_edit(given)
 
 
 @pytest.mark.parametrize(
