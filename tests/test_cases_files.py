@@ -1,5 +1,6 @@
 """Files: what is damaged, impossible, hostile or about to be overwritten is refused; what was killed goes on."""
 
+import gc
 import json
 import os
 import random
@@ -643,3 +644,46 @@ def test_runs_that_are_killed_go_on_and_end_with_the_same_bytes():
         kills, runs, equal, left = numbers
         assert (kills, equal, left) == (2, runs, 0), ran.stdout
     assert len(ran.stdout.strip().splitlines()) == 3
+
+
+# --- Two processes on one file --------------------------------------------------------------------------------------
+
+
+def _in_another_process(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, env=ENVIRONMENT
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such locks")
+def test_a_second_process_cannot_write_a_journal_that_is_being_written(tmp_path):
+    path = tmp_path / "run.partial"
+    beginning = f"from sea_lens.evaluation.journal import Journal; j = Journal({str(path)!r}, {{'a': 1}}); "
+    early = Journal(path, {"a": 1})
+    mine = Journal(path, {"a": 1})
+    mine.add(0, "mine")
+    with pytest.raises(sl.FileError, match="begun by another process"):
+        early.add(0, "early")
+    told = _in_another_process(beginning)
+    assert "FileError" in told.stderr
+    assert "being written by another process" in told.stderr
+    mine.add(1, "mine")
+    # In the same process a run that was interrupted can be begun anew, and the old one is over.
+    again = Journal(path, {"a": 1})
+    again.add(2, "again")
+    with pytest.raises(sl.FileError, match="another process"):
+        mine.add(2, "mine")
+    del again, mine
+    gc.collect()
+    assert _in_another_process(beginning + "j.add(3, 'another')").returncode == 0
+    assert Journal(path, {"a": 1}).parts == {0: "mine", 1: "mine", 2: "again", 3: "another"}
+
+
+def test_a_journal_that_was_taken_away_is_not_gone_on_with(tmp_path):
+    path = tmp_path / "run.partial"
+    journal = Journal(path, {"a": 1})
+    journal.add(0, "first")
+    path.unlink()
+    with pytest.raises(sl.FileError, match="taken away"):
+        journal.add(1, "second")
+    assert not path.exists()

@@ -22,6 +22,7 @@ from sea_lens.evaluation.benchmark import groups_of, in_groups, ratio, score_nam
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.choosing import choose_setting
 from sea_lens.evaluation.perplexity import Perplexity
+from sea_lens.measure.effects import checked_controls
 from sea_lens.texts.overlap import n_shared, packed_questions, unpacked_questions
 
 COVERAGE = runpy.run_path(str(Path(__file__).parents[1] / "analyses" / "coverage.py"))
@@ -630,3 +631,46 @@ def test_no_interval_is_no_number_in_tables_and_figures():
     assert figure is not None
     figure.canvas.draw()
     plt.close(figure)
+
+
+@pytest.mark.model
+def test_controls_act_where_and_as_the_edit_does(model):
+    edit = sl.fit(sl.capture(model, demonstrations(), progress=False), rank=3)
+    items = contrasts()
+    for places in ({"positions": "answer"}, {"positions": "last_prompt"}, {"strength": 0.5, "layers": [1]}):
+        found = sl.effect(model, edit, items, **places, control=[edit])
+        assert found.control_effects is not None
+        assert found.control_effects.tolist() == [found.effect]
+    remembering = edit.with_defaults(combine="average", positions="last_prompt")
+    found = sl.effect(model, remembering, items, control=[edit])
+    layers = sl.layer_contributions(model, remembering, items, "only_one", control=[edit])
+    for one in (found, layers):
+        assert one.control_effects is not None
+        assert one.control_effects.item() == pytest.approx(one.effect)
+
+
+def test_what_are_no_controls_is_refused():
+    for wrong in (sl.fit_activations(*torch.randn(3, 8, 1, 4), rank=2), [3], 3):
+        with pytest.raises(sl.InputError, match="expected a list of edits"):
+            checked_controls(wrong)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [["1", "2"], np.array([1, 2], dtype="datetime64[D]"), [1 + 2j, 3], np.ma.array([1.0, 2.0], mask=[0, 1]), [10**400]],
+)
+def test_what_are_no_numbers_have_no_interval(items):
+    with pytest.raises(sl.InputError):
+        sl.bootstrap(items)
+
+
+def test_an_interval_does_not_depend_on_the_unit():
+    items = np.array([1.0, 2.0, 3.0, 4.0, 6.5, -3.0])
+    here = sl.bootstrap(items)
+    for unit in (2.0**1000, 2.0**-1000):
+        there = sl.bootstrap(items * unit)
+        assert (there.mean / unit, there.low / unit, there.high / unit) == (here.mean, here.low, here.high)
+    assert sl.bootstrap([1e308] * 6).mean == 1e308
+    half = sl.bootstrap(torch.tensor(items, requires_grad=True))
+    assert half == here == sl.bootstrap(torch.tensor(items).to(torch.bfloat16))
+    assert str(sl.bootstrap(items * 1e-5)) == "+2.25e-05 [-1.86e-05, +5.6e-05]"

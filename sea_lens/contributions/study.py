@@ -18,7 +18,7 @@ from ..edits.base import Edit, as_edit
 from ..edits.seen import warn_of_overlap
 from ..edits.where import LayerChoice, Positions, Strength, Where
 from ..errors import InputError
-from ..measure.effects import Effect, effect_between
+from ..measure.effects import Effect, checked_controls, control_places, effect_between
 from ..measure.scorer import EncodedContrasts, Scorer, contrast_values
 from ..models.lens import Lens
 from ..texts.demonstrations import Contrasts
@@ -154,11 +154,10 @@ class Study:
     def under(self, other: Edit) -> "Study":
         """The same contrasts and places under another edit, checked once however often it is asked for.
 
-        Where the user asked for no way to combine, each edit takes its own first one.
+        Where the user asked for no way to combine, another takes the edit's, or its own where it does not know that.
         """
         if id(other) not in self._others:
-            places = self.layers, self.where.strengths, self.combine, self.where.positions
-            where = other.check(self.model, *places, scoring=True)
+            where = other.check(self.model, **control_places(other, self.where, self.combine), scoring=True)
             self._others[id(other)] = replace(self, edit=other, where=where, progress=False, _runs={}, _others={})
         return self._others[id(other)]
 
@@ -168,7 +167,7 @@ class Study:
         Raises:
             InputError: a control edits another site, or lacks a layer; names what it has.
         """
-        for other in control:
+        for other in checked_controls(control):
             if other.site != self.edit.site or not set(self.layers) <= set(other.layers):
                 raise InputError(
                     f"a control edit is for {other.site!r} of layers {list(other.layers)}: expected {self.edit.site!r} "

@@ -3,6 +3,7 @@
 JSON Lines: first what the run is, then one line for each finished part, in order. Each line is sealed, and its seal
 covers the seal of the line before, so that no line can be changed, lost, doubled or moved. A line that the kill cut
 short is done again. Parts are the same however often the run is interrupted, so that the results are too, bit for bit.
+One process at a time writes a journal: a second one is refused (`Claim`).
 """
 
 import json
@@ -11,6 +12,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from .._support.claims import Claim
 from .._support.files import write_atomically
 from .._support.json_files import plain
 from .._support.regular_files import check_name, read_regular, why
@@ -33,7 +35,8 @@ class Journal:
 
     Raises:
         MismatchError: the file belongs to a run of something else; says of what.
-        FileError: it cannot be read or written, is no journal, or was changed since it was written.
+        FileError: it cannot be read or written, is no journal, was changed since it was written, or another process is
+            writing it.
     """
 
     def __init__(self, path: str | os.PathLike[str], identity: Mapping[str, Any], run: str = "evaluation") -> None:
@@ -46,6 +49,7 @@ class Journal:
             there = self.path.exists()
         except (OSError, ValueError) as error:
             raise FileError(f"{path}: {why(error)}") from error
+        self._claim = Claim(self.path) if there else None
         # Whatever stands behind the last newline was cut short.
         content = read_regular(self.path) if there else b""
         lines = content.split(b"\n")[:-1]
@@ -55,6 +59,7 @@ class Journal:
         if lines:
             # Written anew without what was cut short, whose rest would spoil the next line.
             write_atomically(self.path, b"".join(line + b"\n" for line in lines))
+            self._claim = Claim(self.path)
 
     def _read(self, lines: list[bytes]) -> None:
         for number, line in enumerate(lines, start=1):
@@ -102,8 +107,13 @@ class Journal:
         line = start + self._line({"part": part, "content": content})
         self.parts[part] = content
         if not begun:
+            if self._claim is None and self.path.exists():
+                raise FileError(f"{self.path} was begun by another process: give another path, or wait for its end")
             write_atomically(self.path, line)
+            self._claim = Claim(self.path)
             return
+        if self._claim is None or not self._claim.holds:
+            raise FileError(f"{self.path} was taken away or written by another process: give another path")
         try:
             with self.path.open("ab") as file:
                 file.write(line)

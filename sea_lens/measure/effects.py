@@ -15,7 +15,8 @@ from .._support.significance import rank_p_values
 from .._support.statistics import Interval, bootstrap
 from ..edits.base import Edit, as_edit
 from ..edits.seen import warn_of_overlap
-from ..edits.where import LayerChoice, Positions, Strength
+from ..edits.where import LayerChoice, Positions, Strength, Where
+from ..errors import InputError
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .scorer import Scorer, contrast_scorer
@@ -146,6 +147,10 @@ def effect(
         (0.2, True)
     """
     where = as_edit(edit).check(model, layers, strength, combine, positions, scoring=True)
+    control = checked_controls(control)
+    places = [control_places(one, where, combine) for one in control]
+    for one, place in zip(control, places, strict=True):
+        one.check(model, **place, scoring=True)
     contrasts = Contrasts.of(contrasts)
     warn_of_overlap(edit, [one.prompt for one in contrasts], "contrasts")
     scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
@@ -153,8 +158,39 @@ def effect(
     with edit.put(model, where):
         edited = scorer.log_probs()
     found = effect_between(unedited, edited, seed=seed)
-    beside = [effect_from(scorer, unedited, model, one, where.layers, where.strengths, combine) for one in control]
-    return replace(found, control_effects=torch.tensor([one.effect for one in beside])) if beside else found
+    beside = [effect_from(scorer, unedited, model, one, **place) for one, place in zip(control, places, strict=True)]
+    return (
+        replace(found, control_effects=torch.tensor([one.effect for one in beside], dtype=torch.float64))
+        if beside
+        else found
+    )
+
+
+def checked_controls(control: Any) -> list[Edit]:
+    """Control edits as a list.
+
+    Raises:
+        InputError: it is none, or holds something else.
+    """
+    if isinstance(control, Edit) or not isinstance(control, Iterable):
+        raise InputError(f"control: expected a list of edits, got {type(control).__name__}")
+    listed = list(control)
+    if others := [one for one in listed if not isinstance(one, Edit)]:
+        raise InputError(f"control: expected a list of edits, got {type(others[0]).__name__} in it")
+    return listed
+
+
+def control_places(control: Edit, where: Where, combine: str | None) -> dict[str, Any]:
+    """Arguments of `applied` that put a control where the edit stands, combined alike where it can be.
+
+    Args:
+        control: stands beside the edit.
+        where: of the edit.
+        combine: as the user asked for it.
+    """
+    if combine is None and where.combine in control.combines:
+        combine = where.combine
+    return {"layers": where.layers, "strength": where.strengths, "combine": combine, "positions": where.positions}
 
 
 def effect_p_value(effect: float, controls: Float[Tensor, " draws"]) -> float:

@@ -32,7 +32,7 @@ def randomised(edit: SpectralEdit, seed: int) -> SpectralEdit:
         >>> control.ranks == edit.ranks
         True
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(as_integer(seed, "seed"))
     drawn = {layer: random_subspaces(edit.subspaces[layer], generator) for layer in edit.layers}
     return with_subspaces(edit, drawn, f"random subspaces, seed {seed}")
 

@@ -193,7 +193,9 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
     return DemoResult(
         edit=edit,
         grid=[choice.row() for choice in choices],
-        spectral=replace(on_test, effect=replace(on_test.effect, control_effects=torch.tensor(beside))),
+        spectral=replace(
+            on_test, effect=replace(on_test.effect, control_effects=torch.tensor(beside, dtype=torch.float64))
+        ),
         steering=measure(_best(steering_choices)),
         random_effects=random_effects,
         reliable_source=_reliable_source(bed, test_unedited),
