@@ -16,7 +16,7 @@ from ._support.statistics import Interval, bootstrap
 from .contributions.directions import direction_contributions
 from .contributions.heads import head_contributions
 from .contributions.layers import layer_contributions, position_contributions
-from .contributions.resampled_fits import Stability, stability
+from .contributions.resampled_fits import stability
 from .contributions.results import (
     DirectionContributions,
     DirectionDescription,
@@ -24,6 +24,7 @@ from .contributions.results import (
     LayerContributions,
     PositionContributions,
 )
+from .contributions.stability_results import Stability
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
 from .edits.generation import generate
@@ -43,7 +44,8 @@ from .evaluation.benchmark import Benchmark
 from .evaluation.harness import harness_model
 from .evaluation.results import Comparison, Evaluation, compare
 from .evaluation.run import Task, evaluate
-from .evaluation.tuning import Tuning, tune
+from .evaluation.tuning import tune
+from .evaluation.tuning_results import Tuning
 from .measure.effects import Effect, effect
 from .methods.adapters import LoRA, lora
 from .methods.concept_erasure import LEACE, leace

@@ -29,7 +29,7 @@ from sea_lens.contributions.results import DirectionContributions, DirectionDesc
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.fingerprints import edit_identity
 from sea_lens.evaluation.journal import Journal
-from sea_lens.evaluation.tuning import Tuning
+from sea_lens.evaluation.tuning_results import Tuning
 
 PROJECT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}

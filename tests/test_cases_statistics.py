@@ -4,6 +4,7 @@ import json
 import math
 import runpy
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -637,6 +638,7 @@ def test_no_interval_is_no_number_in_tables_and_figures():
 def test_controls_act_where_and_as_the_edit_does(model):
     edit = sl.fit(sl.capture(model, demonstrations(), progress=False), rank=3)
     items = contrasts()
+    places: Any
     for places in ({"positions": "answer"}, {"positions": "last_prompt"}, {"strength": 0.5, "layers": [1]}):
         found = sl.effect(model, edit, items, **places, control=[edit])
         assert found.control_effects is not None
@@ -650,14 +652,14 @@ def test_controls_act_where_and_as_the_edit_does(model):
 
 
 def test_what_are_no_controls_is_refused():
-    for wrong in (sl.fit_activations(*torch.randn(3, 8, 1, 4), rank=2), [3], 3):
+    for wrong in (sl.fit_activations(torch.randn(8, 1, 4), torch.randn(8, 1, 4), torch.randn(8, 1, 4), rank=2), [3], 3):
         with pytest.raises(sl.InputError, match="expected a list of edits"):
             checked_controls(wrong)
 
 
 @pytest.mark.parametrize(
     "items",
-    [["1", "2"], np.array([1, 2], dtype="datetime64[D]"), [1 + 2j, 3], np.ma.array([1.0, 2.0], mask=[0, 1]), [10**400]],
+    [["1", "2"], np.array([1, 2], dtype="datetime64[D]"), [1 + 2j, 3], np.ma.masked_equal([1.0, 2.0], 2.0), [10**400]],
 )
 def test_what_are_no_numbers_have_no_interval(items):
     with pytest.raises(sl.InputError):

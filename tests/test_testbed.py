@@ -11,8 +11,9 @@ from sea_lens.cli import demo_report
 from sea_lens.measure.effects import effect_between
 from sea_lens.measure.scorer import contrast_scorer, contrast_values
 from sea_lens.testbed import train
+from sea_lens.testbed.answers import SHOWN_EVERY, answer_counts, shown_answers
 from sea_lens.testbed.bed import PATH, contrasts_of
-from sea_lens.testbed.demo import RANDOM_DRAWS, SHOWN_EVERY, answer_counts, run_demo, shown_answers
+from sea_lens.testbed.demo import RANDOM_DRAWS, run_demo
 from sea_lens.testbed.world import NAMES, QUESTIONS_PER_PAIR, RELIABLE_SOURCES, UNRELIABLE_SOURCES, Split, World
 
 # Controls of the demo, fewer than it has itself.

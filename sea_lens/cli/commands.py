@@ -5,13 +5,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from .. import __version__
 from .._support.json_files import plain, write_json
 from .._support.versions import versions
 from ..contributions.study import Study
-from ..edits.generation import generate as generate_texts
 from ..errors import InputError
 from ..evaluation.fingerprints import edit_identity, model_identity
 from ..evaluation.journal import Journal
@@ -20,15 +18,9 @@ from ..methods.loading import load_edit
 from ..models.check import check_model
 from ..models.lens import Lens
 from ..models.reading import Reading
-from ..models.sampling import Sampling
-from ..models.sites import Site
-from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
-from ..spectral.features import feature_map
-from ..spectral.fitting import fit_to_size
-from ..spectral.ranks import Size
 from ..testbed.bed import load as load_testbed
-from . import evaluation, tuning
+from . import evaluation, fitting, generation, tuning
 from . import options as opt
 from .attribution import (
     NAMES,
@@ -90,71 +82,11 @@ def demo(
     print_demo(result, folder, console)
 
 
-@app.command(
+app.command(
+    "fit",
     epilog="Example: [bold]sea-lens fit --model gpt2 --demonstrations demos.jsonl --out edit.safetensors "
-    "--energy 0.99 --centre[/bold]"
-)
-def fit(
-    model: opt.ModelOption,
-    demonstrations: Annotated[Path, typer.Option("--demonstrations", help="File of demonstrations.")],
-    out: Annotated[Path, typer.Option("--out", help="The edit to write (safetensors).")],
-    form: opt.FormatOption = "jsonl",
-    energy: Annotated[str, typer.Option(help="K in (0, 1], or K+,K- .")] = "0.998",
-    rank: Annotated[str | None, typer.Option(help="Rank k, or k+,k- ; instead of --energy.")] = None,
-    site: opt.SiteOption = "mlp_out",
-    fit_site: Annotated[
-        str | None, typer.Option(help="Read from another site; 'hidden_states' as the release.")
-    ] = None,
-    feature: opt.FeatureOption = "identity",
-    layers: opt.FittedLayersOption = "all",
-    position: Annotated[str, typer.Option(help="Token read: last, mean or random.")] = "last",
-    neutral: Annotated[str, typer.Option(help="Neutral text: prompt or generated.")] = "prompt",
-    centre: Annotated[bool, typer.Option("--centre", help="Subtract the sample means.")] = False,
-    spectrum_power: Annotated[float, typer.Option(help="Power of the singular values that counts as energy.")] = 2.0,
-    limit: opt.LimitOption = None,
-    batch_size: opt.BatchSizeOption = 16,
-    prepend_bos: opt.PrependBosOption = True,
-    backend: opt.BackendOption = "auto",
-    device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = "float32",
-) -> None:
-    """Fit a spectral edit from a file of demonstrations."""
-    opt.check_format(form)
-    chosen_rank = None if rank is None else opt.read_pair(rank, "--rank", int)
-    size = Size.of(opt.read_pair(energy, "--energy", float), chosen_rank, spectrum_power)
-    feature_map(feature)
-    Reading(site, fit_site, position, neutral)
-    choice = opt.read_layers(layers)
-    check_output_file(out, {"--demonstrations": demonstrations, "--model": model})
-    demos = opt.read_demonstrations(demonstrations, form, limit)
-    loaded = opt.open_model(model, backend, device, dtype)
-    size.check_width(Site.of(site).shape(Lens.of(loaded))[1])
-    covariance = capture(
-        loaded,
-        demos,
-        site=site,
-        fit_site=fit_site,
-        layers=choice,
-        position=position,
-        neutral=neutral,
-        feature=feature,
-        batch_size=batch_size,
-        prepend_bos=prepend_bos,
-    )
-    edit = fit_to_size(covariance, size, centre)
-    edit.save(out)
-    _print_ranks(edit)
-    console.print(f"wrote {out}", highlight=False)
-
-
-def _print_ranks(edit: SpectralEdit) -> None:
-    title = f"{edit.site}, {edit.feature.name}, {edit.n} demonstrations"
-    table = Table("layer", "k+", "k-", "signature", title=title)
-    for layer in edit.layers:
-        pairs = [pair for key, pair in edit.ranks.items() if key in edit.unit_keys(layer)]
-        kept, dropped = (" ".join(str(pair[side]) for pair in pairs) for side in (0, 1))
-        table.add_row(str(layer), kept, dropped, f"{edit.signature[layer]:.4g}")
-    console.print(table)
+    "--energy 0.99 --centre[/bold]",
+)(fitting.run)
 
 
 @app.command(
@@ -258,62 +190,11 @@ def attribute(
     console.print(f"wrote {folder}", highlight=False)
 
 
-@app.command(
+app.command(
+    "generate",
     epilog="Example: [bold]sea-lens generate --model gpt2 --edit edit.safetensors --prompt 'The sky is' "
-    "--compare[/bold]"
-)
-def generate(
-    model: opt.ModelOption,
-    prompt: Annotated[list[str], typer.Option("--prompt", help="May be given several times.")],
-    edit: evaluation.EditedOption = None,
-    compare: Annotated[bool, typer.Option("--compare", help="The unedited model beside the edited one.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation in tokens.", min=1)] = 32,
-    temperature: Annotated[float, typer.Option(help="0 takes the most probable token, above 0 tokens are drawn.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Draw from the most probable tokens of this probability.")] = 1,
-    top_k: Annotated[int | None, typer.Option(help="Draw from so many of the most probable tokens.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="A text that ends a continuation; may be given several times.")
-    ] = None,
-    layers: opt.LayersOption = None,
-    strength: opt.StrengthOption = None,
-    combine: opt.CombineOption = None,
-    positions: opt.PositionsOption = None,
-    batch_size: opt.BatchSizeOption = 16,
-    prepend_bos: opt.PrependBosOption = True,
-    backend: opt.BackendOption = "auto",
-    device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = "float32",
-) -> None:
-    """Continue prompts, unedited or under an edit: greedily, or drawing tokens."""
-    Sampling(temperature, top_p, top_k, seed)
-    chosen: dict[str, Any] = {}
-    if edit is not None:
-        loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
-        chosen = {"edit": loaded_edit, **where}
-    else:
-        given = {"layers": layers, "strength": strength is not None, "combine": combine, "positions": positions}
-        opt.refuse_without_edit(compare=compare, **given)
-    loaded = opt.open_model(model, backend, device, dtype)
-    common: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "seed": seed,
-        "stop": stop or (),
-        "prepend_bos": prepend_bos,
-        "batch_size": batch_size,
-    }
-    found = generate_texts(loaded, prompt, **chosen, **common)
-    if not compare:
-        for text, continuation in zip(prompt, found, strict=True):
-            console.print(text + continuation, highlight=False, markup=False, soft_wrap=True)
-        return
-    table = Table("prompt", "unedited", "edited", show_lines=True)
-    for row in zip(prompt, generate_texts(loaded, prompt, **common), found, strict=True):
-        table.add_row(*(text.replace("[", "\\[") for text in row))
-    console.print(table)
+    "--compare[/bold]",
+)(generation.run)
 
 
 app.command(
@@ -359,7 +240,7 @@ def inspect(edit: Annotated[Path, typer.Argument(help="A fitted edit (safetensor
     """Show what a fitted edit is: site, ranks, options, and where it came from."""
     loaded = load_edit(edit)
     if isinstance(loaded, SpectralEdit):
-        _print_ranks(loaded)
+        fitting.print_ranks(loaded)
     about = about_edit(loaded)
     for name, value in {**about, **about.pop("provenance")}.items():
         console.print(f"{name}: {value}", highlight=False, markup=False, soft_wrap=True)

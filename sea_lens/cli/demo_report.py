@@ -10,15 +10,13 @@ from .._support.files import write_atomically
 from .._support.json_files import write_json
 from .._support.statistics import Interval
 from .._support.versions import versions
+from ..testbed.answers import SHOWN_EVERY, answer_counts, shown_answers
 from ..testbed.bed import Testbed
 from ..testbed.demo import (
     MINIMUM_MASS,
     RULE,
-    SHOWN_EVERY,
     DemoResult,
     MethodResult,
-    answer_counts,
-    shown_answers,
 )
 from .attribution import contribution_numbers, section
 from .files import markdown_table, spectra_figure, write_figure

@@ -10,7 +10,8 @@ from rich.table import Table
 from ..errors import InputError
 from ..evaluation.choosing import check_choose
 from ..evaluation.run import Task
-from ..evaluation.tuning import EDIT, RESULTS, tune
+from ..evaluation.tuning import tune
+from ..evaluation.tuning_results import EDIT, RESULTS
 from ..models.token_positions import check_positions
 from ..spectral.features import feature_map
 from ..spectral.ranks import Size

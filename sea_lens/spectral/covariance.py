@@ -8,7 +8,6 @@ layer (n_heads units, d_head wide).
 """
 
 import itertools
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,11 +20,11 @@ from torch import Tensor
 
 from .._support.storage import ImpossibleError, as_file_errors, read_tensors, write_tensors
 from ..errors import ActivationError, MismatchError
-from ..models.sites import SITES, Site
+from ..models.sites import SITES
 from .features import FeatureMap, recorded_feature_map
+from .possible_sums import check_possible
 
 KIND = "cross-covariance"
-_ROUNDING = 1e-9
 SUMS = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")
 
 
@@ -85,43 +84,10 @@ class CrossCovariance:
     def check(self) -> None:
         """Refuse sums that no demonstrations have.
 
-        The sums of n values of φ lie within n times φ's range, and those of their products within n times the range of
-        products; of one demonstration, the sum of outer products is the outer product of the sums. They were summed up
-        in any order, so that all of this holds up to rounding.
-
         Raises:
             InputError: saying what does not hold.
         """
-        for name in SUMS:
-            if not torch.isfinite(getattr(self, name)).all():
-                raise ImpossibleError(f"{name} holds NaN or infinite values")
-        if self.units > 1 and not Site.of(self.site).per_head:
-            raise ImpossibleError(f"site {self.site!r} has one unit a layer, not {self.units}")
-        sources = self.provenance.get("demonstrations")
-        if sources is not None and sum(one["n"] for one in sources) != self.n:
-            raise ImpossibleError(f"{self.n} demonstrations cannot come of {sources}")
-        model = self.provenance.get("model", {})
-        shape = ("n_heads", "d_head") if Site.of(self.site).per_head else (None, "d_model")
-        if any(model.get(name, found) != found for name, found in zip(shape, (self.units, self.d), strict=True)):
-            raise ImpossibleError(f"it is of another width or number of heads than its model, {dict(model)}")
-        if any(layer >= model.get("n_layers", math.inf) for layer in self.layers):
-            raise ImpossibleError(f"it has layers {list(self.layers)} of a model of {model['n_layers']}")
-        low, high = self.feature.range
-        ends = [a * b for a in (low, high) for b in (low, high)]
-        products = (min(ends), max(ends)) if math.isfinite(low) and math.isfinite(high) else (-math.inf, math.inf)
-        slack = _ROUNDING * self.n
-        for name in SUMS:
-            total, (least, most) = getattr(self, name), products if "outer" in name else (low, high)
-            if self.n == 0 and total.any():
-                raise ImpossibleError(f"{name} is not zero, though it is of no demonstrations")
-            if self.n and not ((total >= self.n * least - slack) & (total <= self.n * most + slack)).all():
-                raise ImpossibleError(f"{name} is outside what {self.n} values of {self.feature.name!r} can sum up to")
-        if self.n == 1:
-            pattern = "layers units i, layers units j -> layers units i j"
-            for outer, side in (("sum_outer_positive", "sum_positive"), ("sum_outer_negative", "sum_negative")):
-                expected = einsum(self.sum_neutral, getattr(self, side), pattern)
-                if not torch.allclose(getattr(self, outer), expected, rtol=_ROUNDING, atol=0):
-                    raise ImpossibleError(f"{outer} is not the product of two activations")
+        check_possible(self, SUMS)
 
     @classmethod
     def empty(

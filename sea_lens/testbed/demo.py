@@ -24,7 +24,6 @@ from ..contributions.patching import METHODS as PATCHING_METHODS
 from ..contributions.results import Contributions
 from ..contributions.study import Study
 from ..edits.activation import ActivationEdit
-from ..edits.generation import generate
 from ..evaluation.multiple_choice import mc1, mc2
 from ..measure.effects import Effect, effect_between, effect_from
 from ..measure.scorer import Scorer, contrast_scorer, text_scorer
@@ -35,8 +34,9 @@ from ..spectral.capturing import Captured, capture
 from ..spectral.controls import permuted_fits, randomised
 from ..spectral.edit import SpectralEdit
 from ..spectral.fitting import fit
+from .answers import greedy_answers
 from .bed import Testbed, contrasts_of
-from .world import RELIABLE_SOURCES, Question
+from .world import RELIABLE_SOURCES
 
 ENERGIES = (0.99, 0.999, 0.9999)
 # Around the number of different answers. An energy gives every layer another rank, and uncentred a small one.
@@ -57,8 +57,6 @@ HEAD_METHODS = ("direct", "sufficiency", "necessity", "gradient")
 RANDOM_DRAWS = 20
 # Fits to shuffled demonstrations beside the effect and every contribution: with 19, p-values reach 0.05.
 CONTROL_DRAWS = 19
-# Every so-manieth test question is shown with its answers, whatever they are.
-SHOWN_EVERY = 18
 BATCH_SIZE = 64
 
 
@@ -200,7 +198,7 @@ def run_demo(bed: Testbed, *, progress: bool = True) -> DemoResult:
         random_effects=random_effects,
         reliable_source=_reliable_source(bed, test_unedited),
         contributions=_contributions(bed, chosen, captured, control, progress),
-        answers=_answers(bed, chosen),
+        answers=greedy_answers(bed, chosen.edit, where, BATCH_SIZE),
     )
 
 
@@ -281,42 +279,3 @@ def _reliable_source(bed: Testbed, unedited: Float[Tensor, " completions"]) -> E
     """What naming a reliable source does to the contrast: the model's own way to the truth, as a ceiling."""
     named = contrasts_of(bed.world.split("test"), RELIABLE_SOURCES[0])
     return effect_between(unedited, contrast_scorer(bed.model, named, batch_size=BATCH_SIZE).log_probs())
-
-
-def _answers(bed: Testbed, chosen: Choice) -> list[dict[str, str]]:
-    """Greedy answers to every test question, before and after the edit."""
-    questions = bed.world.split("test")
-    prompts = [question.prompt() for question in questions]
-    where = {"layers": chosen.options["layers"], "strength": chosen.options["strength"]}
-    before = generate(bed.model, prompts, max_new_tokens=1, batch_size=BATCH_SIZE)
-    after = generate(bed.model, prompts, chosen.edit, **where, max_new_tokens=1, batch_size=BATCH_SIZE)
-    return [_answer(*triple) for triple in zip(questions, before, after, strict=True)]
-
-
-def answer_counts(answers: Sequence[dict[str, str]]) -> dict[str, int]:
-    """How many answers are right before and after, how many the edit mends and breaks, and how many it changes."""
-    before, after = ([row[side] == row["truth"] for row in answers] for side in ("before", "after"))
-    pairs = list(zip(before, after, strict=True))
-    return {
-        "questions": len(answers),
-        "right_before": sum(before),
-        "right_after": sum(after),
-        "mended": pairs.count((False, True)),
-        "broken": pairs.count((True, False)),
-        "changed": sum(row["before"] != row["after"] for row in answers),
-    }
-
-
-def shown_answers(answers: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Every eighteenth question from the first on: which are shown depends on no answer."""
-    return list(answers[::SHOWN_EVERY])
-
-
-def _answer(question: Question, before: str, after: str) -> dict[str, str]:
-    return {
-        "question": question.prompt(),
-        "truth": question.truth,
-        "myth": question.myth,
-        "before": before.strip(),
-        "after": after.strip(),
-    }

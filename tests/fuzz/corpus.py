@@ -14,7 +14,7 @@ import sea_lens as sl
 from sea_lens.evaluation.benchmark import Benchmark
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.journal import Journal
-from sea_lens.evaluation.tuning import Tuning
+from sea_lens.evaluation.tuning_results import Tuning
 from sea_lens.methods.adapters import Adapter
 from sea_lens.methods.concept_erasure import Eraser
 

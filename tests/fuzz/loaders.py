@@ -9,7 +9,7 @@ import sea_lens as sl
 from sea_lens.evaluation.journal import Journal
 from sea_lens.evaluation.registry import BENCHMARKS
 from sea_lens.evaluation.run import Task
-from sea_lens.evaluation.tuning import RESULTS, Tuning
+from sea_lens.evaluation.tuning_results import RESULTS, Tuning
 
 from .corpus import IDENTITY, File
 from .oracles import impossible_covariance, impossible_edit, impossible_evaluation

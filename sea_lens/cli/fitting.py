@@ -1,0 +1,85 @@
+"""The command `fit`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..models.lens import Lens
+from ..models.reading import Reading
+from ..models.sites import Site
+from ..spectral.capturing import capture
+from ..spectral.edit import SpectralEdit
+from ..spectral.features import feature_map
+from ..spectral.fitting import fit_to_size
+from ..spectral.ranks import Size
+from . import options as opt
+from .files import check_output_file
+
+console = Console()
+
+
+def run(
+    model: opt.ModelOption,
+    demonstrations: Annotated[Path, typer.Option("--demonstrations", help="File of demonstrations.")],
+    out: Annotated[Path, typer.Option("--out", help="The edit to write (safetensors).")],
+    form: opt.FormatOption = "jsonl",
+    energy: Annotated[str, typer.Option(help="K in (0, 1], or K+,K- .")] = "0.998",
+    rank: Annotated[str | None, typer.Option(help="Rank k, or k+,k- ; instead of --energy.")] = None,
+    site: opt.SiteOption = "mlp_out",
+    fit_site: Annotated[
+        str | None, typer.Option(help="Read from another site; 'hidden_states' as the release.")
+    ] = None,
+    feature: opt.FeatureOption = "identity",
+    layers: opt.FittedLayersOption = "all",
+    position: Annotated[str, typer.Option(help="Token read: last, mean or random.")] = "last",
+    neutral: Annotated[str, typer.Option(help="Neutral text: prompt or generated.")] = "prompt",
+    centre: Annotated[bool, typer.Option("--centre", help="Subtract the sample means.")] = False,
+    spectrum_power: Annotated[float, typer.Option(help="Power of the singular values that counts as energy.")] = 2.0,
+    limit: opt.LimitOption = None,
+    batch_size: opt.BatchSizeOption = 16,
+    prepend_bos: opt.PrependBosOption = True,
+    backend: opt.BackendOption = "auto",
+    device: opt.DeviceOption = None,
+    dtype: opt.DtypeOption = "float32",
+) -> None:
+    """Fit a spectral edit from a file of demonstrations."""
+    opt.check_format(form)
+    chosen_rank = None if rank is None else opt.read_pair(rank, "--rank", int)
+    size = Size.of(opt.read_pair(energy, "--energy", float), chosen_rank, spectrum_power)
+    feature_map(feature)
+    Reading(site, fit_site, position, neutral)
+    choice = opt.read_layers(layers)
+    check_output_file(out, {"--demonstrations": demonstrations, "--model": model})
+    demos = opt.read_demonstrations(demonstrations, form, limit)
+    loaded = opt.open_model(model, backend, device, dtype)
+    size.check_width(Site.of(site).shape(Lens.of(loaded))[1])
+    covariance = capture(
+        loaded,
+        demos,
+        site=site,
+        fit_site=fit_site,
+        layers=choice,
+        position=position,
+        neutral=neutral,
+        feature=feature,
+        batch_size=batch_size,
+        prepend_bos=prepend_bos,
+    )
+    edit = fit_to_size(covariance, size, centre)
+    edit.save(out)
+    print_ranks(edit)
+    console.print(f"wrote {out}", highlight=False)
+
+
+def print_ranks(edit: SpectralEdit) -> None:
+    """The table of an edit's layers, ranks and signatures."""
+    title = f"{edit.site}, {edit.feature.name}, {edit.n} demonstrations"
+    table = Table("layer", "k+", "k-", "signature", title=title)
+    for layer in edit.layers:
+        pairs = [pair for key, pair in edit.ranks.items() if key in edit.unit_keys(layer)]
+        kept, dropped = (" ".join(str(pair[side]) for pair in pairs) for side in (0, 1))
+        table.add_row(str(layer), kept, dropped, f"{edit.signature[layer]:.4g}")
+    console.print(table)
