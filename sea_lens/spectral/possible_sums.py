@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from einops import einsum
@@ -10,13 +10,10 @@ from einops import einsum
 from .._support.storage import ImpossibleError
 from ..models.sites import Site
 
-if TYPE_CHECKING:
-    from .covariance import CrossCovariance
-
 _ROUNDING = 1e-9
 
 
-def check_possible(covariance: "CrossCovariance", names: Sequence[str]) -> None:
+def check_possible(covariance: Any, names: Sequence[str]) -> None:
     """Refuse sums that no demonstrations have.
 
     The sums of n values of φ lie within n times φ's range, and those of their products within n times the range of
@@ -24,7 +21,7 @@ def check_possible(covariance: "CrossCovariance", names: Sequence[str]) -> None:
     any order, so that all of this holds up to rounding.
 
     Args:
-        covariance: the sums.
+        covariance: a `CrossCovariance`.
         names: what they are called.
 
     Raises:
