@@ -262,7 +262,7 @@ def test_every_method_runs_in_a_benchmark_as_in_whole_forward_passes(model, choi
             (span,) = completion_spans(lens, item["query"], [f" {choice}"])[0].spans
             assert isinstance(span, Span)
             tokens = torch.tensor([span.tokens])
-            with edit.applied(model), torch.no_grad():
+            with edit.applied(model), sl.prompt_lengths(model, span.prompt_length), torch.no_grad():
                 scores = lens.forward(tokens, torch.ones_like(tokens))[0].double().log_softmax(-1)
             expected = sum(scores[i - 1, tokens[0, i]].item() for i in range(span.start, tokens.shape[1]))
             assert value == pytest.approx(expected, abs=1e-4)

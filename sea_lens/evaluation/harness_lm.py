@@ -1,7 +1,7 @@
 """The harness's model class over a TransformerLens model; imports lm_eval, so only `harness` may import it."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,9 +111,10 @@ class EditedLM(HFLM):
                 return self.lens.forward(inps[:, : mask.shape[1]], mask)
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], *args: Any, **kwargs: Any
+        self, requests: Iterable[tuple[Any, list[int], list[int]]], *args: Any, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         """The harness's own, which says nothing of prompts to the model; an edit at some positions asks for them."""
+        requests = list(requests)
         try:
             if self.where is not None and self.where.positions != "all":
                 for _, context, continuation in requests:
