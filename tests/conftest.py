@@ -4,6 +4,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -45,11 +46,17 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def load_tiny(model_folders):
+def loaded_models() -> dict[Any, Any]:
+    """What `load_tiny` has loaded."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def load_tiny(model_folders, loaded_models):
     """load_tiny(family, backend, dtype=...) gives one and the same model for the same arguments."""
     import sea_lens as sl
 
-    loaded = {}
+    loaded = loaded_models
 
     def load(family: str = "llama", backend: str = "bridge", dtype: torch.dtype = torch.float32):
         key = family, backend, dtype
@@ -103,3 +110,13 @@ def shared() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no worker is left alone with one of them at the end."""
     items.sort(key=lambda item: item.path.name not in ("test_testbed.py", "test_third_party.py", "test_analyses.py"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_in_a_model(loaded_models):
+    """A test that fails under an edit leaves the shared models to the next one as they were."""
+    yield
+    import sea_lens as sl
+
+    for model in loaded_models.values():
+        sl.remove_all(model)

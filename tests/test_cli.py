@@ -253,7 +253,7 @@ def test_an_interruption_leaves_no_file(files, run, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sea_lens.cli.commands.capture", interrupted)
+    monkeypatch.setattr("sea_lens.cli.fitting.capture", interrupted)
     status, _, err = run(*fit_arguments(files))
     assert (status, err) == (130, "sea-lens: interrupted\n")
     assert not files["edit"].exists()
@@ -355,7 +355,7 @@ def test_a_benchmark_is_run_killed_resumed_and_compared(fitted_files, choices, r
         ({"--prompt": "nosuch"}, "unknown prompt 'nosuch'"),
         ({"--out": "nosuch/r.json"}, "--out nosuch/r.json: no such folder"),
         ({"--edit": "nosuch.safetensors"}, "--edit nosuch.safetensors: no such file"),
-        ({"--benchmark": "truthfulqa"}, "row 1: no field 'mc1_targets'"),
+        ({"--benchmark": "truthfulqa"}, "row 1: no field 'question'"),
         ({"--benchmark": "perplexity", "--prompt": "qa"}, "takes no prompt"),
     ],
 )

@@ -156,6 +156,7 @@ def test_handles_may_be_removed_out_of_order_and_twice(any_model):
     assert torch.equal(logits(any_model, ids), before)
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_contexts_may_end_out_of_order(model):
     ids = tokens()
     before = logits(model, ids)
@@ -168,6 +169,7 @@ def test_contexts_may_end_out_of_order(model):
     assert torch.equal(logits(model, ids), before)
 
 
+@pytest.mark.filterwarnings("ignore::sea_lens.SeaLensWarning")
 def test_a_users_own_hooks_survive_everything(any_model):
     calls = []
     name = "blocks.1.hook_mlp_out"

@@ -42,7 +42,8 @@ def fit(
     Raises:
         InputError: energy outside (0, 1], a rank outside 0 to d, ranks for other layers or heads, or a power that is
             not positive.
-        ActivationError: no demonstrations, or a cross-covariance that overflows, or is zero up to rounding.
+        ActivationError: no demonstrations, or a cross-covariance that overflows, or one of the positives that is zero up
+            to rounding; of negatives that is zero nothing is dropped.
 
     Warns:
         UserWarning: a rank is above the numerical rank (docs/method.md 2.4) and cut to it; names the layer.
@@ -75,7 +76,8 @@ def fit_to_size(covariance: CrossCovariance, size: Size, centre: bool = False) -
                 # Centring takes away the product of two means, and leaves the rounding of numbers of its size.
                 means = covariance.means(layer)
                 taken = rounding * means[0].norm(dim=-1) * means[1 + side].norm(dim=-1) if centre else None
-                sides.append(leading_subspace(omega, ranks, taken, rounding))
+                # Where nothing tells negatives from each other nothing is dropped; an edit that keeps nothing is none.
+                sides.append(leading_subspace(omega, ranks, taken, rounding, may_be_empty=side == DROP))
             except ActivationError as error:
                 raise ActivationError(f"layer {layer}: {error}") from None
             below += size.below(sides[-1][1], side, keys[layer])

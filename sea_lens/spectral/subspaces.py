@@ -104,6 +104,8 @@ def leading_subspace(
     ranks_of: Callable[[Float[Tensor, "units d"]], Int[Tensor, " units"]],
     floor: Float[Tensor, " units"] | None = None,
     rounding: float = 0.0,
+    *,
+    may_be_empty: bool = False,
 ) -> tuple[Float[Tensor, "units d k"], Int[Tensor, " units"], Float[Tensor, "units d"]]:
     """Leading left singular vectors of Ω, their number, and all singular values.
 
@@ -112,6 +114,7 @@ def leading_subspace(
         ranks_of: how many are taken, given the singular values (`ranks.Size.ranks`); at most the numerical rank is.
         floor: singular values up to here are the rounding of what was summed up.
         rounding: and so are those up to this share of the largest.
+        may_be_empty: whether a unit whose Ω is zero up to rounding has no direction, and is not refused.
 
     Raises:
         ActivationError: Ω has overflowed, or is zero up to rounding, so that no direction has any energy.
@@ -121,7 +124,7 @@ def leading_subspace(
     left, values, _ = torch.linalg.svd(omega)
     least = rounding * values[:, 0]
     above = values > rearrange(least if floor is None else torch.maximum(least, floor), "units -> units 1")
-    if not above[:, 0].all():
+    if not above[:, 0].all() and not may_be_empty:
         unit = int((~above[:, 0]).nonzero()[0])
         head = f" of head {unit}" if len(values) > 1 else ""
         raise ActivationError(
