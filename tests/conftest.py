@@ -119,4 +119,5 @@ def _nothing_stays_in_a_model(loaded_models):
     import sea_lens as sl
 
     for model in loaded_models.values():
-        sl.remove_all(model)
+        if sl.installed(model):
+            sl.remove_all(model)

@@ -42,8 +42,8 @@ def fit(
     Raises:
         InputError: energy outside (0, 1], a rank outside 0 to d, ranks for other layers or heads, or a power that is
             not positive.
-        ActivationError: no demonstrations, or a cross-covariance that overflows, or one of the positives that is zero up
-            to rounding; of negatives that is zero nothing is dropped.
+        ActivationError: no demonstrations, or a cross-covariance that overflows, or one of the positives that is zero
+            up to rounding; of negatives that is zero nothing is dropped.
 
     Warns:
         UserWarning: a rank is above the numerical rank (docs/method.md 2.4) and cut to it; names the layer.
