@@ -183,7 +183,7 @@ def test_a_control_combines_as_the_user_asked_or_refuses(model):
     steering = sl.mean_difference(sl.capture(model, demonstrations(), progress=False))
     found = sl.layer_contributions(model, edit, items, "only_one", control=[steering])
     assert found.control_values is not None
-    alone = sl.layer_contributions(model, steering, items, "only_one")
+    alone = sl.layer_contributions(model, steering, items, "only_one", positions="all")
     torch.testing.assert_close(found.control_values[0], alone.values)
     with pytest.raises(sl.InputError, match="unknown combine 'norm': expected one of add"):
         sl.layer_contributions(model, edit, items, "only_one", combine="norm", control=[steering])
