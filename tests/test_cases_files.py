@@ -534,9 +534,9 @@ def test_links_devices_and_folders_are_never_written_over(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     long, edit = "n" * 256, EDITS["spectral"]()
     for path in (*(tmp_path / name for name in ("link", "dangling", "folder", "pipe", long, "a\0b")), "/dev/null"):
-        with pytest.raises(sl.FileError, match="cannot (write|hold)"):
+        with pytest.raises(sl.FileError, match=r"cannot (write|hold)"):
             files.write_atomically(path, "x")
-        with pytest.raises(sl.FileError, match="cannot (write|hold)"):
+        with pytest.raises(sl.FileError, match=r"cannot (write|hold)"):
             edit.save(path)
     assert (tmp_path / "target").read_text() == "precious"
     assert (tmp_path / "link").is_symlink()
