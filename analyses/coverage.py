@@ -60,7 +60,7 @@ def chosen(samples: np.ndarray) -> np.ndarray:
     ends = np.stack(bootstrap_bounds(samples.T))
     special = np.isin(samples, (-1.0, 0.0, 1.0)).all(1)
     known: dict[bytes, tuple[float, float]] = {}
-    for place in special.nonzero()[0]:
+    for place in np.flatnonzero(special):
         items = np.sort(samples[place])
         if items.tobytes() not in known:
             interval = sl.bootstrap(items)

@@ -184,11 +184,12 @@ def activation_edit(model: Any, edit: Edit, what: str) -> ActivationEdit:
     """
     if Lens.of(model).prefix_length > 0:
         raise InputError(f"{what} counts positions: expected a model without examples in front (in_context)")
-    if not isinstance(as_edit(edit), ActivationEdit):
+    given = as_edit(edit)
+    if not isinstance(given, ActivationEdit):
         raise InputError(
             f"{what} needs an edit of activations, got {type(edit).__name__}, which acts on the {edit.site}"
         )
-    return edit
+    return given
 
 
 def measured_with(study: Study, control: Sequence[Edit], measure: Callable[[Study], Sequence[Result]]) -> list[Result]:

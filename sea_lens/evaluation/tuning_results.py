@@ -140,7 +140,7 @@ class Tuning:
 
 def _choice(table: "pd.DataFrame", maximise: str, limits: Mapping[str, float]) -> "tuple[pd.Series, int]":
     """Which settings keep the budget, and the first of those with the largest score to maximise."""
-    allowed = table[maximise].map(lambda _: True)
+    allowed: Any = table[maximise].map(lambda _: True)
     for name, limit in limits.items():
         allowed &= table[name] <= limit
     return allowed, int(table.loc[allowed, maximise].idxmax())
