@@ -29,13 +29,6 @@ FOREIGN = (contextlib, torch.utils.hooks, transformer_lens.hook_points)
 TRACED = (str(Path(sl.__file__).parent), *(str(module.__file__) for module in FOREIGN))
 
 
-@pytest.fixture(autouse=True)
-def _nothing_left_for_the_next_test(load_tiny):
-    yield
-    for backend in tiny.BACKENDS:
-        sl.remove_all(load_tiny("llama", backend))
-
-
 def adapters(model: Any) -> LoRA:
     generator = torch.Generator().manual_seed(0)
     lens, width = Lens.of(model), int(model.cfg.d_mlp)

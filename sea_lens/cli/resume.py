@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from .._support import statistics
+from .._support.storage import bytes_of
 from ..contributions import results
 from ..errors import FileError
 from ..evaluation.journal import Journal
@@ -34,10 +35,8 @@ def encoded(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {"float": str(float(value))}
     if isinstance(value, torch.Tensor):
-        plain = value.detach().cpu().contiguous()
-        raw = plain.reshape(-1).view(torch.uint8).numpy().tobytes()
-        name = str(plain.dtype).removeprefix("torch.")
-        return {"tensor": [name, list(plain.shape), base64.b64encode(raw).decode()]}
+        name = str(value.dtype).removeprefix("torch.")
+        return {"tensor": [name, list(value.shape), base64.b64encode(bytes_of(value)).decode()]}
     if isinstance(value, (np.ndarray, np.generic)):
         return {"array": encoded(torch.as_tensor(np.asarray(value)))}
     if isinstance(value, tuple):
@@ -63,8 +62,10 @@ def decoded(content: Any) -> Any:
         return float(inner)
     if kind == "tensor":
         name, shape, raw = inner
-        flat = torch.frombuffer(bytearray(base64.b64decode(raw)), dtype=torch.uint8) if raw else torch.zeros(0)
-        return flat.view(getattr(torch, name)).reshape(shape) if raw else flat.to(getattr(torch, name)).reshape(shape)
+        dtype = getattr(torch, name)
+        # Of no bytes there is no buffer.
+        flat = torch.frombuffer(bytearray(base64.b64decode(raw)), dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        return flat.reshape(shape)
     if kind == "array":
         return decoded(inner).numpy()
     if kind == "tuple":

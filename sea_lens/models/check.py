@@ -26,8 +26,8 @@ def check_model(model: Any) -> ModelCheck:
     """Measure whether a model is what it should be, and whether what is done to it works (docs/method.md 1.5).
 
     The logits of 64 seeded tokens are compared with those of the Hugging Face model where there is one (`load_model`
-    and every TransformerBridge have it); the rest is measured on the model alone. It takes less time than five forward
-    passes, and is not measured again for the same model, but for training mode and processing.
+    and every TransformerBridge have it); the rest is measured on the model alone, in a few more passes over these and
+    shorter texts. It is not measured again for the same model, but for training mode and processing.
 
     Args:
         model: a TransformerLens model.
