@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import VOCABULARY, fitted, save_tiny_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from tiny import VOCABULARY, fitted, save_random_weights, save_tiny_model
+from transformers import AutoConfig
 
 import sea_lens as sl
 from sea_lens.measure.shared_prompts import log_probs
@@ -82,16 +82,7 @@ def save(family: str, folder: Path) -> Path:
     """A random model of a family, every part of which matters."""
     save_tiny_model("llama", folder)  # for its tokenizer
     kind, sizes = FAMILIES[family]
-    config = AutoConfig.for_model(kind, **sizes)
-    config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    model.save_pretrained(folder)
+    save_random_weights(AutoConfig.for_model(kind, **sizes), folder, 0.3)
     return folder
 
 

@@ -60,7 +60,17 @@ FAMILIES = {
 
 def save_tiny_model(family: str, folder: Path, *, bos: bool = True) -> Path:
     """Write a random model of a family with a word-level tokenizer; `bos` False gives it none."""
-    config = FAMILIES[family]()
+    save_random_weights(FAMILIES[family](), folder, 0.15)
+    words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    specials = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"} | ({"bos_token": "<s>"} if bos else {})
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials).save_pretrained(folder)
+    return folder
+
+
+def save_random_weights(config: Any, folder: Path, spread: float) -> None:
+    """Write a random model of a configuration; `spread` is the standard deviation of what is added to every weight."""
     config.bos_token_id, config.eos_token_id, config.pad_token_id = 1, 2, 0
     torch.manual_seed(0)
     with warnings.catch_warnings():
@@ -69,14 +79,8 @@ def save_tiny_model(family: str, folder: Path, *, bos: bool = True) -> Path:
     with torch.no_grad():
         # Larger than at initialisation, biases and norms as well, so that every part of the model matters.
         for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
+            parameter.add_(spread * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
-    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    specials = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"} | ({"bos_token": "<s>"} if bos else {})
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **specials).save_pretrained(folder)
-    return folder
 
 
 def sentence(seed: int, length: int) -> str:

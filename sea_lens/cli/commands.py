@@ -108,7 +108,7 @@ def effect(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "float32",
 ) -> None:
-    """Measure an edit's effect on contrasts, with a paired bootstrap interval."""
+    """Measure an edit's effect on contrasts, with a paired interval."""
     loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     items = opt.read_contrasts(contrasts, limit)
     inputs = {"--edit": edit, "--contrasts": contrasts, "--model": model}

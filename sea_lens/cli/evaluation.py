@@ -99,7 +99,7 @@ def compare(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for results.json and a figure.")] = None,
 ) -> None:
-    """Compare two evaluations score by score, with paired bootstrap intervals."""
+    """Compare two evaluations score by score, with paired intervals."""
     read = {"BEFORE": before, "AFTER": after} | {f"--control {path}": path for path in control or ()}
     folder = None if out is None else output_folder(out, read)
     if control and {before, after} & {*control}:

@@ -101,7 +101,7 @@ class Contributions(ABC):
         return self.item_values.flatten(1).sum(1)
 
     def interval(self, label: Hashable) -> Interval:
-        """Bootstrap interval of one part's contribution over contrasts; paired, as each item is a difference.
+        """Interval of one part's contribution over contrasts; paired, as each item is a difference.
 
         The source is docs/method.md 6.7.
 

@@ -138,7 +138,7 @@ def evaluate(
         seed: of the bootstrap intervals.
 
     Returns:
-        Scores with bootstrap intervals, and one row for each item.
+        Scores with intervals, and one row for each item.
 
     Raises:
         InputError: unknown benchmark, prompt, layers, `combine` or positions; a benchmark without a data set of its own

@@ -19,7 +19,7 @@ TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
 def layer_bars(frame: pd.DataFrame, effect: float, title: str, *, controls: int = 0, ax: Axes | None = None) -> Axes:
-    """A bar for each edited layer, with its bootstrap interval over contrasts and the range of its control.
+    """A bar for each edited layer, with its interval over contrasts and the range of its control.
 
     Args:
         frame: columns layer, value, low, high, and with controls control_low and control_high; in nats.
@@ -29,6 +29,8 @@ def layer_bars(frame: pd.DataFrame, effect: float, title: str, *, controls: int 
         ax: where to draw.
     """
     ax = new_axes(ax)
+    # A range must not look cut off where it ends.
+    ax.use_sticky_edges = False
     values = frame["value"].to_numpy()
     errors = np.abs(np.stack([values - frame["low"], frame["high"] - values]))
     ax.bar(frame["layer"], values, yerr=errors, color=[KEEP if v >= 0 else DROP for v in values], capsize=4)

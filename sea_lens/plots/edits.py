@@ -89,8 +89,11 @@ def layer_signatures(
     ax.set_yscale("log")
     ax.set_xlabel("layer")
     ax.set_ylabel("size, in units of the activations")
-    ax.set_title("How large activations are, and how far the two labels' means lie apart")
-    ax.legend(frameon=False, fontsize=8)
+    ax.set_title("Size of activations, and distance of the labels' means")
+    # Above the highest bar, wherever that stands.
+    lowest, highest = ax.get_ylim()
+    ax.set_ylim(lowest, highest * (highest / lowest) ** 0.25)
+    ax.legend(frameon=False, fontsize=8, loc="upper left")
     return ax
 
 
