@@ -18,7 +18,7 @@ from sea_lens.models.lens import Lens
 from sea_lens.models.load import hooked_available
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analyses"))
-from zoo import FAMILIES, Case, tokenizer
+from zoo_models import FAMILIES, Case, tokenizer
 
 pytestmark = [
     pytest.mark.model,

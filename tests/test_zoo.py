@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analyses"))
-from zoo import BACKENDS, CASES, LIMIT, Outcome, Truth, measure, table
+from zoo import BACKENDS, LIMIT, Outcome, Truth, measure, table
+from zoo_models import CASES
 
 pytestmark = pytest.mark.model
 # What some TransformerLens or other makes another model of, or cannot make at all.
