@@ -222,6 +222,19 @@ def test_the_check_is_made_once_for_a_model(load_tiny, backend):
     assert len(passes) == 2 * reading
 
 
+def test_a_first_check_reads_no_more_tokens_than_five_passes_over_the_probe(load_tiny, backend):
+    model = copy.deepcopy(load_tiny("llama", backend))
+    lens = Lens.of(model)
+    lens.checked = None
+    lens.cached_readings.clear()
+    embedding, read = model.original_model.model.embed_tokens if backend == "bridge" else model.embed, []
+    embedding.register_forward_pre_hook(lambda _, given: read.append(given[0].numel()))
+    assert sl.check_model(model).ok
+    # The probe, the hooks and three steps with a cache. What a bridge is compared with runs the module inside.
+    assert len(read) == 5
+    assert sum(read) + (backend == "bridge") * read[0] <= 5 * 64
+
+
 # Processing of the weights.
 
 

@@ -1,9 +1,9 @@
 """How a model may read with a cache: measured once, against reading whole, with the model's own weights.
 
-The probe reads two short rows of seeded tokens, one of them padded on the left, once whole and once in steps: some
-tokens, some more, one more, and rows that were chosen from what had been read. What is looked for is no rounding: a
-cache that forgets changes logits by as much as there is. Hooks in the model, an edit's among them, are set aside for
-its length, so that it measures the model.
+The probe reads two short rows of seeded tokens, one of them padded on the left, once whole (the check of a model has
+just done so) and once in steps: some tokens, some more, and two more of rows that were chosen from what had been read.
+What is looked for is no rounding: a cache that forgets changes logits by as much as there is. Hooks in the model, an
+edit's among them, are set aside for its length, so that it measures the model.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import SeaLensWarning
 from .cached_pass import cached_pass, holds, keep_cache_under_old_name, keys, selected, whole_pass
 from .lens import Lens
+from .reference import Read
 
 # How the cache is handed on: as the backend does it by itself, under its old name as well, or not at all.
 Way = Literal["own", "renamed", "whole"]
@@ -60,17 +61,18 @@ class CachedReading:
         return self.own is not None and self.own <= self.limit
 
 
-def cached_reading(lens: Lens, length: int = 0) -> CachedReading:
+def cached_reading(lens: Lens, length: int = 0, read: Read | None = None) -> CachedReading:
     """How this model may read with a cache; measured when first asked for, then remembered.
 
     Args:
         lens: the model.
         length: positions that the longest row will have. Beyond the length of a sliding window the probe is made once
             more; where positions are turned otherwise in long texts, those are read whole.
+        read: what the model has just read whole, which is then not read again.
     """
     key = _key(lens, length)
     if key not in lens.cached_readings:
-        lens.cached_readings[key] = _measured(lens, key[0])
+        lens.cached_readings[key] = _measured(lens, key[0], None if key[0] else read)
         if not key[0]:
             tell_of_own_cache(lens)
     return lens.cached_readings[key]
@@ -91,9 +93,14 @@ def distrust(lens: Lens) -> None:
         lens.cached_readings[key] = replace(known, way="whole", padded=False, deviation=None)
 
 
-def mend_own_cache(lens: Lens) -> None:
-    """Give a bridge that needs it the cache by its old name for good, so that its own `generate` is exact as well."""
-    found = _measured(lens, 0)
+def mend_own_cache(lens: Lens, read: Read | None = None) -> None:
+    """Give a bridge that needs it the cache by its old name for good, so that its own `generate` is exact as well.
+
+    Args:
+        lens: of the bridge.
+        read: what it has just read whole, which is then not read again.
+    """
+    found = _measured(lens, 0, read)
     if found.way == "renamed" and found.deviation is not None:
         keep_cache_under_old_name(lens.model)
         found = replace(found, way="own", own=found.deviation)
@@ -120,7 +127,7 @@ def _key(lens: Lens, length: int) -> tuple[Any, ...]:
     return max(passed, default=0), lens.dtype, bool(lens.model.training)
 
 
-def _measured(lens: Lens, beyond: int) -> CachedReading:
+def _measured(lens: Lens, beyond: int, read: Read | None) -> CachedReading:
     limit, own = _limit(lens), float("inf")
     if beyond and beyond in _turning_lengths(lens):
         return CachedReading("whole", False, own, None, limit, apart=True)
@@ -130,8 +137,8 @@ def _measured(lens: Lens, beyond: int) -> CachedReading:
     ways: tuple[Way, ...] = ("own",) if lens.backend == "hooked" else ("own", "renamed")
     with torch.no_grad(), _without_hooks(lens):
         for padding in (0,) if beyond else (_PADDING, 0):
-            text = _Text.of(lens, beyond, padding)
-            reference = whole_pass(lens, text.tokens, text.mask)
+            text = _Text.of(lens, beyond, padding, read)
+            reference = whole_pass(lens, text.tokens, text.mask) if text.logits is None else text.logits
             if not bool(reference[text.mask.bool()].max() < float("inf")):
                 # Where there are no numbers there is nothing to compare.
                 return CachedReading("whole", False, None, None, limit)
@@ -150,21 +157,33 @@ class _Text:
     Attributes:
         tokens, mask: two rows, or one long one.
         first: columns that are read in the first step; three are in the second, and two in the third.
+        logits: of the rows read whole, where they are known.
     """
 
     tokens: Int[Tensor, "rows columns"]
     mask: Int[Tensor, "rows columns"]
     first: int
+    logits: Float[Tensor, "rows columns d_vocab"] | None = None
 
     @classmethod
-    def of(cls, lens: Lens, beyond: int, padding: int) -> "_Text":
+    def of(cls, lens: Lens, beyond: int, padding: int, read: Read | None) -> "_Text":
+        if read is not None:
+            # The second row begins `padding` columns later, and ends one before the last.
+            tokens, logits = (one[:, :_COLUMNS].clone().to(lens.device) for one in (read.probe.tokens, read.logits))
+            for one in (tokens, logits):
+                one[1, padding:-1] = one[1, : _COLUMNS - 1 - padding].clone()
+            return cls(tokens, _mask(tokens, padding), _COLUMNS - 5, logits)
         rows, columns = (1, max(min(beyond + 5, lens.n_ctx), 6)) if beyond else (2, _COLUMNS)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(lens.d_vocab, (rows, columns), generator=generator)
-        mask = torch.ones_like(tokens)
-        if rows == 2:
-            mask[1, :padding] = mask[1, -1] = 0
-        return cls(tokens.to(lens.device), mask.to(lens.device), columns - 5)
+        return cls(tokens.to(lens.device), _mask(tokens, padding).to(lens.device), columns - 5)
+
+
+def _mask(tokens: Tensor, padding: int) -> Tensor:
+    mask = torch.ones_like(tokens)
+    if len(tokens) == 2:
+        mask[1, :padding] = mask[1, -1] = 0
+    return mask
 
 
 def _deviation(

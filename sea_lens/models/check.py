@@ -17,7 +17,7 @@ from .evaluation_mode import active_dropout
 from .facts import cache, causality, changing, conversion, deviation_from, hooks, lasting, long_texts, numbers
 from .lens import Lens
 from .probes import whole
-from .reference import Probe, Reference, unwrapped
+from .reference import Probe, Read, Reference, unwrapped
 
 _ENCODERS = ("HookedEncoder", "HookedEncoderDecoder", "HookedAudioEncoder")
 
@@ -47,11 +47,11 @@ def check_model(model: Any) -> ModelCheck:
     lens = Lens.of(model)
     if active_dropout(model) is not None:
         return ModelCheck((Fact("logits against the original", "not compared: passes are random"), *changing(lens)))
-    kept = lens.checked
+    kept, read = lens.checked, None
     if kept is None or (kept.edited and not _is_changed(lens)):
-        kept = checked(lens)
+        kept, read = checked(lens)
     # Whoever reads with a cache asks for this as well, so that loading a model need not.
-    return replace(kept, facts=(*kept.facts, *cache(lens), *changing(lens)))
+    return replace(kept, facts=(*kept.facts, *cache(lens, read), *changing(lens)))
 
 
 def ensure_usable(lens: Lens) -> None:
@@ -63,7 +63,7 @@ def ensure_usable(lens: Lens) -> None:
     """
     refuse_dropout(lens)
     if not lens.trusted:
-        (lens.checked or checked(lens)).refuse(lens.name)
+        (lens.checked or checked(lens)[0]).refuse(lens.name)
 
 
 def refuse_dropout(lens: Lens) -> None:
@@ -102,8 +102,11 @@ def refuse_inference_tensors(lens: Lens) -> None:
         )
 
 
-def checked(lens: Lens, reference: Reference | None = None) -> ModelCheck:
+def checked(lens: Lens, reference: Reference | None = None) -> tuple[ModelCheck, Read | None]:
     """Run the check and keep its outcome on the lens.
+
+    Returns:
+        The outcome, and what was read with nothing of sea_lens's or the user's in the model; None where something was.
 
     Args:
         lens: the model.
@@ -131,7 +134,7 @@ def checked(lens: Lens, reference: Reference | None = None) -> ModelCheck:
     facts.append(causality(lens, probe, logits))
     unusable, more = hooks(lens, probe)
     lens.checked = ModelCheck((*facts, *more, *lasting(lens)), deviation, unusable, standing)
-    return lens.checked
+    return lens.checked, None if standing else Read(probe, logits)
 
 
 def _is_changed(lens: Lens) -> bool:

@@ -11,8 +11,8 @@ from .configuration import hooked_windows, rotation_deviation, windows
 from .evaluation_mode import active_dropout
 from .lens import Lens
 from .probes import Acting, largest
-from .processing import UNEMBEDDING, processing
-from .reference import Probe, Reference, listed
+from .processing import processing, unembedding_centred
+from .reference import Probe, Read, Reference, listed
 from .sites import SITES
 from .tokens import bos_token
 
@@ -28,7 +28,7 @@ def deviation_from(lens: Lens, logits: Tensor, reference: Reference) -> float:
     """Largest difference between logits of the probe and the reference's, relative to the largest logit."""
     given, expected = logits.float(), reference.logits.float()
     # Centring moves all logits of a position by one number, which no probability shows.
-    if UNEMBEDDING in processing(lens.model):
+    if unembedding_centred(lens.model):
         given, expected = given - given.mean(-1, keepdim=True), expected - expected.mean(-1, keepdim=True)
     width = min(given.shape[-1], expected.shape[-1])
     read = reference.probe.mask.bool()
@@ -125,9 +125,9 @@ def causality(lens: Lens, probe: Probe, logits: Tensor) -> Fact:
     )
 
 
-def cache(lens: Lens) -> list[Fact]:
+def cache(lens: Lens, read: Read | None) -> list[Fact]:
     """How far cached reading is from reading whole, as sea_lens does it and as the model itself does."""
-    found = cached_reading(lens)
+    found = cached_reading(lens, read=read)
     name = "reading with a cache, relative"
     facts = (
         [Fact(name, "read whole, since the model's own cache is not exact")]
@@ -201,9 +201,10 @@ def _unmatched(lens: Lens) -> list[Fact]:
 def changing(lens: Lens) -> list[Fact]:
     """What may change at any time, so is looked at whenever it is asked for."""
     dropped = active_dropout(lens.model)
-    frozen = sum(parameter.is_inference() for parameter in lens.model.parameters())
+    parameters = list(lens.model.parameters())
+    frozen = sum(parameter.is_inference() for parameter in parameters)
     dtypes, devices = (
-        sorted({str(getattr(parameter, name)).removeprefix("torch.") for parameter in lens.model.parameters()})
+        sorted({str(getattr(parameter, name)).removeprefix("torch.") for parameter in parameters})
         for name in ("dtype", "device")
     )
     done = processing(lens.model)

@@ -99,12 +99,13 @@ def _loaded(
                 lens = Lens.of(model)
                 lens.own_tokenizer, lens.source, lens.more_ends = own_tokenizer, name, more_ends
                 lens.trusted, lens.unmatched = not check, unmatched
-                if kind == "bridge":
-                    # The first pass, which some models fail.
-                    with _failures_named(f"{name} (as TransformerBridge)"):
-                        mend_own_cache(lens)
+                read = None
                 if reference is not None:
-                    checked(lens, reference).refuse(f"{lens.name} as {kind}")
+                    found, read = checked(lens, reference)
+                    found.refuse(f"{lens.name} as {kind}")
+                if kind == "bridge":
+                    with _failures_named(f"{name} (as TransformerBridge)"):
+                        mend_own_cache(lens, read)
                 return model, unmatched
             except UnsupportedModelError:
                 if kind == kinds[-1]:

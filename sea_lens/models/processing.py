@@ -27,7 +27,7 @@ def processing(model: Any) -> list[str]:
     tests = (
         (FOLDED, _norms_folded),
         (WRITING, _writing_centred),
-        (UNEMBEDDING, _unembedding_centred),
+        (UNEMBEDDING, unembedding_centred),
         (VALUES, _value_biases_folded),
         (FACTORED, _factored),
     )
@@ -49,7 +49,8 @@ def _writing_centred(model: Any) -> bool:
     return weight is not None and _mean_is_zero(weight.reshape(-1, weight.shape[-1])[:_ROWS])
 
 
-def _unembedding_centred(model: Any) -> bool:
+def unembedding_centred(model: Any) -> bool:
+    """Whether the logits of each token have mean zero by the weights."""
     weight = _tensor(model, "W_U")
     return weight is not None and _mean_is_zero(weight[:_ROWS])
 

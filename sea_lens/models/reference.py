@@ -54,6 +54,14 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Read:
+    """A probe, and its logits as a model reads it whole, without a cache."""
+
+    probe: Probe
+    logits: Float[Tensor, "2 pos d_vocab"]
+
+
+@dataclass(frozen=True)
 class Unmatched:
     """Names of weights that only one of a folder and the model of its configuration has.
 
