@@ -5,7 +5,7 @@ import contextlib
 import copy
 import multiprocessing
 import pickle
-import sys
+import runpy
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import tiny
 import torch
-import transformer_lens.hook_points
 
 import sea_lens as sl
 from sea_lens.methods.adapters import Adapter, LoRA
@@ -25,8 +24,8 @@ from sea_lens.models.weight_changes import mlp_out_weight
 
 pytestmark = pytest.mark.model
 KINDS = ("spectral", "LoRA", "DoLa", "in-context")
-FOREIGN = (contextlib, torch.utils.hooks, transformer_lens.hook_points)
-TRACED = (str(Path(sl.__file__).parent), *(str(module.__file__) for module in FOREIGN))
+INTERRUPTS = runpy.run_path(str(Path(__file__).parents[1] / "timings" / "interrupts.py"))
+interrupted_at, left_behind = INTERRUPTS["interrupted_at"], INTERRUPTS["left_behind"]
 
 
 def adapters(model: Any) -> LoRA:
@@ -45,19 +44,6 @@ def edit_of(kind: str, model: Any) -> sl.Edit:
     if kind == "LoRA":
         return adapters(model)
     return sl.dola(model, relative_top=0) if kind == "DoLa" else sl.in_context(model, tiny.demonstrations(), shots=1)
-
-
-def left_behind(model: Any, weights: dict[str, torch.Tensor]) -> list[str]:
-    lens = Lens.of(model)
-    modules = [module for module in (model, getattr(model, "original_model", None)) if module is not None]
-    found = [f"hook at {name}" for name, point in lens.points.items() if point.fwd_hooks or point._forward_hooks]
-    for module in modules:
-        found += [name for name in ("forward", "__deepcopy__", "__reduce_ex__") if name in vars(module)]
-        found += ["hook of torch's"] * (len(module._forward_hooks) + len(module._forward_pre_hooks))
-    found += ["prefix"] * bool(lens.prefix_length) + ["pass"] * (lens.current_pass is not None)
-    found += ["entry"] * len(sl.installed(model)) + ["changed weights"] * bool(lens.changed_weights)
-    changed = (n for n, parameter in model.named_parameters() if parameter.data_ptr() != weights[n].data_ptr())
-    return [*found, *changed]
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
@@ -286,39 +272,11 @@ def test_a_copy_of_the_model_inside_a_bridge_is_unedited(load_tiny):
     torch.testing.assert_close(inside(tokens).logits, unedited, rtol=0, atol=0)
 
 
-def interrupted_at(action: Any, line: int) -> int:
-    """How many lines were not reached of those up to this number; the last of them is interrupted."""
-    left = line
-
-    def local(frame: Any, event: str, _: object) -> Any:
-        nonlocal left
-        if event == "line":
-            left -= 1
-            if left < 0:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return local
-
-    def enter(frame: Any, event: str, _: object) -> Any:
-        return local if frame.f_code.co_filename.startswith(TRACED) else None
-
-    tracing = sys.gettrace()
-    try:
-        try:
-            sys.settrace(enter)
-            action()
-        finally:
-            sys.settrace(tracing)
-    except KeyboardInterrupt:
-        pass
-    return max(0, left)
-
-
 def places(action: Any, n: int = 24) -> range:
     """Lines of an action to interrupt, from the first to the last; timings/interrupts.py takes every one."""
     # What is found out of a model at its first use runs once.
     action()
-    total = 10**6 - interrupted_at(action, 10**6)
+    total = 10**6 + 1 - interrupted_at(action, 10**6)
     assert total > 100
     return range(0, total, max(1, total // n))
 

@@ -51,20 +51,19 @@ def edits_of(model: Any) -> dict[str, sl.Edit]:
     }
 
 
-def left_behind(model: Any, points: dict[str, Any], weights: dict[str, torch.Tensor]) -> list[str]:
-    """What of sea_lens's is in a model, with its hook points, and with the weights that it should have."""
+def left_behind(model: Any, weights: dict[str, torch.Tensor], points: dict[str, Any] | None = None) -> list[str]:
+    """What of sea_lens's is in a model that should have these weights; its hook points need not be listed anew."""
     lens, found = Lens.of(model), []
     modules = [module for module in (model, getattr(model, "original_model", None)) if module is not None]
-    found += [f"hook at {name}" for name, point in points.items() if point.fwd_hooks or point._forward_hooks]
+    for name, point in (points or dict(lens.points.items())).items():
+        found += [f"hook at {name}"] * bool(point.fwd_hooks or point._forward_hooks)
     for module in modules:
         found += [name for name in ("forward", "__deepcopy__", "__reduce_ex__") if name in vars(module)]
         found += ["hook of torch's"] * (len(module._forward_hooks) + len(module._forward_pre_hooks))
     found += ["prefix"] * bool(lens.prefix_length) + ["pass"] * (lens.current_pass is not None)
     found += ["entry"] * len(sl.installed(model)) + ["changed weights"] * bool(lens.changed_weights)
-    for name, parameter in model.named_parameters():
-        if parameter.data_ptr() != weights[name].data_ptr():
-            found.append(f"weight {name}")
-    return found
+    changed = (n for n, parameter in model.named_parameters() if parameter.data_ptr() != weights[n].data_ptr())
+    return [*found, *(f"weight {name}" for name in changed)]
 
 
 def interrupted(action: Callable[[], object], after: float) -> bool:
@@ -80,38 +79,42 @@ def interrupted(action: Callable[[], object], after: float) -> bool:
     return False
 
 
-def traced() -> tuple[str, ...]:
-    """Files in which lines are interrupted, or folders of them."""
+def _traced() -> tuple[str, ...]:
     modules = (sl, contextlib, torch.nn.modules.module, torch.utils.hooks, transformer_lens.hook_points)
     files = [str(module.__file__) for module in modules]
     return (str(Path(files[0]).parent), *files[1:])
 
 
-def interrupted_at(action: Callable[[], object], line: int, files: tuple[str, ...]) -> bool:
-    """Whether the line of this number was reached while an action ran, and interrupted."""
-    left = line
+# Files in which lines are interrupted, or folders of them.
+TRACED = _traced()
+
+
+def interrupted_at(action: Callable[[], object], line: int) -> int:
+    """How many lines were not reached of those up to this number; the last of them is interrupted."""
+    left = line + 1
 
     def local(frame: Any, event: str, _: object) -> Any:
         nonlocal left
         if event == "line":
             left -= 1
-            if left < 0:
+            if left == 0:
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return local
 
     def enter(frame: Any, event: str, _: object) -> Any:
-        return local if frame.f_code.co_filename.startswith(files) else None
+        return local if frame.f_code.co_filename.startswith(TRACED) else None
 
+    tracing = sys.gettrace()
     try:
         try:
             sys.settrace(enter)
             action()
         finally:
-            sys.settrace(None)
+            sys.settrace(tracing)
     except KeyboardInterrupt:
         pass
-    return left < 0
+    return left
 
 
 def main() -> None:
@@ -126,7 +129,6 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, signal.default_int_handler)
-    files = traced()
     order = random.Random(arguments.seed)
     bad = total = 0
     for backend in arguments.backends:
@@ -149,10 +151,10 @@ def main() -> None:
                 action()
             length = (time.perf_counter() - begin) / 5
             line = places = spoiled = 0
-            while arguments.every and interrupted_at(action, line, files):
+            while arguments.every and interrupted_at(action, line) == 0:
                 places, line = places + 1, line + arguments.every
                 torch.set_grad_enabled(True)
-                if found := left_behind(model, points, weights):
+                if found := left_behind(model, weights, points):
                     spoiled += 1
                     print(f"{backend}, {kind}, line {line}: {found[:6]}")
                     sl.remove_all(model)
@@ -165,12 +167,12 @@ def main() -> None:
             came = wrong = 0
             while came < wanted:
                 if not interrupted(action, order.uniform(1e-5, 1.05 * length)):
-                    found = left_behind(model, points, weights)
+                    found = left_behind(model, weights, points)
                     assert not found, found
                     continue
                 came += 1
                 torch.set_grad_enabled(True)
-                if found := left_behind(model, points, weights):
+                if found := left_behind(model, weights, points):
                     wrong += 1
                     print(f"{backend}, {kind}: {found[:6]}")
                     sl.remove_all(model)
