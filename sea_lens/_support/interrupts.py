@@ -63,6 +63,9 @@ def raised() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, end_at_once)
+        # All is cleaned up. Python takes signal handlers away while it ends, which may last: the timer would kill it.
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def has_come() -> bool:
