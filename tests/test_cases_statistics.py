@@ -168,6 +168,8 @@ def test_bounds_hold_the_ends_and_make_a_proportion_of_what_lies_at_them():
         ([0.5, 1.0], {"kind": "difference"}, "−1, 0 or 1"),
         ([0.5, 1.0], {"kind": "ratio"}, "unknown kind of items 'ratio'"),
         ([0.5, 1.5], {"bounds": (0, 1)}, "lie between"),
+        ([2.0], {"bounds": (0, 1)}, "lie between"),
+        ([0, 1, 1], {"bounds": (0, 0.5), "kind": "proportion"}, "lie between"),
         ([0.5, 1.0], {"level": 95}, "between 0 and 1"),
         ([0.5, 1.0], {"resamples": 10}, "resamples"),
     ],
@@ -175,6 +177,18 @@ def test_bounds_hold_the_ends_and_make_a_proportion_of_what_lies_at_them():
 def test_what_has_no_mean_is_refused(items, options, message):
     with pytest.raises(sl.InputError, match=message):
         sl.bootstrap(items, **options)
+
+
+def test_differences_stay_within_their_bounds():
+    assert sl.bootstrap([0.0] * 8, kind="difference").low < 0
+    assert sl.bootstrap([0.0] * 8, kind="difference", bounds=(0, 1)).low == 0
+
+
+def test_a_narrow_interval_is_not_shown_without_a_width():
+    assert str(sl.Interval(0.2, 0.19996, 0.20004)) == "+0.20000 [+0.19996, +0.20004]"
+    assert sl.Interval(1e9, 1e9 - 2, 1e9 + 2).brackets() == "[+999999998, +1e+09]"
+    assert sl.Interval(12.34, 12.3399, 12.3401).brackets(".4g") == "[12.3399, 12.3401]"
+    assert str(sl.Interval(0.2, 0.1, 0.3)) == "+0.200 [+0.100, +0.300]"
 
 
 def test_columns_have_the_intervals_that_each_has_alone():
@@ -229,6 +243,12 @@ def test_scores_have_the_intervals_of_the_items_that_they_are_of():
     assert odds.high - odds.mean > half
     table = found.table()
     assert table.loc["accuracy/a", "interval"] == "Clopper-Pearson"
+
+
+def test_controls_of_a_comparison_can_be_gone_through_once():
+    before, after = (rows(list(x), ["a"] * 4) for x in ((1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 0.0)))
+    frame = sl.compare(before, after, controls=iter([before, before])).to_frame()
+    assert frame.loc["accuracy", "p"] == pytest.approx(1 / 3)
 
 
 def test_differences_of_scores_are_paired_and_of_the_same_items():
@@ -314,15 +334,24 @@ def test_every_term_of_direct_has_its_error(model):
 
 
 @pytest.mark.skipif("hooked" not in BACKENDS, reason="HookedTransformer is of TransformerLens 3")
-@pytest.mark.parametrize("site", ["mlp_out", "z"])
-def test_direct_closes_on_a_model_without_norms(site, load_tiny):
+@pytest.mark.parametrize(
+    ("site", "changed"),
+    [
+        ("mlp_out", {}),
+        ("z", {}),
+        ("attn_out", {"attn_only": True}),
+        ("resid_post", {"attn_only": True, "normalization_type": "LN"}),
+        ("mlp_out", {"parallel_attn_mlp": True, "normalization_type": "RMS"}),
+    ],
+)
+def test_direct_closes_on_models_without_norms_or_mlps(site, changed, load_tiny):
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     torch.manual_seed(0)
     config = HookedTransformerConfig(
-        n_layers=2, d_model=16, n_ctx=32, d_head=4, n_heads=4, d_vocab=64, d_mlp=32, act_fn="relu",
-        normalization_type=None, device="cpu",
-    )  # fmt: skip
+        **{"n_layers": 2, "d_model": 16, "n_ctx": 32, "d_head": 4, "n_heads": 4, "d_vocab": 64, "d_mlp": 32},
+        **{"act_fn": "relu", "normalization_type": None, "device": "cpu", **changed},
+    )
     tokenizer = load_tiny("llama", "hooked").tokenizer
     model = HookedTransformer(config, tokenizer=tokenizer, default_padding_side="right").eval()
     with torch.no_grad():
@@ -414,6 +443,9 @@ def test_every_contribution_has_p_values_beside_its_controls(model):
     )
     assert 1 / 5 <= measured.p_value <= 1
     assert "4 controls" in str(measured)
+    # What can be gone through only once is no less.
+    for analysis in (sl.layer_contributions, sl.head_contributions, sl.direction_contributions):
+        assert analysis(model, edit, items[:2], control=iter(controls)).n_controls == 4
     with pytest.raises(sl.InputError, match="p-values are ranks among control edits"):
         sl.layer_contributions(model, edit, items, "only_one").p_values()
 
@@ -458,6 +490,36 @@ def test_a_question_is_known_again_whatever_prompt_it_stands_in():
     assert n_shared(["Answer honestly.\nQ: Where is Rome?\nA:", "Answer honestly.\nQ: Why?\nA:"], seen) == 0
     assert n_shared(questions, frozenset()) == 0
     assert unpacked_questions("abc") == unpacked_questions(None) == frozenset()
+
+
+def test_items_of_bbq_are_known_again_though_they_share_contexts_and_questions(tmp_path):
+    contexts = [f"I saw {one} at the bus stop last week." for one in ("Ann and Bob", "Cid and Dora", "Eve and Finn")]
+    questions = ["Who was forgetful?", "Who was not forgetful?"]
+    rows = [
+        {
+            **{"example_id": i, "question_index": "1", "category": "Age", "context_condition": "ambig", "label": 2},
+            **{
+                "question_polarity": ("neg", "nonneg")[i % 2],
+                "context": contexts[i // 2],
+                "question": questions[i % 2],
+            },
+            **{"ans0": "The first", "ans1": "The second", "ans2": "Unknown"},
+            "answer_info": {"ans0": ["a", "old"], "ans1": ["b", "nonOld"], "ans2": ["c", "unknown"]},
+            "additional_metadata": {"stereotyped_groups": ["old"]},
+        }
+        for i in range(6)
+    ]
+    (tmp_path / "bbq.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "fit.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    asked = sl.Task.read("bbq", tmp_path / "bbq.jsonl").questions
+    for template in (
+        "{context}\nQ: {question}\nA:",
+        "Answer from the text.\n\n{context}\nQuestion: {question}\nAnswer:",
+    ):
+        demos = sl.Demonstrations.from_bbq(tmp_path / "fit.jsonl", template=template)
+        assert n_shared(asked, unpacked_questions(packed_questions(one.neutral for one in demos))) == 4
+        last = sl.Demonstrations.from_bbq(tmp_path / "bbq.jsonl", template=template)[4:]
+        assert n_shared(asked[:4], unpacked_questions(packed_questions(one.neutral for one in last))) == 0
 
 
 @pytest.mark.model
@@ -510,6 +572,33 @@ def test_a_resampled_fit_is_a_fit_on_the_demonstrations_drawn(model):
 
 
 @pytest.mark.model
+def test_layers_that_a_resampled_fit_does_not_choose_contribute_nothing_to_it(model):
+    demos, items = demonstrations(), contrasts(3)
+    found = sl.stability(model, demos, items, n=6, method="only_one", layers="signature-1", rank=(3, 2), seed=0)
+    assert found.found is not None
+    rng, others = np.random.default_rng(0), 0
+    for place in range(6):
+        drawn = [demos[int(i)] for i in sorted(rng.integers(12, size=12))]
+        edit = sl.fit(sl.capture(model, drawn, progress=False), rank=(3, 2))
+        alone = sl.layer_contributions(model, edit, items, "only_one", layers="signature-1")
+        assert found.fit_effects[place].item() == pytest.approx(alone.effect, abs=1e-5)
+        expected = dict(zip(alone.labels, alone.values.tolist(), strict=True)).get(found.found.layers[0], 0.0)
+        assert found.fit_values[place].item() == pytest.approx(expected, abs=1e-5)
+        others += alone.layers != found.found.layers
+    assert others
+
+
+@pytest.mark.model
+def test_fits_that_all_do_nothing_have_no_ranking(model):
+    found = sl.stability(model, demonstrations(), contrasts(2), n=2, method="only_one", strength=0.0)
+    assert "Spearman nan" in str(found)
+    with pytest.raises(sl.InputError, match="a single demonstration"):
+        sl.stability(model, demonstrations(1), contrasts(2), n=2)
+    with pytest.raises(sl.InputError, match="gives contributions, got Effect"):
+        sl.stability(model, demonstrations(), contrasts(2), sl.effect, n=2)
+
+
+@pytest.mark.model
 def test_the_jackknife_leaves_out_one_part_at_a_time(model):
     demos, items = demonstrations(), contrasts()
     found = sl.stability(model, demos, items, None, n=4, scheme="jackknife", rank=(3, 2), seed=1)
@@ -534,6 +623,8 @@ def test_the_jackknife_leaves_out_one_part_at_a_time(model):
         ({"scheme": "jackknife", "n": 13}, "13 parts to leave out of 12"),
         ({"contributions": "directions"}, "names another direction"),
         ({"contributions": "nothing"}, "unknown contributions 'nothing'"),
+        ({"contributions": None, "method": "path"}, "the effect alone has no option method"),
+        ({"method": "path", "permutation": 3}, "layer_contributions has no option permutation"),
     ],
 )
 def test_fits_that_say_nothing_are_refused(options, message, model):

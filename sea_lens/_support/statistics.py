@@ -57,14 +57,25 @@ class Interval:
 
     @property
     def form(self) -> str:
-        """How mean and ends are shown: with three decimals, or three digits where these would show nothing."""
+        """How mean and ends are shown: with three decimals, or three digits where these would show nothing.
+
+        More where the two ends would look alike, as if there were no doubt.
+        """
         largest = max((abs(x) for x in (self.mean, self.low, self.high) if not math.isnan(x)), default=0.0)
-        return "+.3g" if 0 < largest < 1e-2 or largest >= 1e6 else "+.3f"
+        return self._telling("+.3g" if 0 < largest < 1e-2 or largest >= 1e6 else "+.3f")
+
+    def _telling(self, form: str) -> str:
+        """A form such as "+.3f" with as many more digits as it takes to tell the ends apart."""
+        if not self.low < self.high:
+            return form
+        start, digits, kind = form[:-2], int(form[-2]), form[-1]
+        forms = (f"{start}{more}{kind}" for more in range(digits, 18))
+        return next((one for one in forms if f"{self.low:{one}}" != f"{self.high:{one}}"), f"{start}17g")
 
     def brackets(self, form: str | None = None) -> str:
         """The ends in brackets, or in words that there are none."""
-        form = form or self.form
         if self.exists:
+            form = self.form if form is None else self._telling(form)
             return f"[{self.low:{form}}, {self.high:{form}}]"
         why = {None: "", 1: ": a single item"}.get(self.n, f": {self.n} equal items")
         return f"(no interval{why if not math.isnan(self.mean) else ''})"
@@ -126,13 +137,13 @@ def bootstrap(
     values = checked.astype(np.float64)
     chosen = _kind(checked.dtype == np.bool_, values, kind)
     n, mean = len(values), _mean(values)
+    least, most = (-math.inf, math.inf) if inside is None else inside
+    if not (least <= values.min() and values.max() <= most):
+        raise InputError(f"bounds {least} and {most}: expected every item to lie between them")
     if n == 1:
         return Interval(mean, math.nan, math.nan, level, "none", 1)
     if inside is not None and kind in ("auto", "number"):
-        least, most = inside
-        if not (least <= values.min() and values.max() <= most):
-            raise InputError(f"bounds {least} and {most}: expected every item to lie between them")
-        if np.isin(values, (least, most)).all():
+        if np.isin(values, inside).all():
             ends = clopper_pearson(int((values == most).sum()), n, level)
             low, high = (least + (most - least) * end for end in ends)
             return Interval(mean, low, high, level, "Clopper-Pearson", n)
@@ -146,6 +157,7 @@ def bootstrap(
         return Interval(mean, *clopper_pearson(plus, n, level), level, "Clopper-Pearson", n)
     low, high = paired_difference(plus, minus, n, level)
     if chosen == "difference":
+        low, high = max(low, least), min(high, most)
         return Interval(mean, low, high, level, "Tango", n)
     exact = clopper_pearson(plus, n, level)
     low, high = max(0.0, min(low, exact[0])), max(high, exact[1])

@@ -121,7 +121,8 @@ def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) ->
     if lens.has_final_norm:
         names.append(lens.norm_scale(FINAL_NORM))
     for layer in range(lens.n_layers):
-        names += [lens.point(kind, layer) for kind in ("z", "attn_out", "mlp_out", "resid_post")]
+        mlp = ["mlp_out"] if lens.has_mlps else []
+        names += [lens.point(kind, layer) for kind in ("z", "attn_out", *mlp, "resid_post")]
         if (norm := lens.attention_norm(layer)) is not None:
             names.append(lens.norm_scale(norm))
     hooks = [(name, displacing(name, function)) for name, function in functions]
@@ -176,10 +177,12 @@ class _Readout:
         stream = embedding
         for layer in range(n_layers):
             written, bias = self._attention(run, layer)
-            points = [lens.point(kind, layer) for kind in ("mlp_out", "attn_out", "resid_post")]
-            mlp = run.seen[points[0]] - run.displacement(points[0])
-            edit = sum(run.displacement(name) for name in points)
-            assert isinstance(edit, Tensor)
+            mlp, edit = torch.zeros_like(stream), torch.zeros_like(stream)
+            for kind in (*(["mlp_out"] if lens.has_mlps else []), "attn_out", "resid_post"):
+                name = lens.point(kind, layer)
+                edit = edit + run.displacement(name)
+                if kind == "mlp_out":
+                    mlp = run.seen[name] - run.displacement(name)
             stream = stream + reduce(written, "batch heads d_model -> batch d_model", "sum") + bias + mlp + edit
             heads.append(read(written))
             others["embedding"].append(read(embedding if layer == 0 else torch.zeros_like(embedding)))

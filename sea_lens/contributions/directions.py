@@ -17,6 +17,7 @@ from .._support.arguments import as_integer
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
+from ..measure.effects import checked_controls
 from ..spectral.capturing import Captured
 from ..spectral.direction_terms import Direction, direction_terms
 from ..spectral.edit import SpectralEdit
@@ -49,7 +50,7 @@ def direction_contributions(
     batch_size: int = 16,
     prepend_bos: bool = True,
     tolerance: float | None = None,
-    control: Sequence[Edit] = (),
+    control: Iterable[Edit] = (),
 ) -> DirectionContributions:
     """Share of each singular direction of U⁺ and U⁻, of the rescaling and of the centre, in the effect on contrasts.
 
@@ -83,6 +84,7 @@ def direction_contributions(
         UserWarning: the shares did not close to the tolerance; names the error.
     """
     spectral_edit(edit)
+    control = checked_controls(control)
     describe = as_integer(describe, "describe", least=0)
     demonstrations = None if demonstrations is None else Demonstrations.of(demonstrations)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}

@@ -18,6 +18,7 @@ from .._support.arguments import as_integer
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
+from ..measure.effects import checked_controls
 from ..texts.items import Contrast
 from .direct import direct_contributions
 from .games import Game, sampling_errors
@@ -49,7 +50,7 @@ def head_contributions(
     sample: int = SAMPLE,
     permutations: int = 64,
     seed: int = 0,
-    control: Sequence[Edit] = (),
+    control: Iterable[Edit] = (),
     progress: bool = False,
 ) -> HeadContributions:
     """Contribution of each head of the model to the effect on contrasts (docs/method.md 9).
@@ -96,7 +97,7 @@ def head_contributions(
     Warns:
         UserWarning: "path" did not close to the tolerance; names the error.
     """
-    edit = activation_edit(model, edit, "head_contributions")
+    edit, control = activation_edit(model, edit, "head_contributions"), checked_controls(control)
     known = METHODS + (LAYER_METHODS if edit.at.per_head else ())
     if method not in known:
         only = f" for an edit at site {edit.site!r}" if method in LAYER_METHODS else ""

@@ -16,6 +16,7 @@ from .._support.arguments import as_integer
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
+from ..measure.effects import checked_controls
 from ..texts.items import Contrast
 from .games import METHODS as GAME_METHODS
 from .games import Game, sampling_errors
@@ -42,7 +43,7 @@ def layer_contributions(
     tolerance: float | None = None,
     permutations: int = 64,
     seed: int = 0,
-    control: Sequence[Edit] = (),
+    control: Iterable[Edit] = (),
     progress: bool = False,
 ) -> LayerContributions:
     """Contribution of each edited layer to the effect on contrasts (docs/method.md 7).
@@ -89,6 +90,7 @@ def layer_contributions(
     if method == "path":
         activation_edit(model, edit, f"method 'path' (the others are {', '.join(GAME_METHODS)})")
     permutations, seed = as_integer(permutations, "permutations", least=1), as_integer(seed, "seed")
+    control = checked_controls(control)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     if method == "path":
@@ -134,7 +136,7 @@ def position_contributions(
     batch_size: int = 16,
     prepend_bos: bool = True,
     tolerance: float | None = None,
-    control: Sequence[Edit] = (),
+    control: Iterable[Edit] = (),
 ) -> PositionContributions:
     """Path contribution of each edited layer at each position: where the edit does its work (docs/method.md 7.5).
 
@@ -145,6 +147,7 @@ def position_contributions(
         Values in nats by layer and position, counted from the prompt's last token.
     """
     activation_edit(model, edit, "position_contributions")
+    control = checked_controls(control)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     return path_contributions(study, {by_position: control}, tolerance)[0]

@@ -1,6 +1,7 @@
 """Fits on resampled demonstrations, and what is measured under each (docs/method.md 6.12)."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,8 @@ def stability(
         Intervals of effect and contributions over contrasts and demonstrations, and how well rankings agree.
 
     Raises:
-        InputError: fewer than 2 fits, more parts to leave out than demonstrations, an unknown scheme or analysis, or
-            directions.
+        InputError: fewer than 2 fits, fewer than 2 demonstrations, more parts to leave out than there are, an unknown
+            scheme, analysis or option of it, a function that gives no contributions, or directions.
         Otherwise as `capture`, `fit`, `effect` and the function of contributions.
     """
     n, seed = as_integer(n, "n", least=2), as_integer(seed, "seed", least=0)
@@ -102,8 +103,13 @@ def stability(
     if scheme not in SCHEMES:
         raise InputError(f"unknown scheme {scheme!r}: expected one of {', '.join(SCHEMES)}")
     analysis = _analysis(contributions)
+    if method is not None:
+        options["method"] = method
+    _check_options(analysis, options)
     size, mapped = Size.of(energy, rank, spectrum_power), feature_map(feature)
     demonstrations, contrasts = Demonstrations.of(demonstrations), Contrasts.of(contrasts)
+    if len(demonstrations) < 2:
+        raise InputError("a single demonstration tells nothing of others: expected at least 2 to fit from anew")
     if scheme == "jackknife" and n > len(demonstrations):
         raise InputError(f"{n} parts to leave out of {len(demonstrations)} demonstrations: expected at most as many")
     lens = Lens.of(model)
@@ -116,13 +122,13 @@ def stability(
     edit = fit_to_size(whole, size, centre)
     common: dict[str, Any] = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
     common |= {"batch_size": batch_size, "prepend_bos": prepend_bos}
-    if method is not None:
-        options["method"] = method
 
     def measured(one: SpectralEdit) -> tuple[Contributions | None, Float[Tensor, " contrasts"]]:
         if analysis is None:
             return None, effect(model, one, contrasts, **common).items
         found = analysis(model, one, contrasts, **common, **options)
+        if not isinstance(found, Contributions):
+            raise InputError(f"expected a function that gives contributions, got {type(found).__name__} from it")
         return found, found.item_effects
 
     found, item_effects = measured(edit)
@@ -135,7 +141,7 @@ def stability(
             covariance = captured.drawn(indices, mapped)
         again, items = measured(fit_to_size(covariance, size, centre))
         effects.append(items.mean())
-        values.append(torch.zeros(0, dtype=torch.float64) if again is None else again.values.flatten())
+        values.append(torch.zeros(0, dtype=torch.float64) if found is None else _values_at(found, again))
     return Stability(edit, scheme, found, item_effects, torch.stack(effects), torch.stack(values))
 
 
@@ -150,6 +156,29 @@ def _analysis(contributions: str | Analysis | None) -> Analysis | None:
     if contributions is None or callable(contributions):
         return contributions
     raise InputError(f"unknown contributions {contributions!r}: expected one of {', '.join(ANALYSES)}, or a function")
+
+
+def _check_options(analysis: Analysis | None, options: Mapping[str, Any]) -> None:
+    """Refuse options that the analysis does not take, before anything is read."""
+    if analysis is None:
+        unknown = sorted(options)
+    else:
+        parameters = inspect.signature(analysis).parameters
+        takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+        unknown = [] if takes_all else sorted(set(options) - set(parameters))
+    if unknown:
+        name = "the effect alone" if analysis is None else getattr(analysis, "__name__", "this function")
+        raise InputError(f"{name} has no option {', '.join(unknown)}")
+
+
+def _values_at(whole: Contributions, again: Contributions | None) -> Float[Tensor, " parts"]:
+    """Contributions under another fit by the labels of the whole; a layer that it does not edit contributes 0.
+
+    Layers that are chosen by their signature can be others in each fit.
+    """
+    assert again is not None
+    values = dict(zip(again.labels, again.values.flatten().tolist(), strict=True))
+    return torch.tensor([values.get(label, 0.0) for label in whole.labels], dtype=torch.float64)
 
 
 def _draws(size: int, n: int, scheme: str, seed: int) -> Iterator[Sequence[int]]:

@@ -120,7 +120,7 @@ class Stability:
         )
         if self.fit_values.shape[1] < 2:
             return text
-        rho, tau = np.nanmean(self.spearman), np.nanmean(self.kendall)
+        rho, tau = (known.mean() if len(known := x[~np.isnan(x)]) else math.nan for x in (self.spearman, self.kendall))
         return f"{text}; ranking of {self.fit_values.shape[1]} parts: Spearman {rho:.2f}, Kendall {tau:.2f} on average"
 
     def _over_fits(self, values: Float[Tensor, "fits columns"]) -> Float[Tensor, " columns"]:

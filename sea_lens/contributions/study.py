@@ -18,7 +18,7 @@ from ..edits.base import Edit, as_edit
 from ..edits.seen import warn_of_overlap
 from ..edits.where import LayerChoice, Positions, Strength, Where
 from ..errors import InputError
-from ..measure.effects import Effect, checked_controls, control_places, effect_between
+from ..measure.effects import Effect, control_places, effect_between
 from ..measure.scorer import EncodedContrasts, Scorer, contrast_values
 from ..models.lens import Lens
 from ..texts.demonstrations import Contrasts
@@ -167,7 +167,7 @@ class Study:
         Raises:
             InputError: a control edits another site, or lacks a layer; names what it has.
         """
-        for other in checked_controls(control):
+        for other in control:
             if other.site != self.edit.site or not set(self.layers) <= set(other.layers):
                 raise InputError(
                     f"a control edit is for {other.site!r} of layers {list(other.layers)}: expected {self.edit.site!r} "

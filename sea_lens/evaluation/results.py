@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +224,7 @@ class Comparison:
         return f"{self.before.benchmark.name}, {len(self.before.items)} items: " + ", ".join(parts)
 
 
-def compare(before: Evaluation, after: Evaluation, *, controls: Sequence[Evaluation] = ()) -> Comparison:
+def compare(before: Evaluation, after: Evaluation, *, controls: Iterable[Evaluation] = ()) -> Comparison:
     """Every score's difference, after − before, with a paired interval over items (docs/method.md 6.7).
 
     Args:
@@ -234,6 +234,7 @@ def compare(before: Evaluation, after: Evaluation, *, controls: Sequence[Evaluat
     Raises:
         MismatchError: they are of different benchmarks, items or data.
     """
+    controls = tuple(controls)
     for other in (after, *controls):
         if other.benchmark.name != before.benchmark.name:
             raise MismatchError(f"cannot compare {before.benchmark.name!r} with {other.benchmark.name!r}")
@@ -248,4 +249,4 @@ def compare(before: Evaluation, after: Evaluation, *, controls: Sequence[Evaluat
         for name, items in first.items()
         if name in second
     }
-    return Comparison(before, after, tuple(controls), intervals)
+    return Comparison(before, after, controls, intervals)

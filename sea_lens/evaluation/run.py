@@ -86,8 +86,9 @@ class Task:
 
     @property
     def questions(self) -> list[str]:
-        """What each item asks: the fields of its prompt, and the whole text where there is no prompt."""
-        return ["\n".join(item.fields.values()) or "\n".join(item.answers) for item in self.items]
+        """What each item asks: its prompt's fields but the answers, and the whole text where there is no prompt."""
+        asked = [[text for text in item.fields.values() if text not in item.answers] for item in self.items]
+        return ["\n".join(own or item.answers) for own, item in zip(asked, self.items, strict=True)]
 
     @property
     def digest(self) -> str:

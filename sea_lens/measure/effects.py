@@ -1,7 +1,7 @@
 """The effect of an edit on contrasts (docs/method.md 6.2)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -114,7 +114,7 @@ def effect(
     batch_size: int = 16,
     prepend_bos: bool = True,
     seed: int = 0,
-    control: Sequence[Edit] = (),
+    control: Iterable[Edit] = (),
 ) -> Effect:
     """Mean of log p(target | prompt) − log p(foil | prompt) over contrasts, edited minus unedited (docs/method.md 6.2).
 

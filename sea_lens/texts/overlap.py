@@ -9,6 +9,8 @@ from .digests import question_digests
 # Labels of a question and of the answer that is to follow it, which templates put around the question itself.
 _BEFORE = re.compile(r"^\s*(?:q|question|query|user|human|problem)\s*[:：]\s*", re.IGNORECASE)
 _BEHIND = re.compile(r"\s+(?:a|answer|assistant|response)\s*[:：]\s*$", re.IGNORECASE)
+# A line of nothing but such a label.
+_LABEL = re.compile(r"\s*(?:q|question|query|user|human|problem|a|answer|assistant|response)\s*[:：]\s*", re.IGNORECASE)
 _SHORTEST_LINE = 12
 # As many digests as a file of an edit should carry; of more, those that sort first, a sample drawn by chance.
 MOST = 20_000
@@ -16,17 +18,27 @@ _DIGITS = 16
 
 
 def question_views(texts: Sequence[str]) -> list[frozenset[str]]:
-    """Digests of each text without the labels around it, and of each of its lines that is its own.
+    """Digests of each text without the labels around it and in it, and of each of its lines that is its own.
 
-    A line that stands in several different texts is the prompt's and not the question's, and a line of fewer than 12
-    characters tells nothing.
+    A line that stands in more than half of the different texts is the prompt's and not the question's. One that stands
+    in several, as a context or a question of BBQ does, is no question alone, but is one together with the text's other
+    lines. A line of fewer than 12 characters tells nothing.
     """
-    lines = [{_bare(line) for line in text.splitlines()} for text in texts]
-    shared = Counter(line for own in set(map(frozenset, lines)) for line in own)
-    return [
-        question_digests([_bare(text), *(line for line in own if len(line) >= _SHORTEST_LINE and shared[line] == 1)])
+    lines = [
+        [_bare(line) for line in text.splitlines() if line.strip() and not _LABEL.fullmatch(line)] for text in texts
+    ]
+    different = set(map(frozenset, lines))
+    shared = Counter(line for own in different for line in own)
+    views = [
+        [
+            _bare(text),
+            " ".join(own),
+            " ".join(line for line in own if shared[line] <= max(len(different) / 2, 1)),
+            *(line for line in own if len(line) >= _SHORTEST_LINE and shared[line] == 1),
+        ]
         for text, own in zip(texts, lines, strict=True)
     ]
+    return [question_digests(view for view in of_text if view) for of_text in views]
 
 
 def packed_questions(texts: Iterable[str]) -> str:
