@@ -19,10 +19,12 @@ import sea_lens as sl
 from sea_lens._support.proportions import clopper_pearson, paired_difference
 from sea_lens._support.resampling import bootstrap_bounds
 from sea_lens._support.significance import corrected_p_values, rank_p_values
+from sea_lens.evaluation.bbq import BBQ
 from sea_lens.evaluation.benchmark import groups_of, in_groups, ratio, score_name
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.choosing import choose_setting
 from sea_lens.evaluation.perplexity import Perplexity
+from sea_lens.evaluation.results import _check_evaluations
 from sea_lens.measure.effects import checked_controls
 from sea_lens.texts.overlap import n_shared, packed_questions, unpacked_questions
 
@@ -245,6 +247,48 @@ def test_scores_have_the_intervals_of_the_items_that_they_are_of():
     assert table.loc["accuracy/a", "interval"] == "Clopper-Pearson"
 
 
+def perplexities(losses: list[float], kl: float = 0.0) -> sl.Evaluation:
+    items = [{"row": i, "loss": x, "kl": kl, "tokens": 10, "bytes": 40} for i, x in enumerate(losses)]
+    return sl.Evaluation(Perplexity(), items, {})
+
+
+def test_a_divergence_of_zero_is_no_proportion():
+    found = perplexities([20.0, 21.0, 25.0])
+    assert str(found.intervals["kl"]) == "+0.000 (no interval: 3 equal items)"
+    assert not sl.compare(found, found).intervals["kl"].exists
+    # Nor is a loss that differs by as much in every item.
+    assert not sl.compare(perplexities([0.0, 0.0]), perplexities([1.0, 1.0])).intervals["loss"].exists
+
+
+def test_no_interval_of_a_perplexity_reaches_below_one():
+    found = perplexities([20.0, 60.0, 5.0], kl=0.3).intervals
+    assert found["perplexity"].low == 1.0
+    assert found["loss"].low == 0.0
+    assert found["perplexity"].high > found["perplexity"].mean
+    assert str(perplexities([1e5, 1e5]).intervals["perplexity"]) == "+inf (no interval)"
+    # A difference can have either sign.
+    difference = sl.compare(perplexities([20.0, 60.0, 5.0]), perplexities([21.0, 50.0, 5.0])).intervals["perplexity"]
+    assert difference.low < 0 < difference.high
+
+
+def test_a_score_that_hangs_on_one_item_says_so():
+    row = {"category": "Age", "condition": "ambiguous", "polarity": "neg", "label": 2, "unknown": 2, "target": 0}
+    items = [{"row": i, **row, "answer": 0 if i == 3 else 2, "log_probs": [0.0], "tokens": [1]} for i in range(10)]
+    found = sl.Evaluation(BBQ(), items, {}).intervals["s_amb/ambiguous"]
+    assert str(found) == "+0.100 (no interval: undefined without one of its 10 items)"
+    assert not found.excludes(0.0)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, {"scores": {}}])
+def test_what_is_no_evaluation_is_not_compared(wrong):
+    found = perplexities([20.0, 21.0])
+    for evaluations in ((wrong, found), (found, found, wrong)):
+        with pytest.raises(sl.InputError, match="expected evaluations"):
+            _check_evaluations(evaluations)
+    by_hand = sl.Evaluation(Perplexity(), found.items, {"data": wrong})
+    assert sl.compare(by_hand, by_hand).intervals["loss"].mean == 0
+
+
 def test_controls_of_a_comparison_can_be_gone_through_once():
     before, after = (rows(list(x), ["a"] * 4) for x in ((1.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 0.0)))
     frame = sl.compare(before, after, controls=iter([before, before])).to_frame()
@@ -448,6 +492,25 @@ def test_every_contribution_has_p_values_beside_its_controls(model):
         assert analysis(model, edit, items[:2], control=iter(controls)).n_controls == 4
     with pytest.raises(sl.InputError, match="p-values are ranks among control edits"):
         sl.layer_contributions(model, edit, items, "only_one").p_values()
+
+
+@pytest.mark.model
+def test_controls_of_other_demonstrations_say_that_they_are_none(model):
+    edit, demos = fitted(model), list(demonstrations())
+    assert len(sl.permuted(model, edit, demos[::-1], draws=1)) == 1
+    for others in (demos[:4], demonstrations(13), [*demos[:11], demonstrations(13)[12]]):
+        with pytest.warns(sl.SeaLensWarning, match="was not fitted from these"):
+            sl.permuted(model, edit, others, draws=1)
+    merged = sl.capture(model, demos[:5], progress=False) + sl.capture(model, demos[5:], progress=False)
+    assert len(sl.permuted(model, sl.fit(merged, rank=2), demos, draws=1)) == 1
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("tolerance", [-1.0, math.inf, math.nan])
+def test_a_tolerance_is_a_number_that_can_be_kept(tolerance, model):
+    for analysis in (sl.layer_contributions, sl.head_contributions):
+        with pytest.raises(sl.InputError, match="tolerance"):
+            analysis(model, fitted(model), contrasts(2), tolerance=tolerance)
 
 
 def test_what_is_chosen_on_one_half_is_reported_on_the_other():

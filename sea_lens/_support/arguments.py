@@ -35,8 +35,8 @@ def as_integer(value: Any, name: str, *, least: int | None = None) -> int:
     return number
 
 
-def as_number(value: Any, name: str) -> float:
-    """A finite number.
+def as_number(value: Any, name: str, *, least: float | None = None) -> float:
+    """A finite number, and not below `least` where that is given.
 
     Raises:
         InputError: it is not; names the argument.
@@ -51,6 +51,8 @@ def as_number(value: Any, name: str) -> float:
         raise InputError(f"{name} {given(value)}: expected a number")
     if not math.isfinite(number):
         raise InputError(f"{name} {number}: expected a finite number")
+    if least is not None and number < least:
+        raise InputError(f"{name} {number:g}: expected at least {least:g}")
     return number
 
 

@@ -13,6 +13,8 @@ from .arguments import as_integer, as_number, given
 from .proportions import clopper_pearson, is_binary, is_paired_binary, paired_difference
 from .resampling import MOST_RESAMPLES, RESAMPLES, bootstrap_bounds, method_for, moderate
 
+# The method of an interval that there is none of, since the value is undefined without one of its items.
+UNDEFINED = "undefined"
 KINDS = ("auto", "number", "proportion", "difference")
 
 
@@ -26,7 +28,7 @@ class Interval:
             numbers that are all equal, whose spread is unknown.
         level: its coverage, 0.95 by default.
         method: how it was made: "Student's t", "bootstrap-t", "Edgeworth", "Clopper-Pearson", "Tango",
-            "Clopper-Pearson and Tango", or "none"; empty where nobody said.
+            "Clopper-Pearson and Tango", "none", or "undefined"; empty where nobody said.
         n: the number of items, None where nobody said.
 
     Example:
@@ -77,8 +79,11 @@ class Interval:
         if self.exists:
             form = self.form if form is None else self._telling(form)
             return f"[{self.low:{form}}, {self.high:{form}}]"
-        why = {None: "", 1: ": a single item"}.get(self.n, f": {self.n} equal items")
-        return f"(no interval{why if not math.isnan(self.mean) else ''})"
+        if math.isnan(self.mean) or not self.n:
+            return "(no interval)"
+        if self.method == UNDEFINED:
+            return f"(no interval: undefined without one of its {self.n} items)"
+        return "(no interval: a single item)" if self.n == 1 else f"(no interval: {self.n} equal items)"
 
     def __str__(self) -> str:
         return f"{self.mean:{self.form}} {self.brackets()}"

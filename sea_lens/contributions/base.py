@@ -108,13 +108,11 @@ class Contributions(ABC):
         Raises:
             InputError: there is no such part.
         """
-        labels = list(self.labels)
-        if label not in labels:
-            raise InputError(f"no contribution is called {given(label)}: they are {given(labels)}")
-        place = labels.index(label)
-        return bootstrap(
-            rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, place].numpy(), kind="number"
-        )
+        places = {one: place for place, one in enumerate(self.labels)}
+        if not isinstance(label, Hashable) or label not in places:
+            raise InputError(f"no contribution is called {given(label)}: they are {given(list(places))}")
+        items = rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, places[label]]
+        return bootstrap(items.numpy(), kind="number")
 
     def p_values(self, *, corrected: bool = False) -> Float[Tensor, "*parts"]:
         """Two-sided p-value of each value among those of the control edits (docs/method.md 6.8).

@@ -14,7 +14,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.arguments import as_integer
+from .._support.arguments import as_integer, as_number
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
@@ -104,6 +104,7 @@ def head_contributions(
         raise InputError(f"unknown method {method!r}{only}: expected one of {', '.join(known)}")
     sample, seed = as_integer(sample, "sample", least=0), as_integer(seed, "seed")
     permutations = as_integer(permutations, "permutations", least=1)
+    tolerance = None if tolerance is None else as_number(tolerance, "tolerance", least=0.0)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     if method == "direct":

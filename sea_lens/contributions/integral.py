@@ -118,7 +118,7 @@ def integrate(study: Study, splits: Sequence[Split], tolerance: float | None) ->
     """
     if tolerance is None:
         tolerance = 1e-3 if study.lens.dtype.itemsize >= 4 else 0.1
-    tolerance = as_number(tolerance, "tolerance")
+    tolerance = as_number(tolerance, "tolerance", least=0.0)
     effects, nodes = study.effects, FIRST_NODES
     sizes = torch.stack([effects.mean().abs(), effects.square().mean().sqrt()])
     allowed = tolerance * torch.tensor([1.0, SINGLE]) * (sizes + FLOOR)

@@ -191,8 +191,8 @@ class Benchmark(ABC):
         prompt: name of the prompt that is used where none is asked for.
         scoring: whether completions are scored, for which a method must give every token a probability.
         hub: its data set on the Hugging Face hub, read where no file is given; None where a file must be.
-        bounds: the smallest and the largest value that a score can have, by its name without the group, where there are
-            such values; its interval stays between them.
+        bounds: the smallest and the largest value that a score can have, by its name without the group, where they are
+            known; its interval stays between them. Either may be infinite.
     """
 
     name: ClassVar[str]

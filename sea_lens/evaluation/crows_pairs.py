@@ -1,5 +1,6 @@
 """CrowS-Pairs (Nangia et al. 2020, arXiv 2010.00133), for left-to-right models."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +24,7 @@ class CrowSPairs(Benchmark):
     """
 
     name: ClassVar[str] = "crows_pairs"
-    bounds: ClassVar[Mapping[str, tuple[float, float]]] = dict.fromkeys(("stereotype",), (0.0, 1.0))
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {"stereotype": (0.0, 1.0), "difference": (0.0, math.inf)}
 
     def read(self, path: str, rows: Iterable[tuple[int, Any]]) -> list[Item]:
         items = []

@@ -1,7 +1,8 @@
 """Perplexity on plain text, and how far an edit moves the model's predictions there."""
 
+import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,6 +30,10 @@ class Perplexity(Benchmark):
     """
 
     name: ClassVar[str] = "perplexity"
+    bounds: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "perplexity": (1.0, math.inf),
+        **dict.fromkeys(("loss", "bits_per_byte", "kl"), (0.0, math.inf)),
+    }
 
     def rows(self, path: str | os.PathLike[str]) -> Iterable[tuple[int, Any]]:
         # A plain text is one text, however many lines it has.

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .._support.arguments import given
 from .._support.json_files import plain, read_sealed_json, write_sealed_json
 from .._support.significance import corrected_p_values, rank_p_values
 from .._support.statistics import Interval
 from .._support.storage import ImpossibleError, as_file_errors
-from ..errors import FileError, MismatchError, SeaLensError
+from ..errors import FileError, InputError, MismatchError, SeaLensError
 from .benchmark import Benchmark
 from .registry import BENCHMARKS
 from .score_intervals import difference_interval, score_interval, score_items
@@ -224,6 +225,23 @@ class Comparison:
         return f"{self.before.benchmark.name}, {len(self.before.items)} items: " + ", ".join(parts)
 
 
+def _check_evaluations(evaluations: Iterable[Any]) -> None:
+    """Refuse what are none.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for one in evaluations:
+        if not isinstance(one, Evaluation):
+            raise InputError(f"expected evaluations to compare, and a list of them as controls, got {given(one)}")
+
+
+def _data_digest(evaluation: Evaluation) -> Any:
+    """The digest of the items that were asked; None where the evaluation was made by hand."""
+    data = evaluation.provenance.get("data") if isinstance(evaluation.provenance, Mapping) else None
+    return data.get("sha256") if isinstance(data, Mapping) else None
+
+
 def compare(before: Evaluation, after: Evaluation, *, controls: Iterable[Evaluation] = ()) -> Comparison:
     """Every score's difference, after − before, with a paired interval over items (docs/method.md 6.7).
 
@@ -232,16 +250,17 @@ def compare(before: Evaluation, after: Evaluation, *, controls: Iterable[Evaluat
         controls: further evaluations of the same items; their differences from `before` are shown beside.
 
     Raises:
+        InputError: something else than evaluations.
         MismatchError: they are of different benchmarks, items or data.
     """
-    controls = tuple(controls)
+    controls = tuple(controls) if isinstance(controls, Iterable) else (controls,)
+    _check_evaluations((before, after, *controls))
     for other in (after, *controls):
         if other.benchmark.name != before.benchmark.name:
             raise MismatchError(f"cannot compare {before.benchmark.name!r} with {other.benchmark.name!r}")
         if [item["row"] for item in other.items] != [item["row"] for item in before.items]:
             raise MismatchError(f"the evaluations have other items: {len(before.items)} and {len(other.items)}")
-        digests = {one.provenance.get("data", {}).get("sha256") for one in (before, other)}
-        if len(digests) > 1:
+        if _data_digest(other) != _data_digest(before):
             raise MismatchError("the evaluations are of other data, so that their items are no pairs")
     first, second = (score_items(one.benchmark, one._sums) for one in (before, after))
     intervals = {

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from .._support.proportions import is_binary
-from .._support.statistics import Interval, bootstrap
+from .._support.statistics import UNDEFINED, Interval, bootstrap
 from .benchmark import Benchmark
 
 Sums = Mapping[str, Float[np.ndarray, " items"]]
@@ -82,12 +82,12 @@ def score_interval(benchmark: Benchmark, name: str, items: ScoreItems, seed: int
 def difference_interval(benchmark: Benchmark, name: str, before: ScoreItems, after: ScoreItems, seed: int) -> Interval:
     """Paired interval of after − before of one score."""
     bounds = bounds_of(benchmark, name)
-    width = None if bounds is None else bounds[1] - bounds[0]
+    width = None if bounds is None or math.isinf(bounds[1] - bounds[0]) else bounds[1] - bounds[0]
     among = before.active | after.active
     if before.is_mean and after.is_mean and (before.active == after.active).all():
         own = [one.own[among] for one in (before, after)]
         difference = own[1] - own[0]
-        if bounds is None and all(map(is_binary, own)):
+        if bounds is None and _is_proportion(np.concatenate(own)):
             return bootstrap(difference, kind="difference")
         if bounds is not None and width is not None and all(np.isin(one, bounds).all() for one in own):
             scaled = bootstrap(np.round(difference / width), kind="difference")
@@ -100,14 +100,29 @@ def difference_interval(benchmark: Benchmark, name: str, before: ScoreItems, aft
 
 
 def _mean_interval(own: Float[np.ndarray, " n"], bounds: tuple[float, float] | None, seed: int) -> Interval:
-    if bounds is None and is_binary(own):
+    if bounds is None and _is_proportion(own):
         return bootstrap(own, kind="proportion")
     return _numbers(own, bounds, seed)
 
 
 def _numbers(items: Float[np.ndarray, " n"], bounds: tuple[float, float] | None, seed: int) -> Interval:
-    inside = bounds is not None and bool(bounds[0] <= items.min() and items.max() <= bounds[1])
-    return bootstrap(items, kind="number", bounds=bounds if inside else None, seed=seed)
+    if bounds is None or not (bounds[0] <= items.min() and items.max() <= bounds[1]):
+        return bootstrap(items, kind="number", seed=seed)
+    if not np.isfinite(bounds).all():
+        return _within(bootstrap(items, kind="number", seed=seed), bounds)
+    return bootstrap(items, kind="number", bounds=bounds, seed=seed)
+
+
+def _is_proportion(items: Float[np.ndarray, " n"]) -> bool:
+    """Whether items of a score whose range nobody told are right or wrong: a divergence can be 0 for all of them."""
+    return is_binary(items) and bool(np.ptp(items) > 0)
+
+
+def _within(interval: Interval, bounds: tuple[float, float] | None) -> Interval:
+    """The interval without what lies outside the bounds, unless rounding has put the mean itself there."""
+    if bounds is None or not interval.exists or not bounds[0] <= interval.mean <= bounds[1]:
+        return interval
+    return replace(interval, low=max(interval.low, bounds[0]), high=min(interval.high, bounds[1]))
 
 
 def _smooth_interval(
@@ -115,13 +130,13 @@ def _smooth_interval(
 ) -> Interval:
     """Interval about a score whose pseudo-values these are; none where a score of fewer items is undefined."""
     n = len(values)
-    if n < 2 or not np.isfinite(values).all() or not math.isfinite(score):
+    if n < 2:
         return Interval(score, math.nan, math.nan, method="none", n=n)
+    if not np.isfinite(values).all() or not math.isfinite(score):
+        return Interval(score, math.nan, math.nan, method=UNDEFINED, n=n)
     found = bootstrap(values, kind="number", seed=seed)
     if not found.exists:
         return replace(found, mean=score)
     # The mean of pseudo-values is off the score by its jackknife bias.
     low, high = (end + score - found.mean for end in (found.low, found.high))
-    if bounds is not None:
-        low, high = max(low, bounds[0]), min(high, bounds[1])
-    return replace(found, mean=score, low=low, high=high)
+    return _within(replace(found, mean=score, low=low, high=high), bounds)

@@ -1,6 +1,7 @@
 """Controls of a spectral edit (docs/method.md 6.8): random subspaces of its ranks, and fits to shuffled texts."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,9 @@ import torch
 
 from .._support.arguments import as_integer
 from .._support.progress import tracked
+from ..errors import SeaLensWarning
 from ..models.reading import Reading
+from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 from .capturing import Captured
 from .edit import SpectralEdit, with_subspaces
@@ -68,6 +71,9 @@ def permuted(
     Raises:
         InputError: the edit was not fitted from captured activations.
         Otherwise as `capture`.
+
+    Warns:
+        UserWarning: the edit was fitted from other demonstrations, so that a rank among these is no p-value.
     """
     draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed")
     batch_size = as_integer(batch_size, "batch_size", least=1)
@@ -82,6 +88,13 @@ def permuted_fits(
     edit: SpectralEdit, captured: Captured, draws: int = 8, seed: int = 0, *, progress: bool = False
 ) -> list[SpectralEdit]:
     """`permuted` for demonstrations that have been read already."""
+    if draws and not _fitted_from(edit, captured.demonstrations):
+        warnings.warn(
+            f"the edit was not fitted from these {len(captured.demonstrations)} demonstrations: fits to them with "
+            f"labels shuffled are no draws like it, and its rank among them is no p-value",
+            SeaLensWarning,
+            stacklevel=3,
+        )
     centre, power = edit.options["centre"], edit.options["spectrum_power"]
     edits = []
     for draw in tracked(range(draws), "permutation control", draws, show=progress):
@@ -91,3 +104,16 @@ def permuted_fits(
         refitted = replace(refitted, defaults=edit.defaults)
         edits.append(with_subspaces(refitted, refitted.subspaces, f"positives and negatives shuffled, draw {draw}"))
     return edits
+
+
+def _fitted_from(edit: SpectralEdit, demonstrations: Demonstrations) -> bool:
+    """Whether these are the demonstrations that an edit was fitted from, in any order, as far as it can tell."""
+    sources = edit.provenance.get("demonstrations")
+    if not isinstance(sources, list) or not sources or not all(isinstance(one, Mapping) for one in sources):
+        return True
+    if [one.get("sha256") for one in sources] == [demonstrations.digest]:
+        return True
+    # Of merged parts and of an other order only the number and the questions can be compared.
+    known = len(sources) > 1 or "questions" not in sources[0]
+    same = known or sources[0]["questions"] == demonstrations.record["questions"]
+    return same and sum(one.get("n", 0) for one in sources) == len(demonstrations)
