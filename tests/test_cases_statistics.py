@@ -22,7 +22,7 @@ from sea_lens._support.significance import corrected_p_values, rank_p_values
 from sea_lens.evaluation.bbq import BBQ
 from sea_lens.evaluation.benchmark import groups_of, in_groups, ratio, score_name
 from sea_lens.evaluation.capability import Capability
-from sea_lens.evaluation.choosing import choose_setting
+from sea_lens.evaluation.choosing import check_tasks, choose_setting
 from sea_lens.evaluation.perplexity import Perplexity
 from sea_lens.evaluation.results import _check_evaluations
 from sea_lens.measure.effects import checked_controls
@@ -727,6 +727,23 @@ def test_a_choice_says_how_sure_it_is_and_what_it_does_on_new_items(model, dev):
     weak = sl.tune(model, demonstrations(), task, **grid, choose="one_standard_error", progress=False)
     assert weak.options["strength"] <= found.options["strength"]
     assert "weakest edit within one standard error" in weak.rule
+
+
+def test_what_is_no_task_is_refused_before_work():
+    for name in ("task", "side_effects", "held_out"):
+        with pytest.raises(sl.InputError, match=f"{name} 3: expected a task"):
+            check_tasks(**{name: 3})
+
+
+@pytest.mark.model
+def test_texts_that_kept_a_budget_are_known_again(model, dev, tmp_path):
+    task, _ = dev
+    (tmp_path / "texts.json").write_text(json.dumps([{"text": sentence(i, 12)} for i in range(4)]))
+    texts = sl.Task.read("perplexity", tmp_path / "texts.json")
+    grid = {"energies": (0.9,), "centres": (False,), "strengths": (1.0,), "maximise": "accuracy", "progress": False}
+    found = sl.tune(model, demonstrations(), task, side_effects=texts, **grid)
+    with pytest.warns(UserWarning, match="4 of 4 items ask questions that the edit was chosen on"):
+        sl.evaluate(model, texts, edit=found.edit, progress=False)
 
 
 def test_one_standard_error_takes_the_weakest_that_is_as_good_by_chance():

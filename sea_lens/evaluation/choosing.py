@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from .._support.arguments import given
 from .._support.statistics import Interval
 from ..errors import InputError
 from ..spectral.edit import SpectralEdit
@@ -25,6 +26,17 @@ def check_choose(choose: str) -> None:
     """
     if choose not in CHOOSE:
         raise InputError(f"unknown rule {choose!r}: expected one of {', '.join(CHOOSE)}")
+
+
+def check_tasks(**tasks: Any) -> None:
+    """Refuse what are no tasks; one that is None is left out.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    for name, task in tasks.items():
+        if task is not None and not isinstance(task, Task):
+            raise InputError(f"{name} {given(task)}: expected a task, such as sl.Task.read gives")
 
 
 def choose_setting(
@@ -70,8 +82,13 @@ def difference(before: Evaluation, after: Evaluation, score: str) -> Interval:
     return compare(before, after).intervals[score]
 
 
-def chosen_on(edit: SpectralEdit, task: Task) -> SpectralEdit:
+def chosen_on(edit: SpectralEdit, tasks: Sequence[Task]) -> SpectralEdit:
     """The edit with the questions that it was chosen on in its provenance, so that they are noticed in a test."""
-    record: dict[str, Any] = {"benchmark": task.benchmark.name, "n": len(task.items), "sha256": task.digest}
-    record["questions"] = packed_questions(task.questions)
-    return replace(edit, provenance={**edit.provenance, "chosen_on": [record]})
+    records: list[dict[str, Any]] = [
+        {
+            **{"benchmark": task.benchmark.name, "n": len(task.items), "sha256": task.digest},
+            "questions": packed_questions(task.questions),
+        }
+        for task in tasks
+    ]
+    return replace(edit, provenance={**edit.provenance, "chosen_on": records})

@@ -22,7 +22,7 @@ from ..spectral.fitting import fit
 from ..spectral.ranks import Size
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
-from .choosing import check_choose, choose_setting, chosen_on, difference
+from .choosing import check_choose, check_tasks, choose_setting, chosen_on, difference
 from .fingerprints import model_identity
 from .journal import Journal
 from .results import Evaluation, compare
@@ -90,6 +90,7 @@ def tune(
     layers, strengths = _as_values(layers, _layer_choice), _as_values(strengths, lambda s: as_number(s, "strength"))
     grid = {"feature": features, "energy": energies, "centre": centres, "layers": layers, "strength": strengths}
     check_choose(choose)
+    check_tasks(task=task, side_effects=side_effects, held_out=held_out)
     lens = Lens.of(model)
     _check(grid, lens.n_layers)
     Reading(site)
@@ -115,8 +116,8 @@ def tune(
         raise InputError("a journal cannot tell one function from another: expected positions by name beside it")
     notes = None if journal is None else Journal(journal, identity, "tuning")
     unedited = _noted(notes, 0, lambda: _scores([evaluate(model, one, **common) for one in tasks]))
-    if unknown := {maximise, *limits} - set(unedited):
-        raise InputError(f"unknown scores {sorted(unknown)}: the tasks have {', '.join(unedited)}")
+    if unknown := [name for name in (maximise, *limits) if name not in list(unedited)]:
+        raise InputError(f"unknown scores {unknown}: the tasks have {', '.join(unedited)}")
 
     fitted: list[tuple[dict[str, Any], SpectralEdit]] = []
     for feature in features:
@@ -162,7 +163,7 @@ def tune(
         if runner_up is not None:
             against["runner-up"] = difference(measured(runner_up), chosen, maximise)
     remembered = None if positions == "all" else positions
-    edit, beside = chosen_on(edit, task).with_defaults(**options, positions=remembered), None
+    edit, beside = chosen_on(edit, tasks).with_defaults(**options, positions=remembered), None
     if held_out is not None:
         beside = compare(evaluate(model, held_out, **common), evaluate(model, held_out, edit=edit, **common))
     if choose != "best":
