@@ -4,7 +4,7 @@ import json
 import math
 import runpy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -555,6 +555,23 @@ def test_a_question_is_known_again_whatever_prompt_it_stands_in():
     assert unpacked_questions("abc") == unpacked_questions(None) == frozenset()
 
 
+def test_a_question_is_known_again_inside_a_line():
+    questions = ["What is the capital of Peru?", "Who wrote Hamlet?", "Is this all that there is?"]
+    forms = ("{}", "[INST] {} [/INST]", "Please answer this: {} The answer is", "Q: {}\nA:")
+    for form in forms:
+        seen = unpacked_questions(packed_questions(form.format(one) for one in questions))
+        for other in ("{}", "[INST]  {} [/INST]", "Question: {} Answer:"):
+            if "{}" in (form, other) or form == other:
+                asked = [other.format(one) for one in (*questions, "How tall is Everest, in feet?")]
+                assert n_shared(asked, seen) == 3
+    # What two sets have left of different questions is not the same question.
+    seen = unpacked_questions(
+        packed_questions(f"What is the capital of {one}?" for one in ("Costa Rica", "New Zealand"))
+    )
+    assert n_shared([f"What is the currency of {one}?" for one in ("Costa Rica", "New Zealand")], seen) == 0
+    assert n_shared(["What is the capital of Costa Rica"], seen) == 1
+
+
 def test_items_of_bbq_are_known_again_though_they_share_contexts_and_questions(tmp_path):
     contexts = [f"I saw {one} at the bus stop last week." for one in ("Ann and Bob", "Cid and Dora", "Eve and Finn")]
     questions = ["Who was forgetful?", "Who was not forgetful?"]
@@ -645,9 +662,9 @@ def test_layers_that_a_resampled_fit_does_not_choose_contribute_nothing_to_it(mo
         edit = sl.fit(sl.capture(model, drawn, progress=False), rank=(3, 2))
         alone = sl.layer_contributions(model, edit, items, "only_one", layers="signature-1")
         assert found.fit_effects[place].item() == pytest.approx(alone.effect, abs=1e-5)
-        expected = dict(zip(alone.labels, alone.values.tolist(), strict=True)).get(found.found.layers[0], 0.0)
+        expected = dict(zip(alone.labels, alone.values.tolist(), strict=True)).get(found.labels[0], 0.0)
         assert found.fit_values[place].item() == pytest.approx(expected, abs=1e-5)
-        others += alone.layers != found.found.layers
+        others += list(alone.layers) != found.labels
     assert others
 
 
@@ -658,7 +675,7 @@ def test_fits_that_all_do_nothing_have_no_ranking(model):
     with pytest.raises(sl.InputError, match="a single demonstration"):
         sl.stability(model, demonstrations(1), contrasts(2), n=2)
     with pytest.raises(sl.InputError, match="gives contributions, got Effect"):
-        sl.stability(model, demonstrations(), contrasts(2), sl.effect, n=2)
+        sl.stability(model, demonstrations(), contrasts(2), cast(Any, sl.effect), n=2)
 
 
 @pytest.mark.model

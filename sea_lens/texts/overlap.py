@@ -1,5 +1,6 @@
 """Which questions two sets of texts share, whatever prompt each of them stands in (docs/method.md 6.11)."""
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -17,19 +18,27 @@ MOST = 20_000
 _DIGITS = 16
 
 
-def question_views(texts: Sequence[str]) -> list[frozenset[str]]:
-    """Digests of each text without the labels around it and in it, and of each of its lines that is its own.
+# Marks a question that was cut out of what all texts of its set have around it. It is compared with whole questions
+# alone: of "the capital of Peru" and "the currency of Peru", each cut in a set of its kind, the same could be left.
+_CUT = "\0"
+
+
+def question_views(texts: Sequence[str]) -> list[list[str]]:
+    """Each text without the labels around it and in it, and each of its lines that is its own.
 
     A line that stands in more than half of the different texts is the prompt's and not the question's. One that stands
     in several, as a context or a question of BBQ does, is no question alone, but is one together with the text's other
     lines. A line of fewer than 12 characters tells nothing.
+
+    Returns:
+        The forms of each text's question, of which digests are taken.
     """
     lines = [
         [_bare(line) for line in text.splitlines() if line.strip() and not _LABEL.fullmatch(line)] for text in texts
     ]
     different = set(map(frozenset, lines))
     shared = Counter(line for own in different for line in own)
-    views = [
+    return [
         [
             _bare(text),
             " ".join(own),
@@ -38,12 +47,13 @@ def question_views(texts: Sequence[str]) -> list[frozenset[str]]:
         ]
         for text, own in zip(texts, lines, strict=True)
     ]
-    return [question_digests(view for view in of_text if view) for of_text in views]
 
 
 def packed_questions(texts: Iterable[str]) -> str:
     """The digests of all texts as one string of hexadecimal digits, for a file's header."""
-    found = frozenset[str]().union(*question_views(list(texts)))
+    texts = list(texts)
+    views = [view for of_text in question_views(texts) for view in of_text]
+    found = _digests([*views, *(_CUT + inner for inner in _inner(texts) if inner)])
     return "".join(sorted(found)[:MOST])
 
 
@@ -56,7 +66,34 @@ def unpacked_questions(packed: object) -> frozenset[str]:
 
 def n_shared(texts: Sequence[str], digests: frozenset[str]) -> int:
     """How many of the texts ask one of the questions with these digests."""
-    return sum(not views.isdisjoint(digests) for views in question_views(texts)) if digests else 0
+    if not digests:
+        return 0
+    asked = zip(question_views(texts), _inner(texts), strict=True)
+    return sum(
+        not _digests([*views, inner, *(_CUT + view for view in views)]).isdisjoint(digests) for views, inner in asked
+    )
+
+
+def _digests(views: Iterable[str]) -> frozenset[str]:
+    return question_digests(view for view in views if view.strip(_CUT))
+
+
+def _inner(texts: Sequence[str]) -> list[str]:
+    """What is left of each text without the words that all of them begin and end with; nothing where it is little."""
+    words = [text.split() for text in texts]
+    first, last = min(words, default=[]), max(words, default=[])
+    before = _n_common(first, last)
+    backwards = [own[before:][::-1] for own in words]
+    behind = _n_common(min(backwards, default=[]), max(backwards, default=[]))
+    if not before + behind or first == last:
+        return [""] * len(texts)
+    inner = [" ".join(own[before : len(own) - behind]) for own in words]
+    return [text if len(text) >= _SHORTEST_LINE else "" for text in inner]
+
+
+def _n_common(first: Sequence[str], second: Sequence[str]) -> int:
+    """How many words the first and the last of a sorted list, and so all of it, begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False)))
 
 
 def _bare(text: str) -> str:
