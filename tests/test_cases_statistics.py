@@ -662,8 +662,8 @@ def test_layers_that_a_resampled_fit_does_not_choose_contribute_nothing_to_it(mo
         edit = sl.fit(sl.capture(model, drawn, progress=False), rank=(3, 2))
         alone = sl.layer_contributions(model, edit, items, "only_one", layers="signature-1")
         assert found.fit_effects[place].item() == pytest.approx(alone.effect, abs=1e-5)
-        expected = dict(zip(alone.labels, alone.values.tolist(), strict=True)).get(found.labels[0], 0.0)
-        assert found.fit_values[place].item() == pytest.approx(expected, abs=1e-5)
+        of_layers: dict[Any, float] = dict(zip(alone.labels, alone.values.tolist(), strict=True))
+        assert found.fit_values[place].item() == pytest.approx(of_layers.get(found.labels[0], 0.0), abs=1e-5)
         others += list(alone.layers) != found.labels
     assert others
 
