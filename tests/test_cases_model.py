@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import BACKENDS, N_LAYERS, contrasts, fitted, save_tiny_model, sentence
+from tiny import BACKENDS, N_LAYERS, contrasts, demonstrations, fitted, save_tiny_model, sentence
 from transformers import AutoModelForCausalLM
 
 import sea_lens as sl
@@ -541,10 +541,50 @@ def test_a_hook_that_changes_nothing_is_found_and_its_site_is_refused(load_tiny,
     at_stream.install(model).remove()
 
 
-def test_a_site_without_hook_points_is_told_and_models_without_a_cache_are_read_whole(folder):
-    report = sl.check_model(sl.load_model(folder("mamba"), "bridge"))
-    measured = {fact.name: fact.measured for fact in report.facts if not fact.ok}
-    assert measured["hooks at z"] == "no hook point in layers [0, 1]"
+def test_sites_that_a_model_lacks_are_told_and_are_no_fault_and_models_without_a_cache_are_read_whole(folder):
+    model = sl.load_model(folder("mamba"), "bridge")
+    report = sl.check_model(model)
+    measured = {fact.name: fact.measured for fact in report.facts}
+    assert report.ok
+    assert measured["hooks at z"] == measured["hooks at mlp_out"] == "no hook point in layers [0, 1]"
+    with pytest.raises(sl.UnsupportedModelError, match=r"no hook point .*mlp_out"):
+        sl.capture(model, demonstrations())
+
+
+def _attention_only(folder) -> Any:
+    if not hooked_available():
+        pytest.skip("needs HookedTransformer")
+    from transformer_lens import HookedTransformer
+    from transformer_lens.config import HookedTransformerConfig
+
+    torch.manual_seed(0)
+    config = HookedTransformerConfig(n_layers=2, d_model=16, n_ctx=48, d_head=8, n_heads=2, d_vocab=64, attn_only=True)
+    return HookedTransformer(config, tokenizer=_tokenizer(str(folder)))
+
+
+def test_a_model_of_attention_alone_has_no_mlp_and_that_is_no_fault(model_folders):
+    model = _attention_only(model_folders["llama"])
+    report = sl.check_model(model)
+    assert report.ok
+    assert {fact.name: fact.measured for fact in report.facts}["hooks at mlp_out"] == "no hook point in layers [0, 1]"
+    with pytest.raises(sl.UnsupportedModelError, match="mlp_out"):
+        sl.capture(model, demonstrations())
+    edit = fitted(model, site="attn_out")
+    found = sl.head_contributions(model, edit, contrasts(), method="direct")
+    # Without an MLP, heads and what the edit writes are all there is.
+    assert not found.others["mlp"].any()
+    assert found.closure_error < 1e-5
+
+
+def test_a_model_that_went_to_another_dtype_is_measured_anew(load_tiny, backend):
+    model = load_tiny("llama", backend)
+    model.to(torch.bfloat16)
+    before = sl.check_model(model)
+    assert before.dtypes == {torch.bfloat16} and sl.check_model(model).facts == before.facts
+    list(model.parameters())[-1].data = list(model.parameters())[-1].data.double()
+    for call in (lambda: sl.check_model(model), lambda: sl.generate(model, "w1", max_new_tokens=1)):
+        with pytest.raises(sl.UnsupportedModelError, match="dtype"):
+            call()
 
 
 def test_tokens_beyond_the_embedding_are_told(tmp_path, backend):

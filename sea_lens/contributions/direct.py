@@ -121,14 +121,19 @@ def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) ->
     if lens.has_final_norm:
         names.append(lens.norm_scale(FINAL_NORM))
     for layer in range(lens.n_layers):
-        mlp = ["mlp_out"] if lens.has_mlps else []
-        names += [lens.point(kind, layer) for kind in ("z", "attn_out", *mlp, "resid_post")]
+        names += [lens.point("z", layer), *_written(lens, layer)]
         if (norm := lens.attention_norm(layer)) is not None:
             names.append(lens.norm_scale(norm))
     hooks = [(name, displacing(name, function)) for name, function in functions]
     with lens.hooks([*hooks, *((name, save(name)) for name in names)]):
         logits = lens.forward(tokens, mask)[rows, last].double()
     return _Run(seen, displacements, logits)
+
+
+def _written(lens: Lens, layer: int) -> list[str]:
+    """Hook points at which an edit moves the residual stream; a block of attention alone has no MLP."""
+    kinds = ("attn_out", "mlp_out", "resid_post") if lens.has_site("mlp_out", layer) else ("attn_out", "resid_post")
+    return [lens.point(kind, layer) for kind in kinds]
 
 
 @dataclass(frozen=True)
@@ -177,12 +182,11 @@ class _Readout:
         stream = embedding
         for layer in range(n_layers):
             written, bias = self._attention(run, layer)
-            mlp, edit = torch.zeros_like(stream), torch.zeros_like(stream)
-            for kind in (*(["mlp_out"] if lens.has_mlps else []), "attn_out", "resid_post"):
-                name = lens.point(kind, layer)
-                edit = edit + run.displacement(name)
-                if kind == "mlp_out":
-                    mlp = run.seen[name] - run.displacement(name)
+            edit = torch.stack([run.displacement(name) for name in _written(lens, layer)]).sum(0)
+            mlp = torch.zeros_like(embedding)
+            if lens.has_site("mlp_out", layer):
+                point = lens.point("mlp_out", layer)
+                mlp = run.seen[point] - run.displacement(point)
             stream = stream + reduce(written, "batch heads d_model -> batch d_model", "sum") + bias + mlp + edit
             heads.append(read(written))
             others["embedding"].append(read(embedding if layer == 0 else torch.zeros_like(embedding)))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError, SeaLensError, UnsupportedModelError
@@ -27,7 +28,8 @@ def check_model(model: Any) -> ModelCheck:
 
     The logits of 64 seeded tokens are compared with those of the Hugging Face model where there is one (`load_model`
     and every TransformerBridge have it); the rest is measured on the model alone, in a few more passes over these and
-    shorter texts. It is not measured again for the same model, but for training mode and processing.
+    shorter texts. It is not measured again for the same model, but for training mode and processing,
+    or where its weights have gone to another dtype.
 
     Args:
         model: a TransformerLens model.
@@ -47,7 +49,7 @@ def check_model(model: Any) -> ModelCheck:
     lens = Lens.of(model)
     if active_dropout(model) is not None:
         return ModelCheck((Fact("logits against the original", "not compared: passes are random"), *changing(lens)))
-    kept, read = lens.checked, None
+    kept, read = _kept(lens), None
     if kept is None or (kept.edited and not _is_changed(lens)):
         kept, read = checked(lens)
     # Whoever reads with a cache asks for this as well, so that loading a model need not.
@@ -63,7 +65,7 @@ def ensure_usable(lens: Lens) -> None:
     """
     refuse_dropout(lens)
     if not lens.trusted:
-        (lens.checked or checked(lens)[0]).refuse(lens.name)
+        (_kept(lens) or checked(lens)[0]).refuse(lens.name)
 
 
 def refuse_dropout(lens: Lens) -> None:
@@ -133,8 +135,17 @@ def checked(lens: Lens, reference: Reference | None = None) -> tuple[ModelCheck,
         facts.append(Fact("logits against the original", "not compared: no Hugging Face model is at hand"))
     facts.append(causality(lens, probe, logits))
     unusable, more = hooks(lens, probe)
-    lens.checked = ModelCheck((*facts, *more, *lasting(lens)), deviation, unusable, standing)
+    lens.checked = ModelCheck((*facts, *more, *lasting(lens)), deviation, unusable, standing, _dtypes(lens))
     return lens.checked, None if standing else Read(probe, logits)
+
+
+def _kept(lens: Lens) -> ModelCheck | None:
+    """What was found before, unless the weights have gone to another dtype since."""
+    return lens.checked if lens.checked is not None and lens.checked.dtypes == _dtypes(lens) else None
+
+
+def _dtypes(lens: Lens) -> frozenset[torch.dtype]:
+    return frozenset(parameter.dtype for parameter in lens.model.parameters())
 
 
 def _is_changed(lens: Lens) -> bool:

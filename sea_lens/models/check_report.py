@@ -40,12 +40,14 @@ class ModelCheck:
             reference.
         unusable_sites: layers of each site at which a hook does not run once in a pass, or takes no effect.
         edited: whether hooks or changes of sea_lens stood in the model, so that it was not compared.
+        dtypes: of the weights that were measured.
     """
 
     facts: tuple[Fact, ...]
     deviation: float | None = None
     unusable_sites: dict[str, list[int]] | None = None
     edited: bool = False
+    dtypes: frozenset[Any] = frozenset()
 
     @property
     def ok(self) -> bool:

@@ -158,10 +158,12 @@ def hooks(lens: Lens, probe: Probe) -> tuple[dict[str, list[int]], list[Fact]]:
             )
             if layers
         ]
-        if bad := sorted({*wrong, *silent.get(site, [])}):
+        bad = sorted({*wrong, *silent.get(site, [])})
+        if bad:
             unusable[site] = bad
         expected = "called once, takes effect"
-        facts.append(Fact(f"hooks at {site}", ", ".join(said) or expected, expected, not said, "edit at another site"))
+        # What a layer lacks, as one without an MLP does, is told; an edit there is refused by name.
+        facts.append(Fact(f"hooks at {site}", ", ".join(said) or expected, expected, not bad, "edit at another site"))
     return unusable, facts
 
 

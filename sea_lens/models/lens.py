@@ -235,11 +235,18 @@ class Lens(Parts):
             UnsupportedModelError: this model has no such hook point.
         """
         point = _POINTS[name].format(layer)
-        if not self.has_point(point):
+        if not self.has_site(name, layer):
             raise UnsupportedModelError(
                 f"model {self.name!r} has no hook point {point!r}, so site {name!r} cannot be used"
             )
         return point
+
+    def has_site(self, name: str, layer: int) -> bool:
+        """Whether a layer has what `point` names, and a hook point there."""
+        # TransformerLens gives a block without an MLP its hook point all the same, at which nothing ever comes by.
+        if name == "mlp_out" and self.backend == "hooked" and bool(getattr(self.model.cfg, "attn_only", False)):
+            return False
+        return self.has_point(_POINTS[name].format(layer))
 
     def has_point(self, name: str) -> bool:
         """Whether this model has a hook point of this name."""
