@@ -213,6 +213,10 @@ def test_both_files_of_truthfulqa_give_the_same_scores(story, shared):
         (([1, 0, 0, 1], ["Lily", "Tom", "Ben", "Tom"]), None, "row 2: the answer 'Tom' is both true and false"),
         (([1, 0, 0, 0], ["Lily", "Tom", "Ben", "Tom"]), None, "row 2: mc1_targets has the answer 'Tom' twice"),
         (([1, 1, 0, 1], ["Lily", "Tom", "Ben", "Tom"]), None, "row 2: mc1_targets has the answer 'Tom' twice"),
+        (([1, 0], ["Lily", "Lily."]), None, "row 2: the answer 'Lily' is both true and false"),
+        (([1, 0], ["Lily", " Lily "]), None, "row 2: the answer 'Lily' is both true and false"),
+        (([1, 0], ["Zo\u00eb B.", "Zoe\u0308\u00a0B."]), None, "is both true and false"),
+        (([1, 0, 0], ["Lily", "a b", "a  b"]), None, "row 2: mc1_targets has the answer 'a  b' twice"),
         (([1, 0], ["Lily", "Ben"]), ([0, 1], ["Lily", "Ben"]), "row 2: the answer 'Lily' is both true and false"),
         (([1, 0], ["Lily", "Tom", "Ben"]), None, "row 2: mc1_targets must map"),
         (([1, 2], ["Lily", "Tom"]), None, "row 2: mc1_targets must map"),
@@ -242,6 +246,8 @@ def test_answers_on_both_sides_or_twice_are_refused(tmp_path, read, first, secon
         ("a", "a; b", "c; a.", "the answer 'a.' is both true and false"),
         ("a", "a; b; b.", "c", "Correct Answers has the answer 'b.' twice"),
         ("a", "a", "c; c", "Incorrect Answers has the answer 'c' twice"),
+        ("a", "a; b c", "b  c", "the answer 'b c.' is both true and false"),
+        ("Zo\u00eb", "a", "Zoe\u0308", "the answer 'Zo\u00eb.' is both true and false"),
     ],
 )
 def test_a_table_with_an_answer_on_both_sides_or_twice_is_refused(tmp_path, best, true, false, message):
@@ -273,10 +279,11 @@ def test_other_repeated_answers_are_refused_where_they_could_count(tmp_path):
         Task.read("capability", path)
     path.write_text(json.dumps(choice | {"gold": 1}))
     assert Task.read("capability", path).items[0].answers == ("a", "b", "a")
-    path.write_text(json.dumps(bbq_row("Age", ["a", "b", "a"], ["old", "nonOld", "unknown"], ["old"])))
-    for read in (lambda: Task.read("bbq", path), lambda: sl.Demonstrations.from_bbq(path)):
-        with pytest.raises(sl.FileError, match="row 1: the item has the answer 'a' twice"):
-            read()
+    for again in ("a", "a.", " a"):
+        path.write_text(json.dumps(bbq_row("Age", ["a", "b", again], ["old", "nonOld", "unknown"], ["old"])))
+        for read in (lambda: Task.read("bbq", path), lambda: sl.Demonstrations.from_bbq(path)):
+            with pytest.raises(sl.FileError, match=f"row 1: the item has the answer '{again}' twice"):
+                read()
     pair = {"sent_more": "s", "sent_less": "s", "stereo_antistereo": "stereo", "bias_type": "age"}
     path.write_text(json.dumps(pair))
     with pytest.raises(sl.FileError, match="row 1: both sentences are 's'"):

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -218,16 +219,25 @@ def field_names(row: dict[str, Any]) -> str:
 
 
 def refuse_repeated(path: str | os.PathLike[str], number: int, name: str, answers: Iterable[str]) -> None:
-    """Refuse a list of answers that holds one twice.
+    """Refuse a list of answers that holds one twice, be it written in another way (`same_answer`).
 
     Raises:
         FileError: naming the row and the answer.
     """
     seen: set[str] = set()
     for answer in answers:
-        if answer in seen:
+        if (known := same_answer(answer)) in seen:
             raise FileError(f"{path}, row {number}: {name} has the answer {shown(answer)} twice")
-        seen.add(answer)
+        seen.add(known)
+
+
+def same_answer(answer: str) -> str:
+    """What two ways of writing one answer have in common, which differ in what nobody sees or in a full stop.
+
+    White space, a full stop at the end, and whether an accented letter is one character or two.
+    """
+    words = " ".join(unicodedata.normalize("NFC", answer).split())
+    return words.removesuffix(".") or words
 
 
 def write_jsonl(rows: Iterable[dict[str, Any]]) -> str:

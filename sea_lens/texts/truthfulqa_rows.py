@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from .._support.text_rows import as_record, field_names, refuse_repeated, shown, text_field
+from .._support.text_rows import as_record, field_names, refuse_repeated, same_answer, shown, text_field
 from ..errors import FileError
 
 # Answers that the published CSV has twice, each with its question. `mc_task.json` has those on both sides as false
@@ -75,15 +75,15 @@ def _from_csv(path: str | os.PathLike[str], number: int, row: dict[str, Any], fu
     sides = []
     for name in ("Correct Answers", "Incorrect Answers"):
         answers = [answer.strip() for answer in text_field(path, number, row, name).split(";") if answer.strip()]
-        # Answers that a full stop alone tells apart are one answer.
+        known = [answer for answer in answers if (question, closed(answer)) in _TWICE]
+        refuse_repeated(path, number, name, [answer for answer in answers if answer not in known])
         once: dict[str, str] = {}
         for answer in answers:
-            if closed(answer) in once and (question, closed(answer)) not in _TWICE:
-                raise FileError(f"{path}, row {number}: {name} has the answer {shown(answer)} twice")
             once.setdefault(closed(answer), answer)
         sides.append(once)
     true, false = sides
-    true = {closed(best): best} | true
+    # However the best answer is written among the true ones.
+    true = {closed(best): best} | {key: one for key, one in true.items() if same_answer(one) != same_answer(best)}
     for answer in [answer for answer in false if answer in true and (question, answer) in _ON_BOTH_SIDES]:
         del true[answer]
     _refuse_both(path, number, true, false)
@@ -94,9 +94,9 @@ def _from_csv(path: str | os.PathLike[str], number: int, row: dict[str, Any], fu
 
 
 def _refuse_both(path: str | os.PathLike[str], number: int, true: Iterable[str], false: Iterable[str]) -> None:
-    wrong = set(false)
+    wrong = {same_answer(answer) for answer in false}
     for answer in true:
-        if answer in wrong:
+        if same_answer(answer) in wrong:
             raise FileError(f"{path}, row {number}: the answer {shown(answer)} is both true and false")
 
 
