@@ -580,7 +580,8 @@ def test_a_model_that_went_to_another_dtype_is_measured_anew(load_tiny, backend)
     model = load_tiny("llama", backend)
     model.to(torch.bfloat16)
     before = sl.check_model(model)
-    assert before.dtypes == {torch.bfloat16} and sl.check_model(model).facts == before.facts
+    assert before.dtypes == {torch.bfloat16}
+    assert sl.check_model(model).facts == before.facts
     list(model.parameters())[-1].data = list(model.parameters())[-1].data.double()
     for call in (lambda: sl.check_model(model), lambda: sl.generate(model, "w1", max_new_tokens=1)):
         with pytest.raises(sl.UnsupportedModelError, match="dtype"):

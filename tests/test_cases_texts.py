@@ -28,8 +28,8 @@ from sea_lens.evaluation.numbers import final_number
 from sea_lens.evaluation.registry import BENCHMARKS
 from sea_lens.evaluation.run import Task
 from sea_lens.evaluation.truthfulqa import TruthfulQA
+from sea_lens.texts.chat_prompts import for_model
 from sea_lens.texts.digests import question_digests
-from sea_lens.texts.prompts import for_model
 from sea_lens.texts.truthfulqa_rows import truthfulqa_row
 
 # --- Chat templates -----------------------------------------------------------------------------------------------
@@ -119,6 +119,30 @@ def test_a_template_that_changes_answers_is_refused_before_any_work(chat_tokeniz
         for_model(sl.PromptTemplate.of("qa"), chat_tokenizer, answers=True)
     # Nothing is asked of answers where the model writes them.
     assert for_model(sl.PromptTemplate.of("qa"), chat_tokenizer).render(QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ("", "does not write what the user says, 'Who came second\\?', as it is"),
+        ("{{ m.content[0].text }}", "as it is|fails"),
+        ("{{ m.content | lower }}", "does not write what the user says"),
+        ("{{ raise_exception('only a system may begin') }}", "fails: only a system may begin"),
+    ],
+)
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_template_that_does_not_write_the_question_is_refused_before_any_work(chat_tokenizer, user, message, answers):
+    chat_tokenizer.chat_template = turns(user, "{{ m.content }}")
+    with pytest.raises(sl.InputError, match=message):
+        for_model(sl.PromptTemplate.of("qa"), chat_tokenizer, answers=answers)
+
+
+def test_a_question_that_the_template_changes_is_refused(chat_tokenizer):
+    chat_tokenizer.chat_template = turns("{{ m.content.split('\n')[-1] }}", "{{ m.content }}")
+    chat: Any = for_model(sl.PromptTemplate.of("qa"), chat_tokenizer, answers=True)
+    for call in (chat.render, lambda item: chat.with_answers(item, ANSWERS)):
+        with pytest.raises(sl.InputError, match=r"does not write what the user says, .*Where was the cat\?"):
+            call(QUESTION)
 
 
 def test_an_answer_that_the_template_cuts_is_refused_by_its_row(story, tmp_path, monkeypatch):

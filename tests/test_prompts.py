@@ -4,7 +4,8 @@ import pytest
 from transformers import AutoTokenizer
 
 import sea_lens as sl
-from sea_lens.texts.prompts import ChatPrompt, for_model, named_prompts
+from sea_lens.texts.chat_prompts import ChatPrompt, for_model
+from sea_lens.texts.prompts import named_prompts
 
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<bot>{% endif %}"

@@ -17,7 +17,8 @@ from ..measure.spans import Fitted, completion_spans, text_spans
 from ..models.decoding import before_stop, continue_prompts, decode_continuation
 from ..models.lens import Lens
 from ..models.tokens import bos_token, tokenise
-from ..texts.prompts import ChatPrompt, PromptTemplate
+from ..texts.chat_prompts import ChatPrompt
+from ..texts.prompts import PromptTemplate
 from .hub import HubData
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ from ..models.check import ensure_usable
 from ..models.lens import Lens
 from ..models.token_positions import positions_name
 from ..models.tokens import chat_tokenizer
-from ..texts.prompts import Chat, PromptTemplate, for_model
+from ..texts.chat_prompts import Chat, for_model
+from ..texts.prompts import PromptTemplate
 from .benchmark import Asker, Benchmark, Item
 from .fingerprints import edit_identity, model_identity
 from .hub import PREFIX, HubData, hub_rows

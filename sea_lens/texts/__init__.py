@@ -1,7 +1,7 @@
 """What goes in: demonstrations, contrasts and prompts, and the files that they are read from.
 
-In reading order: `items` (one demonstration, one contrast), `prompts` (templates with examples and chat templates),
-`truthfulqa_rows` (a question of TruthfulQA in each of its files), `readers` (numbered items from the files of public
-benchmarks), `demonstrations` (checked lists of items), `digests` (by which equal questions are found), `overlap` (which
-questions two sets of texts share).
+In reading order: `items` (one demonstration, one contrast), `prompts` (templates with examples), `chat_prompts` (the
+same inside a tokenizer's chat template), `truthfulqa_rows` (a question of TruthfulQA in each of its files), `readers`
+(numbered items from the files of public benchmarks), `demonstrations` (checked lists of items), `digests` (by which
+equal questions are found), `overlap` (which questions two sets of texts share).
 """

@@ -1,9 +1,8 @@
-"""Prompts as data: templates by name, from a file, or made by hand, with worked examples and chat templates.
+"""Prompts as data: templates by name, from a file, or made by hand, with worked examples.
 
 The named templates lie in `prompt_templates.json`. A file of one's own holds one such object.
 """
 
-import hashlib
 import json
 import os
 import string
@@ -156,137 +155,6 @@ class PromptTemplate:
     def record(self) -> dict[str, Any]:
         """Everything that it is, for a file."""
         return {**asdict(self), "chat_template": None}
-
-
-@dataclass(frozen=True)
-class ChatPrompt:
-    """A template inside a tokenizer's chat template: the whole prompt is the user's turn, the answer the assistant's.
-
-    Where an answer stands, and what is in front of it (a space, a line end, an empty thought), is read from the chat
-    template's own rendering of the conversation with that answer (docs/method.md 6.1). White space in front of an
-    answer is the template's: that of `completion` is left out.
-
-    Attributes:
-        template: what the user says.
-        tokenizer: a Hugging Face tokenizer with a chat template.
-    """
-
-    template: PromptTemplate
-    tokenizer: Any
-
-    @property
-    def stop(self) -> tuple[str, ...]:
-        """Empty: the assistant ends its turn with EOS."""
-        return ()
-
-    def render(self, item: Mapping[str, str]) -> str:
-        """The conversation up to where the assistant begins to write, which is what a generated answer follows.
-
-        Raises:
-            InputError: the chat template fails.
-        """
-        return self._rendered([self._turn(item)], add_generation_prompt=True)
-
-    def complete(self, answer: str) -> str:
-        """What the chat template writes behind `render` up to the end of an answer that is given.
-
-        Where a given answer does not stand behind what the assistant begins with, it is the answer alone.
-
-        Raises:
-            InputError: as `with_answers`.
-        """
-        turn = {"role": "user", "content": "Who came second?"}
-        begun = self._rendered([turn], add_generation_prompt=True)
-        before, (written,) = self._answers(turn, [answer])
-        return (before.removeprefix(begun) if before.startswith(begun) else "") + written
-
-    def with_answers(self, item: Mapping[str, str], answers: Iterable[str]) -> tuple[str, list[str]]:
-        """The conversation up to where an answer begins, and each answer as the chat template writes it there.
-
-        Raises:
-            InputError: the chat template fails, does not tell where an answer begins, or changes one.
-        """
-        return self._answers(self._turn(item), answers)
-
-    def check(self) -> None:
-        """Refuse a chat template that does not tell where an answer stands, before any work is done with it.
-
-        Raises:
-            InputError: as `with_answers`.
-        """
-        self._answers({"role": "user", "content": "Who came second?"}, ["It was Ann, not Bob."])
-
-    def record(self) -> dict[str, Any]:
-        """Everything that it is, for a file."""
-        return {**self.template.record(), "chat_template": self.tokenizer.chat_template}
-
-    def _turn(self, item: Mapping[str, str]) -> dict[str, str]:
-        return {"role": "user", "content": self.template.render(item)}
-
-    def _answers(self, turn: dict[str, str], answers: Iterable[str]) -> tuple[str, list[str]]:
-        before, after = self._around(turn)
-        found = []
-        for answer in answers:
-            said = self.template.complete(answer).lstrip()
-            written = self._rendered([turn, {"role": "assistant", "content": said}])
-            ways = [way for way in (said, said.rstrip()) if written == f"{before}{way}{after}"]
-            if not ways:
-                raise InputError(
-                    f"the tokenizer's chat template does not write the answer {shown(said)} as it is: give chat=False, "
-                    "or a tokenizer with another chat template"
-                )
-            found.append(ways[0])
-        return before, found
-
-    def _around(self, turn: dict[str, str]) -> tuple[str, str]:
-        """What the chat template writes before and after an answer, told by an answer that stands nowhere else."""
-        mark = f"Mark {hashlib.sha256(turn['content'].encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
-        parts = self._rendered([turn, {"role": "assistant", "content": mark}]).split(mark)
-        if len(parts) != 2:
-            raise InputError(
-                f"the tokenizer's chat template writes an answer {len(parts) - 1} times as it is, expected once: give "
-                "chat=False, or a tokenizer with another chat template"
-            )
-        return parts[0], parts[1]
-
-    def _rendered(self, turns: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # the template is a program of somebody else's
-            raise InputError(f"the tokenizer's chat template fails: {error}") from error
-
-
-Chat = bool | str
-
-
-def for_model(
-    template: PromptTemplate, tokenizer: Any, chat: Chat = "auto", *, answers: bool = False
-) -> PromptTemplate | ChatPrompt:
-    """The template, inside the model's chat template if it has one ("auto"), always (True) or never (False).
-
-    Args:
-        template: the prompt.
-        tokenizer: the model's.
-        chat: see above.
-        answers: whether answers are to be scored behind it, for which the chat template must tell where they stand.
-
-    Raises:
-        InputError: a chat template is asked for and there is none, it does not tell where answers stand, or an unknown
-            `chat`.
-    """
-    if chat != "auto" and not isinstance(chat, bool):
-        raise InputError(f"unknown chat {chat!r}: expected 'auto', True or False")
-    has_one = getattr(tokenizer, "chat_template", None) is not None
-    if chat is True and not has_one:
-        raise InputError("chat=True needs a tokenizer with a chat template, and this one has none")
-    if chat is False or not has_one:
-        return template
-    inside = ChatPrompt(template, tokenizer)
-    if answers:
-        inside.check()
-    return inside
 
 
 @cache
