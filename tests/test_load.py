@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from tiny import BACKENDS, FAMILIES, save_tiny_model, tokens
@@ -63,6 +65,12 @@ def test_wrong_arguments_are_refused(tmp_path, model_folders):
         sl.load_model(str(tmp_path))
     with pytest.raises(sl.FileError, match="no such model folder"):
         sl.load_model("./nowhere/at/all")
+
+
+@pytest.mark.parametrize("name", [5, None, b"x", ["x"], "a" * 300, "a\0b", "~nobody-of-this-name/model", "\ud800"])
+def test_what_can_be_no_name_of_a_model_is_refused_in_a_sentence(name: Any):
+    with pytest.raises(sl.InputError, match="as a text or a path|no file can have this name"):
+        sl.load_model(name)
 
 
 def test_a_name_that_no_hub_can_be_asked_for_is_said_clearly(backend):

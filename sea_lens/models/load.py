@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .._support.text_rows import shown
 from ..errors import FileError, InputError, SeaLensError, UnsupportedModelError
 from .cache_probe import mend_own_cache, tell_of_own_cache
 from .check import checked
@@ -67,7 +68,7 @@ def load_model(
         raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
     target = _device(device)
     torch_dtype = _dtype(dtype, target)
-    name = _resolved(os.fspath(name_or_path))
+    name = _resolved(name_or_path)
     available = hooked_available()
     if backend == "hooked" and not available:
         raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
@@ -154,15 +155,23 @@ def _stored_dtype(hf_model: Any) -> torch.dtype:
     return found
 
 
-def _resolved(name_or_path: str) -> str:
+def _resolved(given: Any) -> str:
+    name_or_path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    if not isinstance(name_or_path, str):
+        raise InputError(f"model {shown(given)}: expected a Hugging Face name or a local folder, as a text or a path")
     if not name_or_path.strip():
         raise InputError("the model's name is empty: expected a Hugging Face name or a local folder")
-    path = Path(name_or_path).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
+    try:
+        path = Path(name_or_path).expanduser()
+        is_folder, has_config, exists = path.is_dir(), (path / "config.json").is_file(), path.exists()
+    # Names that are too long, hold a NUL or half a character, or say ~ of a user who is not there.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"model {shown(name_or_path)}: no file can have this name") from error
+    if is_folder:
+        if not has_config:
             raise FileError(f"{name_or_path} is a folder without config.json: expected a Hugging Face model folder")
         return str(path.resolve())
-    if path.exists() or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
+    if exists or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise FileError(f"{name_or_path}: no such model folder")
     return name_or_path
 
