@@ -6,7 +6,7 @@ from tiny import BACKENDS, FAMILIES, save_tiny_model, tokens
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
-from sea_lens.models.load import hooked_available
+from sea_lens.models.load import _resolved, hooked_available
 
 pytestmark = pytest.mark.model
 
@@ -67,10 +67,16 @@ def test_wrong_arguments_are_refused(tmp_path, model_folders):
         sl.load_model("./nowhere/at/all")
 
 
-@pytest.mark.parametrize("name", [5, None, b"x", ["x"], "a" * 300, "a\0b", "~nobody-of-this-name/model", "\ud800"])
-def test_what_can_be_no_name_of_a_model_is_refused_in_a_sentence(name: Any):
-    with pytest.raises(sl.InputError, match="as a text or a path|no file can have this name"):
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "~nobody-of-this-name/model", "\ud800"])
+def test_a_name_that_no_file_can_have_is_refused(name):
+    with pytest.raises(sl.InputError, match="no file can have this name"):
         sl.load_model(name)
+
+
+@pytest.mark.parametrize("name", [5, None, b"x", ["x"]])
+def test_what_is_no_name_of_a_model_is_refused(name: Any):
+    with pytest.raises(sl.InputError, match="as a text or a path"):
+        _resolved(name)
 
 
 def test_a_name_that_no_hub_can_be_asked_for_is_said_clearly(backend):
