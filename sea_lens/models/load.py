@@ -59,7 +59,7 @@ def load_model(
         A HookedTransformer or TransformerBridge in evaluation mode, its parameters frozen.
 
     Raises:
-        InputError: unknown backend or dtype, a device that cannot be used, or an empty name.
+        InputError: unknown backend or dtype, a device that cannot be used, or what can be no name.
         FileError: a local folder that does not exist or has no `config.json`, or weights that lack a part of the model.
         UnsupportedModelError: Hugging Face, this TransformerLens, or its HookedTransformer cannot load the model, or
             makes another model of it; says by how much it deviates.
@@ -163,10 +163,14 @@ def _resolved(given: Any) -> str:
         raise InputError("the model's name is empty: expected a Hugging Face name or a local folder")
     try:
         path = Path(name_or_path).expanduser()
+        # A path's own questions are answered with no for a NUL or half a character, and with an error for other names.
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
         is_folder, has_config, exists = path.is_dir(), (path / "config.json").is_file(), path.exists()
-    # Names that are too long, hold a NUL or half a character, or say ~ of a user who is not there.
+    # Too long, in a folder that may not be read, or ~ of a user who is not there.
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"model {shown(name_or_path)}: no file can have this name") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"model {shown(name_or_path)} cannot be looked for: {reason}") from error
     if is_folder:
         if not has_config:
             raise FileError(f"{name_or_path} is a folder without config.json: expected a Hugging Face model folder")
