@@ -42,11 +42,6 @@ class Parts:
         return hasattr(self.model, FINAL_NORM) or getattr(self.model.cfg, "normalization_type", "") is not None
 
     @property
-    def has_mlps(self) -> bool:
-        """Whether its blocks have MLPs; not in a model of attention alone."""
-        return not getattr(self.model.cfg, "attn_only", False)
-
-    @property
     def unembedding(self) -> Float[Tensor, "d_model d_vocab"]:
         """W_U."""
         return self.model.W_U.detach()
