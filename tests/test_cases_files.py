@@ -687,3 +687,127 @@ def test_a_journal_that_was_taken_away_is_not_gone_on_with(tmp_path):
     with pytest.raises(sl.FileError, match="taken away"):
         journal.add(1, "second")
     assert not path.exists()
+
+
+# --- Arguments ------------------------------------------------------------------------------------------------------
+
+
+_NO_PATHS = """
+import sea_lens as sl
+edit = sl.SpectralEdit.load({edit!r})
+readers = [sl.load_edit, sl.SpectralEdit.load, sl.LoRA.load, sl.CrossCovariance.load, sl.Evaluation.load]
+readers += [sl.Tuning.load, sl.Demonstrations.from_truthfulqa, sl.Contrasts.from_jsonl, sl.load_model, edit.save]
+for load in [*readers, lambda path: sl.testbed.load("auto", path)]:
+    for path in (None, 3, b"x", ["x"], "a\\0b"):
+        try:
+            load(path)
+        except sl.SeaLensError:
+            continue
+        raise AssertionError((load, path))
+"""
+
+
+def test_what_is_no_path_is_refused(tmp_path):
+    EDITS["spectral"]().save(tmp_path / "edit")
+    # In a process of its own, where no types are checked.
+    ended = _in_another_process(_NO_PATHS.format(edit=str(tmp_path / "edit")))
+    assert (ended.stderr, ended.returncode) == ("", 0)
+
+
+def test_a_damaged_world_of_a_testbed_is_refused(tmp_path):
+    for content in ("", "[]", '{"seed": 0}', '{"seed": 0, "questions": [3]}'):
+        (tmp_path / "world.json").write_text(content)
+        with pytest.raises(sl.FileError, match=r"world\.json"):
+            sl.testbed.load(path=tmp_path)
+
+
+def test_how_to_apply_an_edit_is_refused_where_there_is_none(model, tmp_path):
+    rows = [{"query": "w1 w2 w3", "choices": ["w1", "w2"], "gold": 0}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    task = sl.Task.read("capability", tmp_path / "rows.json", prompt="query")
+    options: list[dict[str, Any]] = [{"layers": "all"}, {"strength": 0.0}, {"combine": ""}, {"positions": "all"}]
+    for given in options:
+        (name,) = given
+        for run in (
+            lambda given=given: sl.generate(model, "w1 w2 w3", **given),
+            lambda given=given: sl.evaluate(model, task, progress=False, **given),
+            lambda given=given: sl.harness_model(model, **given),
+        ):
+            with pytest.raises(sl.InputError, match=f"{name} without an edit"):
+                run()
+
+
+DATA = PROJECT.parent / "shared" / "data"
+
+
+@pytest.mark.parametrize("name", ["truthfulqa", "bbq", "crows_pairs", "gsm8k", "capability", "perplexity"])
+def test_the_names_of_scores_are_known_before_a_model_is_asked(name, model, tmp_path):
+    rows: dict[str, Any] = {
+        "capability": [{"query": "w1 w2 w3", "choices": ["w1", "w2"], "gold": 0}],
+        "perplexity": ["w1 w2 w3"],
+        "gsm8k": [{"question": "w1 w2 w3", "answer": "w1 #### 3"}],
+        "truthfulqa": [{"question": "w1 w2 w3", "mc1_targets": {"w1": 1, "w2": 0}, "mc2_targets": {"w1": 1, "w2": 0}}],
+    }
+    if name in rows:
+        path = tmp_path / "rows.json"
+        path.write_text(json.dumps(rows[name]))
+    else:
+        found = sorted(path for path in DATA.rglob("*") if name.split("_")[0] in str(path.relative_to(DATA)).lower())
+        files_of = [path for path in found if path.suffix in (".csv", ".jsonl")]
+        if not files_of:
+            pytest.skip("its file is not here")
+        path = files_of[0]
+    task = sl.Task.read(name, path, limit=3)
+    options: dict[str, Any] = {"max_new_tokens": 2, "progress": False}
+    assert task.benchmark.score_names(task.items) == list(sl.evaluate(model, task, **options).scores)
+
+
+def test_a_grid_with_a_value_twice_and_unknown_scores_are_refused_before_anything_is_read(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps([{"query": "w1 w2 w3", "choices": ["w1", "w2"], "gold": 0}]))
+    task = sl.Task.read("capability", tmp_path / "rows.json", prompt="query")
+    bed = sl.testbed.load()
+    with bed.model.hooks(fwd_hooks=[("hook_embed", lambda value, hook: pytest.fail("the model ran"))]):
+        refused: list[dict[str, Any]] = [{"maximise": "mc2"}, {"maximise": "accuracy", "budget": {"kl": 1}}]
+        for options in refused:
+            with pytest.raises(sl.InputError, match=r"unknown scores .* accuracy, accuracy_normalised"):
+                sl.tune(bed.model, demonstrations(), task, **options)
+    grids: list[dict[str, Any]] = [{"strengths": [1, 1.0]}, {"energies": [0.9, 0.9]}, {"features": ["tanh", "tanh"]}]
+    for grid in grids:
+        with pytest.raises(sl.InputError, match="is given twice"):
+            sl.tune(bed.model, demonstrations(), task, maximise="accuracy", **grid)
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    (["effect", "--edit", "EDIT", "--contrasts", "ROWS", "--layers", "9" * 5000], "unknown layer choice '999"),
+    (["effect", "--edit", "EDIT", "--contrasts", "ROWS", "--layers", "0,,1"], "unknown layer choice '0,,1'"),
+    (["effect", "--edit", "EDIT", "--contrasts", "ROWS", "--batch-size", "9" * 30], "'--batch-size'"),
+    (["effect", "--edit", "", "--contrasts", "ROWS"], "--edit: the name is empty"),
+    (["attribute", "--edit", "EDIT", "--contrasts", "ROWS", "--out="], "--out: the name is empty"),
+    (["attribute", "--edit", "EDIT", "--contrasts", "ROWS", "--out", "o", "--control-draws", "3"], "--demonstrations"),
+    (["evaluate", "--benchmark", "capability", "--data", "ROWS", "--out", "."], "--out . is a folder"),
+    (["evaluate", "--benchmark", "capability", "--data", "ITEMS", "--out", "o", "--layers", ""], "--layers: say how"),
+    (["fit", "--demonstrations", "ROWS", "--out", "o", "--rank", "2", "--energy", "0.9"], "--rank and --energy"),
+    (["generate", "--prompt", "w1", "--stop", ""], "stop ['']"),
+    (["tune", "--demonstrations", "DEMOS", "--benchmark", "capability", "--data", "ITEMS", "--out", "o",
+      "--maximise", "mc2"], "unknown scores ['mc2']"),
+    (["tune", "--demonstrations", "DEMOS", "--benchmark", "capability", "--data", "ITEMS", "--out", "o",
+      "--maximise", "accuracy", "--site", "x"], "unknown site 'x'"),
+])  # fmt: skip
+def test_wrong_options_are_refused_in_one_line_before_the_model_is_loaded(
+    arguments, told, tmp_path, monkeypatch, capsys
+):
+    from sea_lens.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    EDITS["spectral"]().save("EDIT")
+    demonstrations().to_jsonl("DEMOS")
+    sl.Contrasts([sl.Contrast("w1", " w2", " w3")]).to_jsonl("ROWS")
+    Path("ITEMS").write_text(json.dumps({"query": "w1 w2 w3", "choices": ["w1", "w2"], "gold": 0}))
+    monkeypatch.setattr("sea_lens.cli.options.load_model", None)
+    monkeypatch.setattr(sys, "argv", ["sea-lens", arguments[0], "--model", "m", *arguments[1:]])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    said = capsys.readouterr().err
+    assert (stopped.value.code, said.count("\n")) == (2, 1)
+    assert told in said
+    assert len(said) < 600

@@ -9,7 +9,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from ..errors import FileError, InputError, SeaLensError
 from .files import write_atomically
-from .regular_files import open_regular, regular_size
+from .regular_files import check_name, open_regular, regular_size
 from .seals import NO_SEAL, Seal, find_seal
 from .strict_json import parse_json
 
@@ -74,7 +73,7 @@ def write_tensors(
     seal = Seal()
     for piece in (prefix, *pieces):
         seal.update(piece)
-    write_atomically(Path(path), [seal.put_into(prefix), *pieces])
+    write_atomically(path, [seal.put_into(prefix), *pieces])
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -135,7 +134,7 @@ def _incomplete(path: str | os.PathLike[str], why: object) -> FileError:
 
 def _raw_header(path: str | os.PathLike[str]) -> tuple[bytes, dict[str, Any]]:
     """Everything in front of the tensors' bytes, and the JSON object in it."""
-    if not os.path.lexists(path):
+    if not os.path.lexists(check_name(path)):
         raise FileError(f"{path}: no such file")
     size = regular_size(path)
     with open_regular(path) as file:

@@ -12,13 +12,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import FileError
-from .regular_files import read_regular
+from .regular_files import check_name, read_regular
 
 
 def ending(path: str | os.PathLike[str]) -> str:
     """What a file's name ends in, in small letters: ".csv" for "ROWS.CSV", "" where there is no dot."""
-    name = os.fspath(path)
-    _, dot, last = (name if isinstance(name, str) else "").rpartition(".")
+    _, dot, last = os.fspath(check_name(path)).rpartition(".")
     return dot + last.casefold() if dot else ""
 
 

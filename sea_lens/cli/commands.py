@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from .. import __version__
+from .._support.arguments import LARGEST
 from .._support.json_files import plain, write_json
 from .._support.versions import versions
 from ..contributions.study import Study
@@ -65,7 +66,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo"),
     testbed: Annotated[Path, typer.Option(help="Another model that sea_lens.testbed.train wrote.")] = opt.TESTBED,
     backend: opt.BackendOption = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; one is fastest for this small model.", min=1)] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads; one is fastest here.", min=1, max=999)] = 1,
 ) -> None:
     """Fit, apply and explain an edit of the shipped model: the whole job, from nothing."""
     import torch
@@ -138,8 +139,10 @@ def attribute(
         Path | None,
         typer.Option(help="What the edit was fitted from: adds a permutation control, and what directions fire on."),
     ] = None,
-    form: opt.FormatOption = "jsonl",
-    control_draws: Annotated[int, typer.Option(help="Permuted edits to compare with.", min=0)] = 19,
+    form: Annotated[str | None, opt.FORMAT] = None,
+    control_draws: Annotated[
+        int | None, typer.Option(help="Permuted edits to compare with; 19 by default.", min=0, max=LARGEST)
+    ] = None,
     layers: opt.LayersOption = None,
     strength: opt.StrengthOption = None,
     combine: opt.CombineOption = None,
@@ -155,6 +158,9 @@ def attribute(
     loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     names = None if methods is None else opt.read_names(methods, "--methods", NAMES)
     check_analyses(loaded_edit, names or ())
+    if demonstrations is None and (form, control_draws) != (None, None):
+        raise InputError("--format and --control-draws are about demonstrations: expected --demonstrations")
+    form, control_draws = "jsonl" if form is None else form, 19 if control_draws is None else control_draws
     opt.check_format(form)
     items = opt.read_contrasts(contrasts, limit)
     demos = None

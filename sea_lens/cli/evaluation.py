@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .._support.arguments import LARGEST
 from .._support.json_files import write_json
 from ..errors import FileError, InputError
 from ..evaluation.registry import BENCHMARKS
@@ -39,7 +40,7 @@ def run(
     edit: EditedOption = None,
     prompt: PromptOption = None,
     chat: Annotated[str, typer.Option(help="Use the tokenizer's chat template: auto, yes or no.")] = "auto",
-    max_new_tokens: Annotated[int, typer.Option(help="Longest generated answer in tokens.", min=1)] = 256,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest generated answer in tokens.", min=1, max=LARGEST)] = 256,
     layers: opt.LayersOption = None,
     strength: opt.StrengthOption = None,
     combine: opt.CombineOption = None,
@@ -54,7 +55,8 @@ def run(
     """Run a benchmark, unedited or under an edit. Interrupted and started again, it goes on where it was."""
     if chat not in CHATS:
         raise InputError(f"--chat {chat!r}: expected one of {', '.join(CHATS)}")
-    journal = out.with_name(f"{out.name}.partial")
+    # Of a folder too, which has no name of its own in "." and is refused below.
+    journal = out.parent / f"{out.name}.partial"
     inputs = {"--data": data, "--edit": edit, "--prompt": prompt, "--model": model}
     for written in (out, journal):
         check_output_file(written, inputs)
@@ -64,7 +66,7 @@ def run(
     if edit is not None:
         loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     else:
-        opt.refuse_without_edit(layers=layers, strength=strength is not None, combine=combine, positions=positions)
+        opt.refuse_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
     loaded = opt.open_model(model, backend, device, dtype)
     if journal.exists():
         console.print(f"going on from {journal}", highlight=False, soft_wrap=True)

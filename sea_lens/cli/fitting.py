@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..errors import InputError
 from ..models.lens import Lens
 from ..models.reading import Reading
 from ..models.sites import Site
@@ -26,7 +27,7 @@ def run(
     demonstrations: Annotated[Path, typer.Option("--demonstrations", help="File of demonstrations.")],
     out: Annotated[Path, typer.Option("--out", help="The edit to write (safetensors).")],
     form: opt.FormatOption = "jsonl",
-    energy: Annotated[str, typer.Option(help="K in (0, 1], or K+,K- .")] = "0.998",
+    energy: Annotated[str | None, typer.Option(help="K in (0, 1], or K+,K- ; 0.998 by default.")] = None,
     rank: Annotated[str | None, typer.Option(help="Rank k, or k+,k- ; instead of --energy.")] = None,
     site: opt.SiteOption = "mlp_out",
     fit_site: Annotated[
@@ -47,8 +48,10 @@ def run(
 ) -> None:
     """Fit a spectral edit from a file of demonstrations."""
     opt.check_format(form)
+    if None not in (rank, energy):
+        raise InputError("--rank and --energy: expected one of them")
     chosen_rank = None if rank is None else opt.read_pair(rank, "--rank", int)
-    size = Size.of(opt.read_pair(energy, "--energy", float), chosen_rank, spectrum_power)
+    size = Size.of(0.998 if energy is None else opt.read_pair(energy, "--energy", float), chosen_rank, spectrum_power)
     feature_map(feature)
     Reading(site, fit_site, position, neutral)
     choice = opt.read_layers(layers)

@@ -6,7 +6,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .._support.arguments import LARGEST
 from ..edits.generation import generate as generate_texts
+from ..edits.generation import stop_texts
 from ..models.sampling import Sampling
 from . import options as opt
 from .evaluation import EditedOption
@@ -19,7 +21,7 @@ def run(
     prompt: Annotated[list[str], typer.Option("--prompt", help="May be given several times.")],
     edit: EditedOption = None,
     compare: Annotated[bool, typer.Option("--compare", help="The unedited model beside the edited one.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation in tokens.", min=1)] = 32,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest continuation in tokens.", min=1, max=LARGEST)] = 32,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token, above 0 tokens are drawn.")] = 0,
     top_p: Annotated[float, typer.Option(help="Draw from the most probable tokens of this probability.")] = 1,
     top_k: Annotated[int | None, typer.Option(help="Draw from so many of the most probable tokens.")] = None,
@@ -39,13 +41,14 @@ def run(
 ) -> None:
     """Continue prompts, unedited or under an edit: greedily, or drawing tokens."""
     Sampling(temperature, top_p, top_k, seed)
+    stops = stop_texts(stop or ())
     chosen: dict[str, Any] = {}
     if edit is not None:
         loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
         chosen = {"edit": loaded_edit, **where}
     else:
-        given = {"layers": layers, "strength": strength is not None, "combine": combine, "positions": positions}
-        opt.refuse_without_edit(compare=compare, **given)
+        given = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
+        opt.refuse_without_edit(compare=compare or None, **given)
     loaded = opt.open_model(model, backend, device, dtype)
     common: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -53,7 +56,7 @@ def run(
         "top_p": top_p,
         "top_k": top_k,
         "seed": seed,
-        "stop": stop or (),
+        "stop": stops,
         "prepend_bos": prepend_bos,
         "batch_size": batch_size,
     }

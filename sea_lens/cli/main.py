@@ -14,7 +14,10 @@ from typing import NoReturn
 from .._support import interrupts
 
 # Options whose values are files, folders or models.
-_NAMED = ("--demonstrations", "--contrasts", "--edit", "--testbed", "--data", "--out", "--model")
+_NAMED = (
+    *("--demonstrations", "--contrasts", "--edit", "--testbed", "--data", "--out", "--model"),
+    *("--side-effects", "--held-out", "--control"),
+)
 
 
 def main() -> NoReturn:
@@ -35,6 +38,7 @@ def main() -> NoReturn:
         with interrupts.raised():
             from .commands import app
 
+            _refuse_empty(sys.argv)
             status = app(standalone_mode=False)
     except SeaLensError as error:
         # What a model computes is no input of the user's.
@@ -57,16 +61,32 @@ def main() -> NoReturn:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Refuse an empty name of a file, as an unset variable of a shell gives it: to a path it is the folder one is in.
+
+    Raises:
+        InputError: naming the option.
+    """
+    from ..errors import InputError
+
+    for option, value in itertools.pairwise([*arguments, "end"]):
+        name, equals, given = option.partition("=")
+        if name in _NAMED and not (given if equals else value):
+            raise InputError(f"{name}: the name is empty")
+
+
 def naming_the_option(message: str, arguments: Sequence[str]) -> str:
     """The message, with the option put in front of the file or name in it that was given by that option."""
+    named: dict[str, list[str]] = {}
     for option, value in itertools.pairwise(arguments):
-        if option not in _NAMED or not value or option in message:
-            continue
+        if option in _NAMED and value and option not in message:
+            named.setdefault(value, []).append(option)
+    for value, options in named.items():
         # A word of its own, and one that names a file or begins the message: "e" stands in every sentence.
         where = "^" if not set(value) & {"/", "."} else r"(?<!\S)"
         found = re.search(rf"{where}{re.escape(value)}(?=$|[\s:,;])", message)
         if found is not None:
-            return f"{message[: found.start()]}{option} {message[found.start() :]}"
+            return f"{message[: found.start()]}{' or '.join(options)} {message[found.start() :]}"
     return message
 
 

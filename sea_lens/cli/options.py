@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .._support.arguments import as_number
+from .._support.arguments import LARGEST, as_number
 from ..edits.base import Edit
 from ..edits.saved import SavedEdit
 from ..edits.where import LayerChoice, check_layer_choice
@@ -26,7 +26,7 @@ ModelOption = Annotated[
 BackendOption = Annotated[str, typer.Option(help="TransformerLens backend: auto, hooked or bridge.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU if there is one.")]
 DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-BatchSizeOption = Annotated[int, typer.Option(help="Sequences at a time.", min=1)]
+BatchSizeOption = Annotated[int, typer.Option(help="Sequences at a time.", min=1, max=LARGEST)]
 PrependBosOption = Annotated[bool, typer.Option(help="One BOS in front of every text.")]
 EditOption = Annotated[Path, typer.Option("--edit", help="A fitted edit of any method (safetensors).")]
 ContrastsOption = Annotated[Path, typer.Option("--contrasts", help="JSON Lines with the fields prompt, target, foil.")]
@@ -48,18 +48,19 @@ CombineOption = Annotated[
 ]
 SiteOption = Annotated[str, typer.Option(help=f"What is edited: {', '.join(SITES)}.")]
 FeatureOption = Annotated[str, typer.Option(help=f"Feature map: {', '.join(FEATURE_MAPS)}.")]
-FormatOption = Annotated[
-    str, typer.Option("--format", help="jsonl (neutral, positive, negative), halueval, truthfulqa or bbq.")
-]
-LimitOption = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1)]
+FORMAT = typer.Option("--format", help="jsonl (neutral, positive, negative; the default), halueval, truthfulqa or bbq.")
+FormatOption = Annotated[str, FORMAT]
+LimitOption = Annotated[int | None, typer.Option(help="Use only the first rows.", min=1, max=LARGEST)]
 
+# More than the number of any layer has, and fewer than Python refuses to read.
+_DIGITS = 18
 FORMATS = ("jsonl", "halueval", "truthfulqa", "bbq")
 
 
 def read_layers(text: str) -> LayerChoice:
     """A layer choice, or a comma-separated list of layers."""
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if parts and all(part.isascii() and part.isdigit() for part in parts):
+    parts = [part.strip() for part in text.split(",")]
+    if all(part.isascii() and part.isdigit() and len(part) <= _DIGITS for part in parts):
         return [int(part) for part in parts]
     check_layer_choice(text)
     return text
@@ -170,5 +171,5 @@ def refuse_without_edit(**options: Any) -> None:
     Raises:
         InputError: naming those that were given.
     """
-    if given := [f"--{name}" for name, value in options.items() if value]:
+    if given := [f"--{name}" for name, value in options.items() if value is not None]:
         raise InputError(f"{', '.join(given)}: say how to apply an edit: expected --edit")

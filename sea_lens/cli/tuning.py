@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import InputError
-from ..evaluation.choosing import check_choose
+from ..evaluation.choosing import check_choose, check_scores
 from ..evaluation.run import Task
 from ..evaluation.tuning import tune
 from ..evaluation.tuning_results import EDIT, RESULTS
+from ..models.reading import Reading
 from ..models.token_positions import check_positions
 from ..spectral.features import feature_map
 from ..spectral.ranks import Size
@@ -74,8 +75,12 @@ def run(
     for name in grid["features"]:
         feature_map(name)
     check_choose(choose)
-    check_positions(positions or "all")
-    limits = dict(_limit(text) for text in budget or ())
+    Reading(site)
+    positions = "all" if positions is None else positions
+    check_positions(positions)
+    limits = dict(given := [_limit(text) for text in budget or ()])
+    if len(limits) < len(given):
+        raise InputError(f"--budget {', '.join(budget or ())}: expected each score once")
     inputs = {"--demonstrations": demonstrations, "--data": data, "--side-effects": side_effects, "--model": model}
     inputs["--held-out"] = held_out
     folder = output_folder(out, inputs)
@@ -85,6 +90,7 @@ def run(
     demos: Demonstrations = opt.read_demonstrations(demonstrations, form, None)
     task = Task.read(benchmark, data, limit=limit)
     side = None if side_effects is None else Task.read("perplexity", side_effects)
+    check_scores([maximise, *limits], [task] if side is None else [task, side])
     unseen = None if held_out is None else Task.read(benchmark, held_out)
     loaded = opt.open_model(model, backend, device, dtype)
     if journal.exists():
@@ -97,7 +103,7 @@ def run(
         side_effects=side,
         budget=limits,
         site=site,
-        positions=positions or "all",
+        positions=positions,
         choose=choose,
         held_out=unseen,
         batch_size=batch_size,

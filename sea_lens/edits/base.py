@@ -296,6 +296,16 @@ class Edit(ABC):
             yield model
 
 
+def refuse_without_edit(**options: Any) -> None:
+    """Refuse options that say how to apply an edit, where there is none.
+
+    Raises:
+        InputError: naming those that were given.
+    """
+    if given := [name for name, value in options.items() if value is not None]:
+        raise InputError(f"{', '.join(given)} without an edit: they say how to apply one")
+
+
 def asks_for_whole_rows(lens: Lens) -> bool:
     """Whether an edit stands in the model whose positions are a function of a row's tokens."""
     edits = (about for one in lens.observer.standing if isinstance(about := getattr(one, "about", None), tuple))

@@ -14,7 +14,7 @@ from ..models.decoding import before_stop, continue_prompts, decode_continuation
 from ..models.lens import Lens
 from ..models.sampling import Sampling
 from ..models.tokens import encode
-from .base import Edit, as_edit
+from .base import Edit, as_edit, refuse_without_edit
 from .where import LayerChoice, Positions, Strength
 
 Prompts: TypeAlias = (
@@ -112,7 +112,8 @@ def generate(
     Raises:
         DemonstrationError: a prompt without tokens, or one that does not fit the model's context with its continuation.
         InputError: prompts that are neither texts nor token ids of the model, an option out of range, `top_p` or
-            `top_k` without a temperature, or an empty stop text.
+            `top_k` without a temperature, an empty stop text, or one of `layers`, `strength`, `combine` and `positions`
+            without an edit.
         ActivationError: the model's logits for a next token are NaN or infinite; names the prompt.
         Otherwise as `Edit.applied`.
 
@@ -124,7 +125,9 @@ def generate(
     batch_size = as_integer(batch_size, "batch_size", least=1)
     max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)
     sampling = Sampling(temperature, top_p, top_k, seed)  # type: ignore[arg-type]
-    stops = _stop_texts(stop)
+    stops = stop_texts(stop)
+    if edit is None:
+        refuse_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
     edit = None if edit is None else as_edit(edit)
     lens = Lens.of(model)
     tokens = prompt_tokens(lens, prompts, prepend_bos=prepend_bos)
@@ -138,7 +141,8 @@ def generate(
     return [before_stop(decode_continuation(lens, *pair), stops) for pair in zip(tokens, found, strict=True)]
 
 
-def _stop_texts(stop: Any) -> tuple[str, ...]:
+def stop_texts(stop: Any) -> tuple[str, ...]:
+    """The texts that end a continuation; arguments and errors as in `generate`."""
     given = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (stop,)
     if not all(isinstance(text, str) and text for text in given):
         raise InputError(f"stop {stop!r}: expected a non-empty text, or several")

@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex, TypeAlias
 
 from torch import Tensor
 
-from .._support.arguments import Scalar, as_integer, as_strength
+from .._support.arguments import Scalar, as_integer, as_strength, given
 from ..errors import InputError
 from ..models.token_positions import POSITIONS, Positions, positions_name
 
@@ -87,7 +87,7 @@ class Defaults:
         return Defaults(**values)
 
 
-_COUNTED = re.compile(r"(first|last|signature)-(\d+)")
+_COUNTED = re.compile(r"(first|last|signature)-([0-9]{1,18})")
 
 
 def choose_layers(
@@ -143,7 +143,8 @@ def check_layer_choice(choice: str) -> None:
     """
     if choice != "all" and _COUNTED.fullmatch(choice) is None:
         raise InputError(
-            f"unknown layer choice {choice!r}: expected 'all', 'first-L', 'last-L', 'signature-L' or a list of layers"
+            f"unknown layer choice {given(choice)}: expected 'all', 'first-L', 'last-L', 'signature-L' or a list "
+            "of layers"
         )
 
 

@@ -237,6 +237,32 @@ class Benchmark(ABC):
     def scores(self, totals: Totals) -> dict[str, Float[np.ndarray, "*draws"]]:
         """The scores from the sums over items; works on many draws at once."""
 
+    def score_names(self, items: Sequence[Item]) -> list[str] | None:
+        """Names of the scores that these items give, told without a model; None where it cannot be told."""
+        import pandas as pd
+
+        try:
+            sums = self.sums(pd.DataFrame(self.ask(_Nobody(), items)))
+            return list(self.scores({name: column.sum(keepdims=True) for name, column in sums.items()}))
+        except Exception:  # a benchmark of somebody else's may ask the model itself
+            return None
+
+
+class _Nobody(Asker):
+    """Answers every question without a model, so that one sees what a benchmark makes of the answers."""
+
+    def __init__(self) -> None:
+        pass
+
+    def score(self, items: Sequence[Item]) -> list[Scored]:
+        return [Scored([0.0] * len(item.answers), [1] * len(item.answers), 0) for item in items]
+
+    def score_sentences(self, texts: Iterable[tuple[str, str]]) -> list[Scored]:
+        return [Scored([0.0], [1], 0) for _ in texts]
+
+    def generate(self, items: Sequence[Item]) -> list[tuple[str, int]]:
+        return [("", 0) for _ in items]
+
 
 def ratio(
     numerator: Float[np.ndarray, "*draws"], denominator: Float[np.ndarray, "*draws"]

@@ -1,7 +1,7 @@
 """Which setting of a grid to take, and how sure that is (docs/method.md 6.12)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,31 @@ def check_tasks(**tasks: Any) -> None:
     for name, task in tasks.items():
         if task is not None and not isinstance(task, Task):
             raise InputError(f"{name} {given(task)}: expected a task, such as sl.Task.read gives")
+
+
+def check_scores(wanted: Iterable[str], tasks: Sequence[Task]) -> None:
+    """Refuse names of scores that no task has, as far as can be told without a model.
+
+    Args:
+        wanted: the names.
+        tasks: the task, and the side effects where there are any.
+
+    Raises:
+        InputError: naming those that are unknown, and those that there are.
+    """
+    known: list[str] = []
+    for task in tasks:
+        names = task.benchmark.score_names(task.items)
+        if names is None:
+            return
+        known += [side_effect_name(name, known) for name in names]
+    if unknown := sorted({*wanted} - {*known}):
+        raise InputError(f"unknown scores {unknown}: the tasks have {', '.join(known)}")
+
+
+def side_effect_name(name: str, taken: Container[str]) -> str:
+    """A score of the side effects among those of the task, whose names it must not take."""
+    return f"side_effects.{name}" if name in taken else name
 
 
 def choose_setting(

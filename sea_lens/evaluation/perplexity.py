@@ -92,6 +92,10 @@ class Perplexity(Benchmark):
     def sums(self, items: "pd.DataFrame") -> dict[str, np.ndarray]:
         return {name: items[name].to_numpy(np.float64) for name in ("loss", "kl", "tokens", "bytes")}
 
+    def score_names(self, items: Sequence[Item]) -> list[str]:
+        # It reads the model's predictions itself.
+        return list(self.scores(dict.fromkeys(("loss", "kl", "tokens", "bytes"), np.ones(1))))
+
     def scores(self, totals: Totals) -> dict[str, np.ndarray]:
         per_token = ratio(totals["loss"], totals["tokens"])
         return {

@@ -22,7 +22,7 @@ from ..spectral.fitting import fit
 from ..spectral.ranks import Size
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
-from .choosing import check_choose, check_tasks, choose_setting, chosen_on, difference
+from .choosing import check_choose, check_scores, check_tasks, choose_setting, chosen_on, difference, side_effect_name
 from .fingerprints import model_identity
 from .journal import Journal
 from .results import Evaluation, compare
@@ -98,6 +98,7 @@ def tune(
     limits = {name: as_number(value, f"budget {name!r}") for name, value in (budget or {}).items()}
     batch_size = as_integer(batch_size, "batch_size", least=1)
     tasks = [task] if side_effects is None else [task, side_effects]
+    check_scores([maximise, *limits], tasks)
     common: dict[str, Any] = {"batch_size": batch_size, "progress": False}
     demonstrations = Demonstrations.of(demonstrations)
     identity = {
@@ -212,6 +213,11 @@ def _check(grid: Mapping[str, Sequence[Any]], n_layers: int) -> None:
     """Refuse a grid with something in it that no edit of the model knows."""
     if empty := [name for name, values in grid.items() if isinstance(values, str) or not list(values)]:
         raise InputError(f"expected a list of at least one value for {', '.join(empty)}")
+    for name, values in grid.items():
+        # It would be the runner-up to itself.
+        shown = [getattr(value, "name", repr(value)) for value in values]
+        if twice := [one for one in shown if shown.count(one) > 1]:
+            raise InputError(f"{name} {twice[0]} is given twice: expected each value once")
     for feature in grid["feature"]:
         feature_map(feature)
     for energy in grid["energy"]:
@@ -227,5 +233,5 @@ def _scores(evaluations: Sequence[Evaluation]) -> dict[str, float]:
     """Scores of the task, and those of the side effects, marked where their names are taken."""
     found = dict(evaluations[0].scores)
     for evaluation in evaluations[1:]:
-        found |= {f"side_effects.{name}" if name in found else name: x for name, x in evaluation.scores.items()}
+        found |= {side_effect_name(name, found): x for name, x in evaluation.scores.items()}
     return found

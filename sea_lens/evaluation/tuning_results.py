@@ -3,11 +3,11 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._support.arguments import as_number
 from .._support.json_files import read_sealed_json, write_sealed_json
+from .._support.regular_files import check_name
 from .._support.statistics import Interval
 from .._support.storage import ImpossibleError, as_file_errors
 from ..spectral.edit import SpectralEdit
@@ -79,8 +79,9 @@ class Tuning:
         Raises:
             FileError: they cannot be written; a half-written one is never left.
         """
+        folder = check_name(folder)
         # First, since the results name it.
-        self.edit.save(Path(folder) / EDIT)
+        self.edit.save(folder / EDIT)
         content = {
             "sea_lens": _KIND,
             "rule": self.rule,
@@ -94,7 +95,7 @@ class Tuning:
             "edit": self.edit.digest,
             "settings": self.table.to_dict("records"),
         }
-        write_sealed_json(Path(folder) / RESULTS, content)
+        write_sealed_json(folder / RESULTS, content)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], feature: FeatureMap | None = None) -> "Tuning":
@@ -105,9 +106,10 @@ class Tuning:
         """
         import pandas as pd
 
-        path = Path(folder) / RESULTS
+        folder = check_name(folder)
+        path = folder / RESULTS
         content = read_sealed_json(path, _KIND)
-        edit = SpectralEdit.load(Path(folder) / EDIT, feature)
+        edit = SpectralEdit.load(folder / EDIT, feature)
         with as_file_errors(path):
             settings = content["settings"]
             if len({tuple(row) for row in settings}) != 1:

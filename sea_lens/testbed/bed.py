@@ -1,10 +1,12 @@
 """Loading the shipped model with everything that an experiment needs."""
 
 import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from .._support.regular_files import check_name
 from ..models.load import load_model
 from ..texts.demonstrations import Contrasts, Demonstrations
 from ..texts.items import Contrast, Demonstration
@@ -45,7 +47,7 @@ def contrasts_of(questions: list[Question], source: str | None = None) -> Contra
     return Contrasts(Contrast(q.prompt(source), f" {q.truth}", f" {q.myth}") for q in questions)
 
 
-def load(backend: str = "auto", path: Path = PATH) -> Testbed:
+def load(backend: str = "auto", path: str | os.PathLike[str] = PATH) -> Testbed:
     """Load the shipped model, or another that `train` wrote, with its world.
 
     Args:
@@ -54,7 +56,12 @@ def load(backend: str = "auto", path: Path = PATH) -> Testbed:
 
     Returns:
         The model, on the CPU, with demonstrations, contrasts and documents of its world.
+
+    Raises:
+        FileError: the folder has no world in it that `train` wrote.
+        Otherwise as `load_model`.
     """
+    path = check_name(path)
     world = World.load(path / "world.json")
     return Testbed(
         model=load_model(str(path), backend, device="cpu"),

@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from .._support.storage import as_file_errors
+from .._support.text_rows import read_json
+
 Split = Literal["train", "dev", "test"]
 Kind = Literal["reliable", "unreliable"]
 
@@ -154,7 +157,12 @@ class World:
 
     @classmethod
     def load(cls, path: Path) -> "World":
-        """Read what `save` wrote."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        rows = [row | {"distractors": tuple(row["distractors"])} for row in content["questions"]]
-        return cls(content["seed"], tuple(Question(**row) for row in rows))
+        """Read what `save` wrote.
+
+        Raises:
+            FileError: a missing or malformed file.
+        """
+        content = read_json(path)
+        with as_file_errors(path):
+            rows = [row | {"distractors": tuple(row["distractors"])} for row in content["questions"]]
+            return cls(content["seed"], tuple(Question(**row) for row in rows))
