@@ -811,3 +811,17 @@ def test_wrong_options_are_refused_in_one_line_before_the_model_is_loaded(
     assert (stopped.value.code, said.count("\n")) == (2, 1)
     assert told in said
     assert len(said) < 600
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device")
+def test_what_cannot_be_printed_is_said_in_one_line_and_closed_streams_are_none(tmp_path):
+    EDITS["spectral"]().save(tmp_path / "edit")
+    run = f"{sys.executable} -m sea_lens inspect {tmp_path / 'edit'}"
+    for redirected, status, told in (
+        (">/dev/full", 1, "sea-lens: cannot write to the standard output: No space left on device\n"),
+        (">&-", 0, ""),
+    ):
+        ended = subprocess.run(
+            f"{run} {redirected}", shell=True, capture_output=True, text=True, env=ENVIRONMENT, check=False
+        )
+        assert (ended.returncode, ended.stderr) == (status, told)

@@ -3,13 +3,16 @@
 0 done; 2 the user's input is wrong, one line on stderr; 130 interrupted; 1 anything else.
 """
 
+import errno
 import gc
 import itertools
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from .._support import interrupts
 
@@ -27,9 +30,12 @@ def main() -> NoReturn:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    # Streams that the user has closed.
+    sys.stdout, sys.stderr = (stream or Path(os.devnull).open("w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         # A terminal that knows no Greek gets question marks, not a traceback.
         stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    warnings.showwarning = _show_warning
     # What has been imported stays until the end: the garbage collector need not look through it again and again.
     gc.freeze()
     from ..errors import ActivationError, SeaLensError
@@ -54,7 +60,13 @@ def main() -> NoReturn:
             _fail(" ".join(message.split()), 2)
         if type(error).__name__ == "Abort" or interrupts.has_come():
             _fail("interrupted", interrupts.STATUS)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            _fail_to_print(error)
         raise
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _fail_to_print(error)
     # What typer makes of a KeyboardInterrupt.
     if status == interrupts.STATUS or interrupts.has_come():
         _fail("interrupted", interrupts.STATUS)
@@ -88,6 +100,17 @@ def naming_the_option(message: str, arguments: Sequence[str]) -> str:
         if found is not None:
             return f"{message[: found.start()]}{' or '.join(options)} {message[found.start() :]}"
     return message
+
+
+def _fail_to_print(error: OSError) -> NoReturn:
+    # What cannot be written now is not tried again at the end of the process.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _fail(f"cannot write to the standard output: {error.strerror}", 1)
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    """A warning as one line, without the place in the code, which says nothing to whoever runs a command."""
+    print(f"sea-lens: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> NoReturn:
