@@ -825,3 +825,20 @@ def test_what_cannot_be_printed_is_said_in_one_line_and_closed_streams_are_none(
             f"{run} {redirected}", shell=True, capture_output=True, text=True, env=ENVIRONMENT, check=False
         )
         assert (ended.returncode, ended.stderr) == (status, told)
+
+
+@pytest.mark.parametrize("processing", [-1, True, [None], {}, "x"])
+def test_an_edit_of_a_model_that_was_processed_in_no_way_that_is_known_cannot_be_made(processing):
+    edit = EDITS["spectral"]()
+    model = {**edit.provenance.get("model", {}), "processing": processing}
+    with pytest.raises(sl.InputError, match="its model has processing"):
+        replace(edit, provenance={**edit.provenance, "model": model})
+
+
+@pytest.mark.parametrize("said", [None, 3, "x", [None], [3]])
+def test_what_an_edit_says_of_itself_is_shown_whatever_its_provenance_says(said):
+    from sea_lens.cli.attribution import about_edit
+
+    edit = EDITS["spectral"]()
+    strange = replace(edit, provenance={**edit.provenance, "demonstrations": said, "chosen_on": said})
+    assert about_edit(strange)["provenance"]["demonstrations"] == said

@@ -220,8 +220,10 @@ def about_edit(edit: Edit) -> dict[str, Any]:
         about |= {"feature": edit.feature.name, "options": edit.options, "n": edit.n}
     provenance = dict(getattr(edit, "provenance", {}))
     for name in {"demonstrations", "chosen_on"} & provenance.keys():
-        # Digests of questions are for comparing, not for reading.
-        provenance[name] = [{k: v for k, v in entry.items() if k != "questions"} for entry in provenance[name]]
+        # Digests of questions are for comparing, not for reading. A stranger's provenance can say anything.
+        entries = provenance[name] if isinstance(provenance[name], (list, tuple)) else []
+        if entries and all(isinstance(entry, Mapping) for entry in entries):
+            provenance[name] = [{k: v for k, v in entry.items() if k != "questions"} for entry in entries]
     return about | {"provenance": provenance}
 
 

@@ -54,6 +54,9 @@ class SavedEdit(Edit):
     def _check_whole(self) -> None:
         require(isinstance(self.provenance, Mapping), "the provenance is no object")
         require(isinstance(self.provenance.get("model", {}), Mapping), "the model of its provenance is no object")
+        recorded = self.provenance.get("model", {}).get(_PROCESSING)
+        named = isinstance(recorded, (list, tuple)) and all(isinstance(one, str) for one in recorded)
+        require(named or recorded in (None, _ANY), f"its model has processing {recorded!r}"[:200])
         layers, known = self.layers, self.n_layers
         require(len(layers) > 0, "it has no layers")
         require(all(type(layer) is int for layer in layers), f"it has layers {list(layers)}")
