@@ -839,6 +839,6 @@ def test_an_edit_of_a_model_that_was_processed_in_no_way_that_is_known_cannot_be
 def test_what_an_edit_says_of_itself_is_shown_whatever_its_provenance_says(said):
     from sea_lens.cli.attribution import about_edit
 
-    edit = EDITS["spectral"]()
+    edit = EDITS["mean difference"]()
     strange = replace(edit, provenance={**edit.provenance, "demonstrations": said, "chosen_on": said})
     assert about_edit(strange)["provenance"]["demonstrations"] == said
