@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +53,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(saved, monkey
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage.Path, "replace", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         storage.write_atomically(saved, "new")
     assert saved.read_bytes() == before

@@ -20,8 +20,8 @@ from .._support.versions import versions
 from ..edits.saved import SavedEdit, require
 from ..edits.where import Defaults, LayerChoice, Where, choose_layers
 from ..errors import InputError, MismatchError, MissingPackageError, UnsupportedModelError
+from ..models.huggingface import load_huggingface, quiet
 from ..models.lens import Lens
-from ..models.load import load_huggingface, quiet
 from ..models.standing import Change
 from ..models.weight_changes import WeightChange, mlp_out_weight
 from ..texts.demonstrations import Demonstrations

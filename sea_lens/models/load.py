@@ -3,26 +3,24 @@
 import contextlib
 import copy
 import importlib.util
-import io
-import json
 import os
-import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .._support.text_rows import shown
-from ..errors import FileError, InputError, SeaLensError, UnsupportedModelError
+from ..errors import FileError, InputError, UnsupportedModelError
 from .cache_probe import mend_own_cache, tell_of_own_cache
 from .check import checked
 from .configuration import context_length, text_config
+from .conversion import as_bridge, as_hooked
+from .huggingface import failures_named, load_huggingface, quiet
 from .lens import Lens, end_tokens
 from .reference import Probe, Reference, Unmatched
 
 BACKENDS = ("auto", "hooked", "bridge")
+_MAKERS = {"hooked": as_hooked, "bridge": as_bridge}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # The probe of a model without a longest text is cut by nothing.
 _LONG_ENOUGH = 2048
@@ -105,7 +103,7 @@ def _loaded(
                     found, read = checked(lens, reference)
                     found.refuse(f"{lens.name} as {kind}")
                 if kind == "bridge":
-                    with _failures_named(f"{name} (as TransformerBridge)"):
+                    with failures_named(f"{name} (as TransformerBridge)"):
                         mend_own_cache(lens, read)
                 return model, unmatched
             except UnsupportedModelError:
@@ -116,7 +114,7 @@ def _loaded(
 
 def _reference(name: str, hf_model: Any, device: torch.device, *, stays: bool) -> Reference:
     """What the Hugging Face model says, on the device that its successor will be on; `stays` leaves it there."""
-    with _failures_named(f"{name} (as Hugging Face model)"):
+    with failures_named(f"{name} (as Hugging Face model)"):
         probe = Probe.of(text_config(hf_model.config).vocab_size, context_length(hf_model.config) or _LONG_ENOUGH)
         reference = Reference.of(hf_model.to(device).eval(), probe)
         if not stays:
@@ -178,163 +176,3 @@ def _resolved(given: Any) -> str:
     if exists or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1:
         raise FileError(f"{name_or_path}: no such model folder")
     return name_or_path
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what TransformerLens and its dependencies say on every load and a user cannot act on."""
-    from transformers.utils import logging as transformers_logging
-
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-@contextlib.contextmanager
-def _failures_named(name: str) -> Iterator[None]:
-    try:
-        yield
-    except SeaLensError:
-        raise
-    # TransformerLens meets a model that it does not know with whatever goes wrong first.
-    except Exception as error:
-        lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-        # Torch names what does not fit below a heading.
-        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-        raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
-
-
-def load_huggingface(name: str, dtype: torch.dtype | None) -> tuple[Any, Any, Unmatched]:
-    """The Hugging Face model, its tokenizer, and the weights that only one of folder and model has.
-
-    Args:
-        name: of a hub model, or a folder.
-        dtype: None for what the weights are stored in.
-
-    Raises:
-        UnsupportedModelError: one of them cannot be loaded; says why.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-
-    with _failures_named(name):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype or "auto",
-            attn_implementation="eager",
-            output_loading_info=True,
-            # Told below, with the shapes.
-            ignore_mismatched_sizes=True,
-        )
-        model, found = loaded
-    if found["mismatched_keys"]:
-        weight, given, expected = min(found["mismatched_keys"])
-        raise UnsupportedModelError(
-            f"model {name!r}: weight {weight!r} has shape {tuple(given)}, the model of config.json needs "
-            f"{tuple(expected)}"
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    # Files that are something else are met with whatever goes wrong first.
-    except Exception as error:
-        raise UnsupportedModelError(f"model {name!r} has no tokenizer that can be read, so texts cannot be") from error
-    config = Path(name) / "tokenizer_config.json"
-    generic = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
-    if generic in ("TokenizersBackend", "PreTrainedTokenizerFast") and type(tokenizer) is not PreTrainedTokenizerFast:
-        # transformers reads any tokenizer beside a Qwen 2 model as Qwen's own; the folder says that it is not.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
-    return model, tokenizer, Unmatched(*(tuple(sorted(found[f"{kind}_keys"])) for kind in ("missing", "unexpected")))
-
-
-def _as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    from transformer_lens import HookedTransformer, loading_from_pretrained
-
-    hf_config = hf_model.config.to_dict()
-    with _failures_named(f"{name} (as HookedTransformer)"), _config_source(name, hf_config) as source:
-        cfg = loading_from_pretrained.get_pretrained_model_config(
-            source, fold_ln=False, device=str(device), dtype=dtype
-        )
-        # Some architectures get 2,048 whatever the configuration says.
-        cfg.n_ctx = context_length(hf_model.config) or cfg.n_ctx
-        if source in _GEMMA_TEMPLATES.values() and source != name:
-            cfg = _resized_gemma(cfg, hf_config)
-        cfg.model_name = Path(name).name
-        state = loading_from_pretrained.get_pretrained_state_dict(source, cfg, hf_model, dtype=dtype)
-        model = HookedTransformer(cfg, tokenizer, move_to_device=False)
-        model.load_and_process_state_dict(
-            state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-        )
-        return model.to(device)
-
-
-# TransformerLens 3.9 knows Gemmas by their hub names alone; for a local folder one of them serves as template.
-_GEMMA_TEMPLATES = {"GemmaForCausalLM": "google/gemma-2b", "Gemma2ForCausalLM": "google/gemma-2-2b"}
-
-
-def _resized_gemma(cfg: Any, hf_config: dict[str, Any]) -> Any:
-    """A Gemma configuration of TransformerLens's with the sizes of another Gemma."""
-    sizes = {
-        "d_model": hf_config["hidden_size"],
-        "d_head": hf_config["head_dim"],
-        "rotary_dim": hf_config["head_dim"],
-        "n_heads": hf_config["num_attention_heads"],
-        "n_key_value_heads": hf_config["num_key_value_heads"],
-        "d_mlp": hf_config["intermediate_size"],
-        "n_layers": hf_config["num_hidden_layers"],
-        "n_ctx": hf_config["max_position_embeddings"],
-        "d_vocab": hf_config["vocab_size"],
-        "eps": hf_config["rms_norm_eps"],
-        "act_fn": hf_config.get("hidden_activation") or "gelu_pytorch_tanh",
-        "rotary_base": (hf_config.get("rope_parameters") or {}).get("rope_theta", 10000.0),
-        "attn_scale": (hf_config.get("query_pre_attn_scalar") or hf_config["head_dim"]) ** 0.5,
-    }
-    if hf_config["architectures"] == ["Gemma2ForCausalLM"]:
-        sizes |= {
-            "window_size": hf_config["sliding_window"],
-            "attn_types": ["local" if "sliding" in kind else "global" for kind in hf_config["layer_types"]],
-            "attn_scores_soft_cap": hf_config["attn_logit_softcapping"] or -1.0,
-            "output_logits_soft_cap": hf_config["final_logit_softcapping"] or -1.0,
-        }
-    derived = {"d_vocab_out": -1, "n_params": None}
-    return type(cfg).from_dict({**cfg.to_dict(), **derived, **sizes})
-
-
-@contextlib.contextmanager
-def _config_source(name: str, hf_config: dict[str, Any]) -> Iterator[str]:
-    """What to give TransformerLens 3.9 to read a configuration from: a hub name, or a neutrally named folder.
-
-    TransformerLens guesses the architecture from words in a path, such as "llama" or "gemma", before it reads the
-    config. It also reads GPT-2's `n_ctx`, which newer configurations no longer hold.
-    """
-    if not Path(name).is_dir():
-        yield name
-        return
-    template = _GEMMA_TEMPLATES.get((hf_config.get("architectures") or [""])[0])
-    if template is not None:
-        yield template
-        return
-    with tempfile.TemporaryDirectory(prefix="model") as folder:
-        inner = Path(folder) / "model"
-        inner.mkdir()
-        config = json.loads((Path(name) / "config.json").read_text(encoding="utf-8"))
-        if "n_positions" in config:
-            config.setdefault("n_ctx", config["n_positions"])
-        (inner / "config.json").write_text(json.dumps(config), encoding="utf-8")
-        yield str(inner)
-
-
-def _as_bridge(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    from transformer_lens.model_bridge import TransformerBridge
-
-    with _failures_named(f"{name} (as TransformerBridge)"):
-        return TransformerBridge.boot_transformers(
-            name, hf_model=hf_model.to(device), tokenizer=tokenizer, device=str(device), dtype=dtype
-        )
-
-
-_MAKERS = {"hooked": _as_hooked, "bridge": _as_bridge}

@@ -1,0 +1,90 @@
+"""A Hugging Face model and its tokenizer, from the hub by name or from a local folder."""
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import SeaLensError, UnsupportedModelError
+from .reference import Unmatched
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what TransformerLens and its dependencies say on every load and a user cannot act on."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def failures_named(name: str) -> Iterator[None]:
+    """Whatever goes wrong becomes an error of sea_lens's that names the model.
+
+    Raises:
+        UnsupportedModelError: with the reason.
+    """
+    try:
+        yield
+    except SeaLensError:
+        raise
+    # TransformerLens meets a model that it does not know with whatever goes wrong first.
+    except Exception as error:
+        lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+        # Torch names what does not fit below a heading.
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
+
+
+def load_huggingface(name: str, dtype: torch.dtype | None) -> tuple[Any, Any, Unmatched]:
+    """The Hugging Face model, its tokenizer, and the weights that only one of folder and model has.
+
+    Args:
+        name: of a hub model, or a folder.
+        dtype: None for what the weights are stored in.
+
+    Raises:
+        UnsupportedModelError: one of them cannot be loaded; says why.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+    with failures_named(name):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype or "auto",
+            attn_implementation="eager",
+            output_loading_info=True,
+            # Told below, with the shapes.
+            ignore_mismatched_sizes=True,
+        )
+        model, found = loaded
+    if found["mismatched_keys"]:
+        weight, given, expected = min(found["mismatched_keys"])
+        raise UnsupportedModelError(
+            f"model {name!r}: weight {weight!r} has shape {tuple(given)}, the model of config.json needs "
+            f"{tuple(expected)}"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    # Files that are something else are met with whatever goes wrong first.
+    except Exception as error:
+        raise UnsupportedModelError(f"model {name!r} has no tokenizer that can be read, so texts cannot be") from error
+    config = Path(name) / "tokenizer_config.json"
+    generic = config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("tokenizer_class")
+    if generic in ("TokenizersBackend", "PreTrainedTokenizerFast") and type(tokenizer) is not PreTrainedTokenizerFast:
+        # transformers reads any tokenizer beside a Qwen 2 model as Qwen's own; the folder says that it is not.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
+    return model, tokenizer, Unmatched(*(tuple(sorted(found[f"{kind}_keys"])) for kind in ("missing", "unexpected")))
