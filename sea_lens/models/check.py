@@ -28,8 +28,8 @@ def check_model(model: Any) -> ModelCheck:
 
     The logits of 64 seeded tokens are compared with those of the Hugging Face model where there is one (`load_model`
     and every TransformerBridge have it); the rest is measured on the model alone, in a few more passes over these and
-    shorter texts. It is not measured again for the same model, but for training mode and processing,
-    or where its weights have gone to another dtype.
+    shorter texts. It is not measured again for the same model, but for training mode and processing, or
+    where its weights have gone to another dtype.
 
     Args:
         model: a TransformerLens model.
@@ -107,12 +107,12 @@ def refuse_inference_tensors(lens: Lens) -> None:
 def checked(lens: Lens, reference: Reference | None = None) -> tuple[ModelCheck, Read | None]:
     """Run the check and keep its outcome on the lens.
 
-    Returns:
-        The outcome, and what was read with nothing of sea_lens's or the user's in the model; None where something was.
-
     Args:
         lens: the model.
         reference: what it is to be compared with; by default the Hugging Face model inside a bridge, if any.
+
+    Returns:
+        The outcome, and what was read with nothing of sea_lens's or the user's in the model; None where something was.
 
     Raises:
         UnsupportedModelError: the model cannot be run at all.
