@@ -577,7 +577,7 @@ def test_a_model_of_attention_alone_has_no_mlp_and_that_is_no_fault(model_folder
 
 
 def test_a_model_that_went_to_another_dtype_is_measured_anew(load_tiny, backend):
-    model = load_tiny("llama", backend)
+    model = copy.deepcopy(load_tiny("llama", backend))
     model.to(torch.bfloat16)
     before = sl.check_model(model)
     assert before.dtypes == {torch.bfloat16}

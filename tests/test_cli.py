@@ -173,7 +173,7 @@ WRONG_FITS = {
     "option": (("--ranks", "3"), "No such option"),
     "out": (("--out", "nowhere/e.safetensors"), "no such folder nowhere"),
     "superscript layers": (("--layers", "²"), "unknown layer choice '²'"),
-    "empty model": (("--model", ""), "the model's name is empty"),
+    "empty model": (("--model", ""), "--model: the name is empty"),
 }
 
 
