@@ -35,7 +35,7 @@ newest:
 	$(BIN_NEWEST)/python -m pip install --quiet --disable-pip-version-check -c .venv-newest/torch.txt torch
 	$(BIN_NEWEST)/python -m pip install --quiet --disable-pip-version-check -c .venv-newest/torch.txt -e ".[dev,lm-eval]"
 	$(BIN_NEWEST)/python -c 'import sys; print("# Python %d.%d" % sys.version_info[:2])' > .venv-newest/lock.txt
-	$(BIN_NEWEST)/python -m pip freeze --exclude sea-lens | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' >> .venv-newest/lock.txt
+	$(BIN_NEWEST)/python -m pip freeze --exclude sea-lens | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' | LC_ALL=C sort -f >> .venv-newest/lock.txt
 	mv .venv-newest/lock.txt constraints-newest.txt
 	touch .venv-newest/.installed
 
