@@ -51,7 +51,7 @@ def test_the_harness_finds_the_log_likelihoods_that_we_find(model, task, positio
     from lm_eval.tasks import TaskManager
 
     edit = None if positions is None else fitted(model)
-    where: dict[str, Any] = {"strength": 1.5, "positions": positions}
+    where: dict[str, Any] = {} if edit is None else {"strength": 1.5, "positions": positions}
     ours = sl.evaluate(model, "capability", task, edit=edit, **where, progress=False)
     theirs = lm_eval.simple_evaluate(
         model=sl.harness_model(model, edit, **where, batch_size=5),

@@ -14,7 +14,7 @@ from ..models.decoding import before_stop, continue_prompts, decode_continuation
 from ..models.lens import Lens
 from ..models.sampling import Sampling
 from ..models.tokens import encode
-from .base import Edit, as_edit, refuse_without_edit
+from .base import Edit, as_edit, warn_without_edit
 from .where import LayerChoice, Positions, Strength
 
 Prompts: TypeAlias = (
@@ -112,10 +112,12 @@ def generate(
     Raises:
         DemonstrationError: a prompt without tokens, or one that does not fit the model's context with its continuation.
         InputError: prompts that are neither texts nor token ids of the model, an option out of range, `top_p` or
-            `top_k` without a temperature, an empty stop text, or one of `layers`, `strength`, `combine` and `positions`
-            without an edit.
+            `top_k` without a temperature, or an empty stop text.
         ActivationError: the model's logits for a next token are NaN or infinite; names the prompt.
         Otherwise as `Edit.applied`.
+
+    Warns:
+        UserWarning: layers, a strength, `combine` or positions are given without an edit.
 
     Example:
         >>> prompts = ["Q: what is the river of Delkeld ? A:", "Q: what is the mountain of Delvath ? A:"]
@@ -127,7 +129,7 @@ def generate(
     sampling = Sampling(temperature, top_p, top_k, seed)  # type: ignore[arg-type]
     stops = stop_texts(stop)
     if edit is None:
-        refuse_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
+        warn_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
     edit = None if edit is None else as_edit(edit)
     lens = Lens.of(model)
     tokens = prompt_tokens(lens, prompts, prepend_bos=prepend_bos)

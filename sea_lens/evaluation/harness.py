@@ -3,7 +3,7 @@
 from typing import Any, SupportsIndex
 
 from .._support.arguments import as_integer
-from ..edits.base import Edit, refuse_without_edit
+from ..edits.base import Edit, warn_without_edit
 from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import MissingPackageError
 
@@ -38,11 +38,14 @@ def harness_model(
     Raises:
         MissingPackageError: the harness is not installed.
         MismatchError: the edit is for another model.
-        InputError: unknown layers, `combine` or positions, or one of them or a strength without an edit.
+        InputError: unknown layers, `combine` or positions.
+
+    Warns:
+        UserWarning: one of them or a strength is given without an edit.
     """
     batch_size = as_integer(batch_size, "batch_size", least=1)
     if edit is None:
-        refuse_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
+        warn_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
     where = None if edit is None else edit.check(model, layers, strength, combine, positions)
     try:
         from .harness_lm import EditedLM

@@ -13,7 +13,7 @@ from .._support.json_files import plain
 from .._support.progress import tracked
 from .._support.text_rows import has_half_character
 from .._support.versions import versions
-from ..edits.base import Edit, as_edit, refuse_without_edit
+from ..edits.base import Edit, as_edit, warn_without_edit
 from ..edits.in_model import warn_of_installed
 from ..edits.seen import warn_of_overlap
 from ..edits.where import LayerChoice, Positions, Strength, Where
@@ -145,15 +145,16 @@ def evaluate(
     Raises:
         InputError: unknown benchmark, prompt, layers, `combine` or positions; a benchmark without a data set of its own
             and without a path; a prompt that asks for fields the benchmark does not have; an edit that leaves some
-            tokens without a probability where completions are scored; layers, strength, `combine` or positions without
-            an edit; a journal beside positions that are a function; or a model that drops out units at random.
+            tokens without a probability where completions are scored; a journal beside positions that are a function;
+            or a model that drops out units at random.
         FileError: a missing or malformed file; names the row.
         MismatchError: the edit is for another model, or the journal belongs to another evaluation.
         DemonstrationError: an answer that adds no token to its prompt; names the row.
         ActivationError: a log-probability that is NaN or infinite.
 
     Warns:
-        UserWarning: items ask what the edit was fitted from or chosen on; says how many.
+        UserWarning: items ask what the edit was fitted from or chosen on; says how many. Layers, a strength, `combine`
+            or positions are given without an edit.
 
     Example:
         >>> import json, pathlib, tempfile
@@ -180,7 +181,7 @@ def evaluate(
     longest = as_integer(max_new_tokens, "max_new_tokens", least=1)
     batch_size, seed = as_integer(batch_size, "batch_size", least=1), as_integer(seed, "seed", least=0)
     if edit is None:
-        refuse_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
+        warn_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
     edit = None if edit is None else as_edit(edit)
     where = None
     if edit is not None:
