@@ -215,9 +215,8 @@ def _check(grid: Mapping[str, Sequence[Any]], n_layers: int) -> None:
         raise InputError(f"expected a list of at least one value for {', '.join(empty)}")
     for name, values in grid.items():
         # It would be the runner-up to itself.
-        shown = [getattr(value, "name", repr(value)) for value in values]
-        if twice := [one for one in shown if shown.count(one) > 1]:
-            raise InputError(f"{name} {twice[0]} is given twice: expected each value once")
+        if twice := [value for place, value in enumerate(values) if value in values[:place]]:
+            raise InputError(f"{name} {getattr(twice[0], 'name', twice[0])!r} is given twice: expected each value once")
     for feature in grid["feature"]:
         feature_map(feature)
     for energy in grid["energy"]:
