@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import runpy
 from pathlib import Path
 from typing import Any, cast
@@ -102,7 +103,9 @@ def test_equal_numbers_have_no_interval_and_claim_nothing():
     assert str(found) == "+0.250 (no interval: 7 equal items)"
     noisy = sl.bootstrap(0.1 + 1e-17 * np.arange(9))
     assert not noisy.exists
-    assert sl.bootstrap(np.full(7, 0.25)) == found
+    assert sl.bootstrap(np.full(7, 0.25)) == found == pickle.loads(pickle.dumps(found))
+    assert len({found, sl.bootstrap(np.full(7, 0.25)), sl.bootstrap(np.full(8, 0.25))}) == 2
+    assert found != sl.bootstrap(np.full(7, 0.5))
 
 
 def test_proportions_have_the_exact_interval():

@@ -18,7 +18,7 @@ UNDEFINED = "undefined"
 KINDS = ("auto", "number", "proportion", "difference")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Interval:
     """A mean with its interval.
 
@@ -47,6 +47,16 @@ class Interval:
     level: float = 0.95
     method: str = ""
     n: int | None = None
+
+    def __eq__(self, other: object) -> bool:
+        # A NaN is not equal to itself, but an interval that does not exist is.
+        return self._compared() == other._compared() if isinstance(other, Interval) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
+
+    def _compared(self) -> tuple[Any, ...]:
+        return tuple(None if isinstance(x, float) and math.isnan(x) else x for x in vars(self).values())
 
     @property
     def exists(self) -> bool:
