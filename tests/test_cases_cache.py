@@ -17,6 +17,8 @@ from sea_lens.models.cache_probe import cache_deviation, cached_reading, distrus
 from sea_lens.models.decoding import continue_prompts
 from sea_lens.models.lens import Lens
 from sea_lens.models.load import hooked_available
+from sea_lens.models.probes import whole
+from sea_lens.models.reference import Probe, Read
 
 pytestmark = pytest.mark.model
 
@@ -321,6 +323,28 @@ def test_the_probe_leaves_random_numbers_alone_and_runs_once(fresh):
     assert cached_reading(lens, 5) is found
     assert len(passes) <= 5
     handle.remove()
+
+
+def test_what_was_read_whole_before_is_what_the_probe_would_read(fresh):
+    lens = Lens.of(fresh())
+    probe = Probe.of(lens.d_vocab, lens.n_ctx)
+    read = Read(probe, whole(lens, probe))
+    lens.cached_readings.clear()
+    alone = cached_reading(lens)
+    lens.cached_readings.clear()
+    given = cached_reading(lens, read=read)
+    assert (given.way, given.padded) == (alone.way, alone.padded) == ("own", True)
+    # The same steps against the same logits, once more or less padding beside them.
+    for found in (alone, given):
+        assert found.deviation is not None
+        assert found.deviation < 1e-5
+    # It is these logits that the steps are held against.
+    for row in range(2):
+        other = read.logits.clone()
+        other[row, 3] += 1
+        lens.cached_readings.clear()
+        with pytest.warns(sl.SeaLensWarning, match="does not read with its own cache"):
+            assert cached_reading(lens, read=Read(probe, other)).way == "whole"
 
 
 def test_half_precision_is_no_reason_to_read_whole(tmp_path):

@@ -595,6 +595,25 @@ def command(*arguments, **options):
     )  # fmt: skip
 
 
+def test_an_interrupt_leaves_no_timer_that_could_kill_a_slow_end():
+    code = """
+import contextlib, os, signal, sys
+sys.argv = ["sea-lens"]
+import sea_lens
+from sea_lens._support import interrupts
+
+with contextlib.suppress(KeyboardInterrupt), interrupts.raised():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(10**7))
+    finally:
+        print(signal.getitimer(signal.ITIMER_REAL)[0] > 0)
+print(signal.getitimer(signal.ITIMER_REAL)[0], interrupts.has_come())
+"""
+    ended = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["True", "0.0", "True"]
+
+
 def test_an_interrupt_is_one_line_from_the_first_import_on(tmp_path):
     demonstrations().to_jsonl(tmp_path / "demos.jsonl")
     arguments = ("fit", "--model", "testbed", "--demonstrations", tmp_path / "demos.jsonl", "--out", tmp_path / "edit")

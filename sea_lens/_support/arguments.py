@@ -3,6 +3,7 @@
 import math
 import operator
 import reprlib
+from collections.abc import Sequence
 from typing import Any, SupportsFloat, TypeAlias
 
 import torch
@@ -83,6 +84,11 @@ def given(value: Any) -> str:
         return _REPR.repr(value)
     except Exception:  # as above
         return f"of type {type(value).__name__}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some names, the first few of them if they are many."""
+    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
 class _Bounded(reprlib.Repr):

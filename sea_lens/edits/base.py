@@ -6,14 +6,13 @@ that change activations are `ActivationEdit`s, which the analyses of activations
 
 import contextlib
 import copy
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from .._support.arguments import as_number
-from ..errors import InputError, MismatchError, SeaLensWarning
+from ..errors import InputError, MismatchError
 from ..models.check import ensure_usable
 from ..models.lens import Lens
 from ..models.standing import Change, Held, Standing
@@ -295,18 +294,6 @@ class Edit(ABC):
         """
         with self.put(model, self.check(model, layers, strength, combine, positions)):
             yield model
-
-
-def warn_without_edit(**options: Any) -> None:
-    """Tell of options that say how to apply an edit, where there is none: it may have been forgotten.
-
-    They do nothing then, so that one loop runs with several edits and without any.
-
-    Warns:
-        SeaLensWarning: naming those that were given.
-    """
-    if given := [name for name, value in options.items() if value is not None]:
-        warnings.warn(f"{', '.join(given)} without an edit: the model runs as it is", SeaLensWarning, stacklevel=3)
 
 
 def asks_for_whole_rows(lens: Lens) -> bool:

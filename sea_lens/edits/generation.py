@@ -14,8 +14,8 @@ from ..models.decoding import before_stop, continue_prompts, decode_continuation
 from ..models.lens import Lens
 from ..models.sampling import Sampling
 from ..models.tokens import encode
-from .base import Edit, as_edit, warn_without_edit
-from .where import LayerChoice, Positions, Strength
+from .base import Edit, as_edit
+from .where import LayerChoice, Positions, Strength, warn_without_edit
 
 Prompts: TypeAlias = (
     str | Tensor | np.ndarray | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Sequence[Tensor]

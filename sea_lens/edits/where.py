@@ -6,6 +6,7 @@ What users may write is a `LayerChoice`, a `Strength` and `Positions`, or nothin
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, SupportsIndex, TypeAlias
@@ -13,7 +14,7 @@ from typing import Any, SupportsIndex, TypeAlias
 from torch import Tensor
 
 from .._support.arguments import Scalar, as_integer, as_strength, given
-from ..errors import InputError
+from ..errors import InputError, SeaLensWarning
 from ..models.token_positions import POSITIONS, Positions, positions_name
 
 LayerChoice: TypeAlias = str | SupportsIndex | Iterable[SupportsIndex]
@@ -160,3 +161,15 @@ def strength_of_layers(strength: Strength, layers: Iterable[int]) -> dict[int, f
     if set(strength) != set(chosen):
         raise InputError(f"strengths are given for layers {sorted(strength)}, the chosen ones are {chosen}")
     return {layer: as_strength(strength[layer]) for layer in chosen}
+
+
+def warn_without_edit(**options: Any) -> None:
+    """Tell of options that say how to apply an edit, where there is none: it may have been forgotten.
+
+    They do nothing then, so that one loop runs with several edits and without any.
+
+    Warns:
+        SeaLensWarning: naming those that were given.
+    """
+    if given := [name for name, value in options.items() if value is not None]:
+        warnings.warn(f"{', '.join(given)} without an edit: the model runs as it is", SeaLensWarning, stacklevel=3)

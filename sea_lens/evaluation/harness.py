@@ -3,8 +3,8 @@
 from typing import Any, SupportsIndex
 
 from .._support.arguments import as_integer
-from ..edits.base import Edit, warn_without_edit
-from ..edits.where import LayerChoice, Positions, Strength
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, Positions, Strength, warn_without_edit
 from ..errors import MissingPackageError
 
 

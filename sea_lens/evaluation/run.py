@@ -13,10 +13,10 @@ from .._support.json_files import plain
 from .._support.progress import tracked
 from .._support.text_rows import has_half_character
 from .._support.versions import versions
-from ..edits.base import Edit, as_edit, warn_without_edit
+from ..edits.base import Edit, as_edit
 from ..edits.in_model import warn_of_installed
 from ..edits.seen import warn_of_overlap
-from ..edits.where import LayerChoice, Positions, Strength, Where
+from ..edits.where import LayerChoice, Positions, Strength, Where, warn_without_edit
 from ..errors import DemonstrationError, FileError, InputError
 from ..models.check import ensure_usable
 from ..models.lens import Lens

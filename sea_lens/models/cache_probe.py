@@ -19,7 +19,7 @@ from torch import Tensor
 from ..errors import SeaLensWarning
 from .cached_pass import cached_pass, holds, keep_cache_under_old_name, keys, selected, whole_pass
 from .lens import Lens
-from .reference import Read
+from .reference import Probe, Read
 
 # How the cache is handed on: as the backend does it by itself, under its old name as well, or not at all.
 Way = Literal["own", "renamed", "whole"]
@@ -167,23 +167,24 @@ class _Text:
 
     @classmethod
     def of(cls, lens: Lens, beyond: int, padding: int, read: Read | None) -> "_Text":
-        if read is not None:
-            # The second row begins `padding` columns later, and ends one before the last.
-            tokens, logits = (one[:, :_COLUMNS].clone().to(lens.device) for one in (read.probe.tokens, read.logits))
-            for one in (tokens, logits):
-                one[1, padding:-1] = one[1, : _COLUMNS - 1 - padding].clone()
-            return cls(tokens, _mask(tokens, padding), _COLUMNS - 5, logits)
-        rows, columns = (1, max(min(beyond + 5, lens.n_ctx), 6)) if beyond else (2, _COLUMNS)
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(lens.d_vocab, (rows, columns), generator=generator)
-        return cls(tokens.to(lens.device), _mask(tokens, padding).to(lens.device), columns - 5)
-
-
-def _mask(tokens: Tensor, padding: int) -> Tensor:
-    mask = torch.ones_like(tokens)
-    if len(tokens) == 2:
+        if beyond:
+            columns = max(min(beyond + 5, lens.n_ctx), 6)
+            generator = torch.Generator().manual_seed(0)
+            tokens = torch.randint(lens.d_vocab, (1, columns), generator=generator).to(lens.device)
+            return cls(tokens, torch.ones_like(tokens), columns - 5)
+        probe = Probe.of(lens.d_vocab, lens.n_ctx) if read is None else read.probe
+        tokens = _behind_padding(probe.tokens.to(lens.device), padding)
+        mask = torch.ones_like(tokens)
         mask[1, :padding] = mask[1, -1] = 0
-    return mask
+        logits = None if read is None else _behind_padding(read.logits.to(lens.device), padding)
+        return cls(tokens, mask, _COLUMNS - 5, logits)
+
+
+def _behind_padding(rows: Tensor, padding: int) -> Tensor:
+    """The first columns of two rows, the second of which begins so many columns later, and ends one before the last."""
+    moved = rows[:, :_COLUMNS].clone()
+    moved[1, padding:-1] = rows[1, : _COLUMNS - 1 - padding]
+    return moved
 
 
 def _deviation(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .._support.arguments import listed
 from .cache_probe import cached_reading
 from .check_report import Fact
 from .configuration import hooked_windows, rotation_deviation, windows
@@ -12,7 +13,7 @@ from .evaluation_mode import active_dropout
 from .lens import Lens
 from .probes import Acting, largest
 from .processing import processing, unembedding_centred
-from .reference import Probe, Read, Reference, listed
+from .reference import Probe, Read, Reference
 from .sites import SITES
 from .tokens import bos_token
 

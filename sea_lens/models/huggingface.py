@@ -5,13 +5,49 @@ import io
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import SeaLensError, UnsupportedModelError
-from .reference import Unmatched
+from .._support.arguments import listed
+from ..errors import FileError, SeaLensError, SeaLensWarning, UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class Unmatched:
+    """Names of weights that only one of a folder and the model of its configuration has.
+
+    Attributes:
+        missing: those that the model needs. Hugging Face draws them at random.
+        unexpected: those that the folder has. Hugging Face leaves them out.
+    """
+
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+    def refuse(self, name: str) -> None:
+        """Refuse a model a part of which was drawn at random.
+
+        Raises:
+            FileError: naming the weights.
+        """
+        if self.missing:
+            raise FileError(
+                f"model {name!r}: the weights lack {listed(self.missing)}, which would be drawn at random: expected "
+                f"all weights of the model that config.json describes"
+            )
+
+    def warn(self, name: str) -> None:
+        """Tell of weights that were left out."""
+        if self.unexpected:
+            warnings.warn(
+                f"model {name!r}: Hugging Face leaves out weights of the folder that the model of config.json does not "
+                f"have: {listed(self.unexpected)}",
+                SeaLensWarning,
+                stacklevel=3,
+            )
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -133,31 +132,6 @@ class Lens(Parts):
         return Path(name).name if Path(name).is_absolute() else name
 
     @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return int(self.model.cfg.n_layers)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return int(self.model.cfg.d_model)
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads per block."""
-        return int(self.model.cfg.n_heads)
-
-    @property
-    def d_head(self) -> int:
-        """Width of a head's `z`."""
-        return int(self.model.cfg.d_head)
-
-    @property
-    def d_vocab(self) -> int:
-        """Size of the vocabulary."""
-        return int(self.model.cfg.d_vocab)
-
-    @property
     def n_ctx(self) -> int:
         """Longest input that a caller can give, in tokens; a prefix takes its length away."""
         return (self.context or int(self.model.cfg.n_ctx)) - self.prefix_length
@@ -180,21 +154,6 @@ class Lens(Parts):
     def current_pass(self) -> Pass | None:
         """The forward pass that the model runs now, None between passes and while nothing of sea_lens's is in it."""
         return self.observer.current_pass
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model's first parameter lies."""
-        return next(self.model.parameters()).device
-
-    @property
-    def double_device(self) -> torch.device:
-        """Where sums in float64 are kept: with the model, but on the CPU beside Apple's GPUs, which have no float64."""
-        return torch.device("cpu") if self.device.type == "mps" else self.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the model's first parameter."""
-        return next(self.model.parameters()).dtype
 
     @property
     def tokenizer(self) -> Any:

@@ -15,9 +15,9 @@ from .cache_probe import mend_own_cache, tell_of_own_cache
 from .check import checked
 from .configuration import context_length, text_config
 from .conversion import as_bridge, as_hooked
-from .huggingface import failures_named, load_huggingface, quiet
+from .huggingface import Unmatched, failures_named, load_huggingface, quiet
 from .lens import Lens, end_tokens
-from .reference import Probe, Reference, Unmatched
+from .reference import Probe, Reference
 
 BACKENDS = ("auto", "hooked", "bridge")
 _MAKERS = {"hooked": as_hooked, "bridge": as_bridge}

@@ -1,7 +1,8 @@
-"""Weights, norms and the readout of a TransformerLens model, by what every backend calls them."""
+"""Sizes, weights, norms and the readout of a TransformerLens model, by what every backend calls them."""
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,6 +21,46 @@ class Parts:
 
     model: Any
     points: HookPoints
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return int(self.model.cfg.n_layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.cfg.d_model)
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads per block."""
+        return int(self.model.cfg.n_heads)
+
+    @property
+    def d_head(self) -> int:
+        """Width of a head's `z`."""
+        return int(self.model.cfg.d_head)
+
+    @property
+    def d_vocab(self) -> int:
+        """Size of the vocabulary."""
+        return int(self.model.cfg.d_vocab)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first parameter lies."""
+        return next(self.model.parameters()).device
+
+    @property
+    def double_device(self) -> torch.device:
+        """Where sums in float64 are kept: with the model, but on the CPU beside Apple's GPUs, which have no float64."""
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the model's first parameter."""
+        return next(self.model.parameters()).dtype
 
     @staticmethod
     def norm_scale(path: str) -> str:

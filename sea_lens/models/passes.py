@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from .._support.arguments import listed
 from ..errors import InputError, UnsupportedModelError
 from .copies import CleanCopy
 from .forward_stand_in import ForwardStandIn, first_layer
@@ -62,17 +63,13 @@ class Pass:
                 wrong.setdefault(count, []).append(hook.name)
         if not wrong:
             return
-        counts = "; ".join(f"{_times(count)}: {_listed(sorted(set(names)))}" for count, names in sorted(wrong.items()))
+        counts = "; ".join(f"{_times(count)}: {listed(sorted(set(names)))}" for count, names in sorted(wrong.items()))
         raise UnsupportedModelError(
             f"model {name!r}: in a forward pass each hook of sea_lens must be called once, but were called {counts}, "
             f"so the result would be that of another edit. Blocks may have been replaced since the hooks were put in, "
             f"the model or a part of it may be compiled (torch.compile), or a block may be run again or left out "
             f"(gradient checkpointing, layer dropout): expected a model whose own blocks run, each once"
         )
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} and {len(names) - 3} more"
 
 
 def _times(count: int) -> str:

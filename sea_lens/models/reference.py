@@ -5,8 +5,6 @@ bridge. `unwrapped` makes the model that was wrapped anew, around the same weigh
 """
 
 import copy
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..errors import FileError, SeaLensWarning
 from .configuration import Rotation, rotations
 
 _LENGTH, _SHORTER, _SHARED = 40, 24, 5
@@ -59,46 +56,6 @@ class Read:
 
     probe: Probe
     logits: Float[Tensor, "2 pos d_vocab"]
-
-
-@dataclass(frozen=True)
-class Unmatched:
-    """Names of weights that only one of a folder and the model of its configuration has.
-
-    Attributes:
-        missing: those that the model needs. Hugging Face draws them at random.
-        unexpected: those that the folder has. Hugging Face leaves them out.
-    """
-
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-
-    def refuse(self, name: str) -> None:
-        """Refuse a model a part of which was drawn at random.
-
-        Raises:
-            FileError: naming the weights.
-        """
-        if self.missing:
-            raise FileError(
-                f"model {name!r}: the weights lack {listed(self.missing)}, which would be drawn at random: expected "
-                f"all weights of the model that config.json describes"
-            )
-
-    def warn(self, name: str) -> None:
-        """Tell of weights that were left out."""
-        if self.unexpected:
-            warnings.warn(
-                f"model {name!r}: Hugging Face leaves out weights of the folder that the model of config.json does not "
-                f"have: {listed(self.unexpected)}",
-                SeaLensWarning,
-                stacklevel=3,
-            )
-
-
-def listed(names: Sequence[str]) -> str:
-    """Some names, the first few of them if they are many."""
-    return ", ".join(names) if len(names) <= 3 else f"{', '.join(names[:2])} and {len(names) - 2} more"
 
 
 @dataclass(frozen=True)
