@@ -756,6 +756,16 @@ def test_how_to_apply_an_edit_is_warned_of_where_there_is_none(model, tmp_path):
                 run()
 
 
+def test_a_folder_that_was_made_for_nothing_goes_again_and_no_other_does(tmp_path):
+    (tmp_path / "own").mkdir()
+    arguments = ("tune", "--model", "testbed", "--demonstrations", tmp_path / "none.jsonl", "--benchmark", "bbq")
+    for out in ("new/deep", "own"):
+        ended = command(*arguments, "--data", "x", "--maximise", "accuracy", "--out", tmp_path / out)
+        _, told = ended.communicate()
+        assert (ended.returncode, told.count(b"\n")) == (2, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
 DATA = PROJECT.parent / "shared" / "data"
 
 

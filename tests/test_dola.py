@@ -142,10 +142,11 @@ def test_every_way_of_running_the_model_is_changed_and_no_activation_is(any_mode
     with sl.dola(any_model).applied(any_model):
         changed = logits(any_model, ids)
         found, cache = any_model.run_with_cache(ids)
-        # Up to rounding: a bridge that keeps a cache adds in another order.
-        torch.testing.assert_close(found, changed)
-        torch.testing.assert_close(any_model.run_with_hooks(ids, fwd_hooks=[], return_type="logits"), changed)
-        torch.testing.assert_close(any_model(ids), changed)
+        # On a bridge up to rounding: where it keeps a cache it adds in another order.
+        exact = {"rtol": 0.0, "atol": 0.0} if Lens.of(any_model).backend == "hooked" else {}
+        torch.testing.assert_close(found, changed, **exact)
+        torch.testing.assert_close(any_model.run_with_hooks(ids, fwd_hooks=[], return_type="logits"), changed, **exact)
+        torch.testing.assert_close(any_model(ids), changed, **exact)
     assert not torch.equal(plain_logits, changed)
     for name in ("blocks.0.hook_resid_post", "ln_final.hook_normalized", "ln_final.hook_scale"):
         assert torch.equal(cache[name], plain[name])

@@ -1,5 +1,7 @@
 """The files that commands write: folders, figures and Markdown tables."""
 
+import atexit
+import contextlib
 import io
 import os
 from collections.abc import Mapping
@@ -23,7 +25,7 @@ Inputs: TypeAlias = Mapping[str, str | os.PathLike[str] | None]
 
 
 def output_folder(path: str | os.PathLike[str], inputs: Inputs | None = None) -> Path:
-    """The folder to write to, made if it is missing.
+    """The folder to write to, made if it is missing; what was made goes again at the end if nothing was written.
 
     Raises:
         FileError: it is a file, cannot be made or written to, or a file that would be written is one of the inputs, a
@@ -31,13 +33,21 @@ def output_folder(path: str | os.PathLike[str], inputs: Inputs | None = None) ->
     """
     folder = Path(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # The outermost first, so that the innermost is the first to go.
+        for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
+            missing.mkdir(exist_ok=True)
+            atexit.register(_remove_empty, missing.absolute())
         figures = [entry for entry in folder.iterdir() if entry.suffix == ".png"]
     except (OSError, ValueError) as error:
         raise FileError(f"cannot write to {path}: {why(error)}") from error
     for target in (folder / RESULTS, folder / REPORT, *figures):
         check_output_file(target, inputs)
     return folder
+
+
+def _remove_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def check_output_file(path: Path, inputs: Inputs | None = None) -> None:
