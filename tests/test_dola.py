@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -143,7 +144,7 @@ def test_every_way_of_running_the_model_is_changed_and_no_activation_is(any_mode
         changed = logits(any_model, ids)
         found, cache = any_model.run_with_cache(ids)
         # On a bridge up to rounding: where it keeps a cache it adds in another order.
-        exact = {"rtol": 0.0, "atol": 0.0} if Lens.of(any_model).backend == "hooked" else {}
+        exact: dict[str, Any] = {"rtol": 0.0, "atol": 0.0} if Lens.of(any_model).backend == "hooked" else {}
         torch.testing.assert_close(found, changed, **exact)
         torch.testing.assert_close(any_model.run_with_hooks(ids, fwd_hooks=[], return_type="logits"), changed, **exact)
         torch.testing.assert_close(any_model(ids), changed, **exact)
