@@ -762,7 +762,7 @@ def test_a_folder_that_was_made_for_nothing_goes_again_and_no_other_does(tmp_pat
     for out in ("new/deep", "own"):
         ended = command(*arguments, "--data", "x", "--maximise", "accuracy", "--out", tmp_path / out)
         _, told = ended.communicate()
-        assert (ended.returncode, told.count(b"\n")) == (2, 1)
+        assert (ended.returncode, len(told.splitlines())) == (2, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
