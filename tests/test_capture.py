@@ -104,8 +104,9 @@ def test_batches_change_nothing(site, position, neutral, model):
     one, many = (sl.capture(model, demonstrations(7), batch_size=size, **options) for size in (1, 7))
     assert one.site == site
     assert (one.units, one.d) == ((4, 8) if site == "z" else (1, 32))
-    torch.testing.assert_close(one.sum_outer_positive, many.sum_outer_positive, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(one.sum_neutral, many.sum_neutral, rtol=1e-4, atol=1e-4)
+    for layer in one.layers:
+        torch.testing.assert_close(one.omega(layer), many.omega(layer), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.means(layer), many.means(layer), rtol=1e-4, atol=1e-5)
 
 
 def test_shards_of_one_set_merge_to_the_whole(model):
@@ -114,7 +115,8 @@ def test_shards_of_one_set_merge_to_the_whole(model):
     merged = sl.capture(model, demos[:4], batch_size=1, progress=False) + sl.capture(
         model, demos[4:], batch_size=1, progress=False
     )
-    torch.testing.assert_close(merged.sum_outer_positive, whole.sum_outer_positive, rtol=0, atol=1e-12)
+    for layer in whole.layers:
+        torch.testing.assert_close(merged.omega(layer), whole.omega(layer), rtol=0, atol=1e-12)
     assert merged.n == whole.n == 10
 
 
@@ -136,9 +138,9 @@ def test_generated_reads_the_last_token_of_the_greedy_continuation(model):
     by_hand = sl.Demonstrations(
         sl.Demonstration(text, demo.positive, demo.negative) for text, demo in zip(continued, demos, strict=True)
     )
-    torch.testing.assert_close(
-        generated.sum_neutral, sl.capture(model, by_hand, progress=False).sum_neutral, rtol=1e-4, atol=1e-4
-    )
+    expected = sl.capture(model, by_hand, progress=False)
+    for layer in generated.layers:
+        torch.testing.assert_close(generated.means(layer)[0], expected.means(layer)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_backends_agree_on_every_site(load_tiny):
@@ -149,9 +151,10 @@ def test_backends_agree_on_every_site(load_tiny):
                 sl.capture(load_tiny(family, backend), demonstrations(5), site=site, progress=False)
                 for backend in ("hooked", "bridge")
             )
-            torch.testing.assert_close(
-                hooked.sum_outer_positive, bridge.sum_outer_positive, rtol=1e-3, atol=1e-3, msg=f"{family} {site}"
-            )
+            for layer in hooked.layers:
+                torch.testing.assert_close(
+                    hooked.omega(layer), bridge.omega(layer), rtol=1e-3, atol=1e-3, msg=f"{family} {site}"
+                )
 
 
 def test_capture_leaves_no_hook_behind_and_calls_the_users_own(model):

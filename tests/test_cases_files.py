@@ -129,7 +129,7 @@ def test_files_without_seals_of_version_0_1_0_load(path, tmp_path):
     loaded.save(tmp_path / "new")
     again: Any = load(tmp_path / "new")
     if isinstance(again, sl.CrossCovariance):
-        assert torch.equal(again.sum_outer_positive, loaded.sum_outer_positive)
+        assert all(torch.equal(again.omega(layer)[0], loaded.omega(layer)[0]) for layer in loaded.layers)
     else:
         assert again.digest == loaded.digest
 
@@ -212,22 +212,23 @@ def test_other_edits_that_no_method_gives_cannot_be_made():
 def test_sums_that_no_demonstrations_have_are_refused(tmp_path):
     sound = covariance()
     sound.save(tmp_path / "sums")
+    sums: Any = sound.statistics
     for change in (
         {"n": -5},
         {"n": 2.0},
         {"layers": (2, 0)},
         {"layers": (0, 0)},
         {"site": "nosuch"},
-        {"sum_positive": sound.sum_positive[:, :, :3]},
-        {"sum_positive": sound.sum_positive.float()},
+        {"statistics": replace(sums, single=sums.single.each(lambda x: x[:, :, :3]))},
+        {"statistics": replace(sums, single=sums.single.each(lambda x: x.float()))},
     ):
         with pytest.raises((sl.InputError, TypeError)):  # the tests' own check of types may come first
             replace(sound, **change)
     for change, message in (
-        ({"sum_neutral": sound.sum_neutral * torch.nan}, "NaN"),
-        ({"sum_positive": sound.sum_positive + 6}, "5 values of 'tanh'"),
-        ({"sum_outer_negative": sound.sum_outer_negative - 9}, "5 values of 'tanh'"),
-        ({"n": 0}, "no demonstrations"),
+        ({"statistics": replace(sums, single=sums.single.each(lambda x: x * torch.nan))}, "NaN"),
+        ({"statistics": replace(sums, single=sums.single.each(lambda x: x + 6))}, "5 values of 'tanh'"),
+        ({"statistics": replace(sums, outer=(sums.outer[0], sums.outer[1] - 9))}, "5 values of 'tanh'"),
+        ({"statistics": replace(sums, n=0)}, "no demonstrations"),
         ({"provenance": {"demonstrations": [{"n": 4}]}}, "cannot come of"),
         ({"provenance": {"model": {"d_model": 5}}}, "another width"),
         ({"provenance": {"model": {"n_layers": 2}}}, "of a model of 2"),
@@ -235,8 +236,9 @@ def test_sums_that_no_demonstrations_have_are_refused(tmp_path):
         with pytest.raises(sl.InputError, match=message):
             replace(sound, **change).save(tmp_path / "no")
     one = covariance(1, "identity")
+    sums = one.statistics.sums(one.feature)
     with pytest.raises(sl.InputError, match="not the product"):
-        replace(one, sum_outer_positive=2 * one.sum_outer_positive).check()
+        replace(one, statistics=replace(sums, outer=(2 * sums.outer[0], sums.outer[1]))).check()
     assert sl.CrossCovariance.load(tmp_path / "sums").n == 5
     assert not (tmp_path / "no").exists()
 

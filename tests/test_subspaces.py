@@ -7,6 +7,7 @@ from hypothesis.extra.numpy import arrays
 from sea_lens.spectral.arithmetic import COMBINES, edit_activation
 from sea_lens.spectral.features import FEATURE_MAPS
 from sea_lens.spectral.ranks import KEEP, Size
+from sea_lens.spectral.products import Matrix
 from sea_lens.spectral.subspaces import Subspaces, leading_subspace, random_subspaces
 
 KEEPING_NORM = [combine for combine in COMBINES if combine != "average"]
@@ -23,18 +24,18 @@ def recording(request):
 def to_size(energy, spectrum_power=2):
     """Ranks from singular values, as `fit` chooses them for one side of a layer."""
     size = Size.of(energy, spectrum_power=spectrum_power)
-    return lambda values: size.ranks(values, KEEP, ())
+    return lambda spectrum: size.ranks(spectrum, KEEP, ())
 
 
 def subspaces(d, keep, drop, units=1, centre=False, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     omega = torch.randn(2, units, d, d, generator=generator, dtype=torch.float64)
-    (kept, k, kv), (dropped, r, rv) = (
-        leading_subspace(matrix, lambda values, rank=rank: torch.full((units,), rank))
+    kept, dropped = (
+        leading_subspace(Matrix.of(matrix), lambda spectrum, rank=rank: torch.full((units,), rank))
         for matrix, rank in zip(omega, (keep, drop), strict=True)
     )
     mean = torch.randn(units, d, generator=generator, dtype=torch.float64) if centre else None
-    return Subspaces(kept, dropped, k, r, kv, rv, mean).to(torch.device("cpu"), dtype)
+    return Subspaces.of(kept, dropped, mean).to("cpu", dtype)
 
 
 @st.composite
@@ -54,8 +55,8 @@ def cases(draw):
 def test_the_rank_is_the_smallest_that_reaches_the_energy(omega, energy):
     matrix = torch.tensor(omega)
     assume((torch.linalg.svdvals(matrix)[:, 0] > 1e-6).all())
-    _, ranks, values = leading_subspace(matrix, to_size(energy))
-    for k, sigma in zip(ranks.tolist(), values, strict=True):
+    _, ranks, spectrum = leading_subspace(Matrix.of(matrix), to_size(energy))
+    for k, sigma in zip(ranks.tolist(), spectrum.values, strict=True):
         shares = sigma.square().cumsum(0) / sigma.square().sum()
         assert shares[k - 1] >= energy - 1e-12
         assert k == 1 or shares[k - 2] < energy + 1e-12
@@ -63,7 +64,7 @@ def test_the_rank_is_the_smallest_that_reaches_the_energy(omega, energy):
 
 def test_the_spectrum_power_counts():
     omega = torch.diag(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64))[None]
-    ranks = {p: leading_subspace(omega, to_size(0.9, spectrum_power=p))[1].item() for p in (1, 2)}
+    ranks = {p: leading_subspace(Matrix.of(omega), to_size(0.9, spectrum_power=p)).ranks.item() for p in (1, 2)}
     assert ranks == {1: 3, 2: 2}  # 6/7 < 0.9 <= 1, and 20/21 >= 0.9
 
 
@@ -81,7 +82,7 @@ def test_ranks_may_differ_between_units():
     omega = torch.zeros(2, 4, 4, dtype=torch.float64)
     omega[0, 0, 0] = 1.0
     omega[1] = torch.eye(4)
-    factor, ranks, _ = leading_subspace(omega, to_size(0.99))
+    factor, ranks, _ = leading_subspace(Matrix.of(omega), to_size(0.99))
     assert ranks.tolist() == [1, 4]
     assert factor[0, :, 1:].abs().max() == 0
 
@@ -217,8 +218,8 @@ def test_gradients_at_zero_are_finite():
 def test_random_subspaces_have_the_same_ranks_and_are_orthonormal():
     omega = torch.eye(6, dtype=torch.float64).expand(2, 6, 6).clone()
     omega[1, 2:] = 0
-    factor, ranks, values = leading_subspace(omega, to_size(1.0))
-    fitted = Subspaces(factor, factor, ranks, ranks, values, values)
+    side = leading_subspace(Matrix.of(omega), to_size(1.0))
+    fitted, ranks = Subspaces.of(side, side), side.ranks
     drawn = random_subspaces(fitted, torch.Generator().manual_seed(0))
     for unit, rank in enumerate(ranks.tolist()):
         gram = drawn.keep[unit].T @ drawn.keep[unit]

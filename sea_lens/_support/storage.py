@@ -78,7 +78,10 @@ def write_tensors(
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The numbers of a tensor as they lie in memory: little-endian, as on every machine that torch runs on."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # A tensor of one number counts as contiguous whatever its stride is, and cannot be viewed with it.
+    flat = flat if flat.stride(0) == 1 else flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().data
 
 
 def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -90,6 +93,46 @@ def read_tensors(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
     """
     header = _checked_header(path, kind)
     return _opened(path, lambda file: {name: file.get_tensor(name) for name in file.keys()}), header  # noqa: SIM118
+
+
+class TensorFile:
+    """A file that `write_tensors` wrote, whose tensors are read one at a time.
+
+    They are copied out of the file instead of mapped into memory: pages that were looked at once would stay there.
+
+    Attributes:
+        path: the file.
+        header: what was written with the tensors.
+        shapes: of the tensors by name, with their dtypes.
+
+    Raises:
+        FileError: as `read_tensors`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, kind: str) -> None:
+        self.path = path
+        self.header = _checked_header(path, kind)
+        start, entries = _raw_header(path)
+        self._begin = len(start)
+        self._entries = {name: entry for name, entry in entries.items() if name != "__metadata__"}
+        self.shapes = {
+            name: (tuple(entry["shape"]), _DTYPES[entry["dtype"]]) for name, entry in self._entries.items()
+        }
+
+    def tensor(self, name: str) -> Tensor:
+        """One of the tensors, by its name in `shapes`.
+
+        Raises:
+            FileError: the file is gone, or shorter than it was.
+        """
+        shape, dtype = self.shapes[name]
+        start, end = self._entries[name]["data_offsets"]
+        with open_regular(self.path) as file:
+            file.seek(self._begin + start)
+            content = bytearray(end - start)
+            if file.readinto(content) != end - start:  # type: ignore[attr-defined]
+                raise FileError(f"{self.path} was changed while it was in use")
+        return torch.frombuffer(content, dtype=dtype).reshape(shape) if content else torch.zeros(shape, dtype=dtype)
 
 
 def read_header(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:

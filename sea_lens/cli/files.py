@@ -98,12 +98,12 @@ def spectra_figure(edit: SpectralEdit) -> "Axes":
 
     power = float(edit.options["spectrum_power"])
     sides = {
-        layer: ((one.keep_values, one.keep_rank), (one.drop_values, one.drop_rank))
+        layer: tuple(zip(one.spectra, (one.keep_rank, one.drop_rank), strict=True))
         for layer, one in sorted(edit.subspaces.items())
     }
-    energies = {layer: [values.mean(0).numpy() ** power for values, _ in both] for layer, both in sides.items()}
+    left = {layer: [one.left(power).mean(0).numpy() for one, _ in both] for layer, both in sides.items()}
     ranks = {layer: [rank.double().mean().item() for _, rank in both] for layer, both in sides.items()}
-    return spectra(energies, ranks)
+    return spectra(left, ranks)
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:

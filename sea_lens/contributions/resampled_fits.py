@@ -15,7 +15,7 @@ from ..edits.where import LayerChoice, Positions, Strength, choose_layers
 from ..errors import InputError
 from ..measure.effects import effect
 from ..models.lens import Lens
-from ..models.reading import Reading, Readings
+from ..models.reading import Reading
 from ..spectral.capturing import Captured
 from ..spectral.edit import SpectralEdit
 from ..spectral.features import FeatureMap, feature_map
@@ -78,8 +78,7 @@ def stability(
             `sl.head_contributions`; None for the effect alone. Directions are refused: their places in two fits name
             different directions.
         n: how many fits.
-        scheme: "bootstrap" draws as many demonstrations with replacement; "jackknife" leaves out one n-th at a time,
-            which needs no resampling of readings and cuts the sums alone.
+        scheme: "bootstrap" draws as many demonstrations with replacement; "jackknife" leaves out one n-th at a time.
         method: of the contributions, by default theirs.
         layers, strength, combine, positions: as in `applied`.
         energy, rank, centre, spectrum_power: as in `fit`.
@@ -115,11 +114,8 @@ def stability(
     lens = Lens.of(model)
     reading = Reading(site, None, position, neutral, prepend_bos, 32, seed)
     chosen = choose_layers("all", range(lens.n_layers))
-    read = reading.read(lens, demonstrations, chosen, batch_size=batch_size, progress=progress)
-    batches = tuple((indices, Readings(*(x.cpu() for x in three))) for indices, three in read)
-    captured = Captured(lens, reading, demonstrations, chosen, batches)
-    whole = captured.drawn(range(len(demonstrations)), mapped)
-    edit = fit_to_size(whole, size, centre)
+    captured = Captured.read(model, reading, demonstrations, chosen, batch_size=batch_size, progress=progress)
+    edit = fit_to_size(captured.covariance.with_feature(mapped), size, centre)
     common: dict[str, Any] = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
     common |= {"batch_size": batch_size, "prepend_bos": prepend_bos}
 
@@ -135,11 +131,7 @@ def stability(
     effects, values = [], []
     draws = _draws(len(demonstrations), n, scheme, seed)
     for indices in tracked(draws, "fits on resampled demonstrations", n, show=progress):
-        if scheme == "jackknife":
-            covariance = whole - captured.drawn(indices, mapped)
-        else:
-            covariance = captured.drawn(indices, mapped)
-        again, items = measured(fit_to_size(covariance, size, centre))
+        again, items = measured(fit_to_size(captured.drawn(indices, mapped), size, centre))
         effects.append(items.mean())
         values.append(torch.zeros(0, dtype=torch.float64) if found is None else _values_at(found, again))
     return Stability(edit, scheme, found, item_effects, torch.stack(effects), torch.stack(values))
@@ -182,11 +174,11 @@ def _values_at(whole: Contributions, again: Contributions | None) -> Float[Tenso
 
 
 def _draws(size: int, n: int, scheme: str, seed: int) -> Iterator[Sequence[int]]:
-    """Demonstrations of each fit, or those that it leaves out."""
+    """Demonstrations of each fit."""
     rng = np.random.default_rng(seed)
     if scheme == "jackknife":
         order = rng.permutation(size)
-        yield from (sorted(part.tolist()) for part in np.array_split(order, n))
+        yield from (sorted(set(range(size)) - set(part.tolist())) for part in np.array_split(order, n))
         return
     for _ in range(n):
         yield sorted(rng.integers(size, size=size).tolist())

@@ -7,6 +7,7 @@ from .._support.versions import versions
 from ..edits.where import Defaults
 from ..errors import InputError
 from ..spectral.covariance import CrossCovariance
+from ..spectral.signatures import signature
 from .steering import STEERED, Steering
 
 
@@ -31,14 +32,15 @@ def mean_difference(covariance: CrossCovariance) -> MeanDifference:
     """
     if not covariance.feature.is_identity:
         raise InputError(f"mean_difference needs feature 'identity', got {covariance.feature.name!r}")
-    vectors = {}
+    vectors, signatures = {}, {}
     for layer in covariance.layers:
-        _, positive, negative = covariance.means(layer)
-        vectors[layer] = positive - negative
+        means = covariance.at(layer).means
+        vectors[layer] = means.positive - means.negative
+        signatures[layer] = signature(means)[0]
     return MeanDifference(
         covariance.site,
         vectors,
-        {layer: covariance.signature(layer)[0] for layer in covariance.layers},
+        signatures,
         {**covariance.provenance, "versions": versions()},
         defaults=Defaults(positions=STEERED),
     )

@@ -127,6 +127,22 @@ class Reading:
         names = ("fit_site", "position", "neutral", "prepend_bos", "max_new_tokens", "seed")
         return Reading(site, **{name: record[name] for name in names if name in record})
 
+    def plan(self, lens, demonstrations, layers, *, batch_size=16, tokens_per_batch=None):
+        class Plan:
+            def __init__(plan):
+                n = len(demonstrations)
+                order = sorted(range(n), key=lambda i: -max(len(demonstrations[i].positive), len(demonstrations[i].negative)))
+                plan.batches = [order[a : a + batch_size] for a in range(0, n, batch_size)]
+
+            def read(plan, numbers=None, *, progress=False):
+                for number in range(len(plan.batches)) if numbers is None else numbers:
+                    indices = plan.batches[number]
+                    some = Demonstrations([demonstrations[i] for i in indices], [demonstrations.names[i] for i in indices])
+                    for local, three in self.read(lens, some, layers, batch_size=batch_size):
+                        yield [indices[i] for i in local], three
+
+        return Plan()
+
     def read(
         self,
         lens: Lens,

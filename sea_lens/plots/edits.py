@@ -34,30 +34,29 @@ def before_after(
 
 
 def spectra(
-    energies: Mapping[int, Sequence[Float[np.ndarray, " d"]]],
+    left: Mapping[int, Sequence[Float[np.ndarray, " m"]]],
     ranks: Mapping[int, Sequence[float]],
     ax: Axes | None = None,
 ) -> Axes:
     """Spectral energy left after k directions, for each layer, with the chosen ranks marked (docs/method.md 2.4).
 
     Args:
-        energies: for each layer, the energy of every direction of the positive and of the negative cross-covariance,
-            descending.
+        left: for each layer, the share of the energy of the positive and of the negative cross-covariance that lies
+            beyond each direction; of the leading directions, or of all.
         ranks: for each layer, the positive and the negative rank; a mean over heads need not be whole.
         ax: where to draw.
     """
     ax = new_axes(ax)
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(energies)))
-    for layer, colour in zip(energies, colours, strict=True):
-        for energy, rank, line, marker in zip(energies[layer], ranks[layer], ("-", "--"), ("o", "x"), strict=True):
-            left = 1 - np.cumsum(energy) / energy.sum()
-            k = np.arange(1, len(left) + 1)
-            shown = left > 1e-9
+    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(left)))
+    for layer, colour in zip(left, colours, strict=True):
+        for beyond, rank, line, marker in zip(left[layer], ranks[layer], ("-", "--"), ("o", "x"), strict=True):
+            k = np.arange(1, len(beyond) + 1)
+            shown = beyond > 1e-9
             label = f"layer {layer}" if line == "-" else None
-            ax.plot(k[shown], left[shown], line, color=colour, linewidth=1.2, label=label)
+            ax.plot(k[shown], beyond[shown], line, color=colour, linewidth=1.2, label=label)
             chosen = round(rank)
-            if 0 < chosen <= len(left):
-                ax.plot(chosen, max(left[chosen - 1], 1e-9), marker, color=colour)
+            if 0 < chosen <= len(beyond):
+                ax.plot(chosen, max(beyond[chosen - 1], 1e-9), marker, color=colour)
     ax.set_yscale("log")
     ax.set_xlabel("directions k   (— and ●: positive and its rank,  - - and ×: negative)")
     ax.set_ylabel("energy left after k")

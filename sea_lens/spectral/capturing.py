@@ -1,7 +1,8 @@
 """From a model and demonstrations to cross-covariances (docs/method.md 1 and 2): streamed once, or read and kept."""
 
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,16 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from .._support.progress import tracked
 from ..edits.in_model import warn_of_installed
 from ..edits.where import LayerChoice, choose_layers
 from ..models.lens import Lens
-from ..models.reading import Reading, Readings
+from ..models.reading import Reading
 from ..models.sites import Site
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
-from .covariance import CrossCovariance
+from .covariance import CrossCovariance, refuse_non_finite
 from .edit import SpectralEdit
 from .features import FeatureMap, feature_map
+from .statistics import Activations, InMemory, Sums, Three, stacked
+from .store import begin_store
 
 
 def capture(
@@ -37,8 +41,12 @@ def capture(
     prepend_bos: bool = True,
     max_new_tokens: int = 32,
     seed: int = 0,
+    store: str | os.PathLike[str] | None = None,
 ) -> CrossCovariance:
-    """Run the demonstrations through the model and sum up what a fit needs; memory does not depend on their number.
+    """Run the demonstrations through the model and keep what a fit needs.
+
+    While they are fewer than the activations are wide, these are the activations in the model's dtype, else sums over
+    them, whose memory does not depend on their number (docs/method.md 2.2).
 
     Args:
         model: a TransformerLens model, unedited or with whatever hooks the user has put there.
@@ -58,13 +66,16 @@ def capture(
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         max_new_tokens: longest continuation for "generated".
         seed: for "random"; which token is read depends on the seed and the text alone, not on the batches.
+        store: a folder to keep the activations in, whatever their number, instead of memory. A capture that was
+            interrupted goes on there, `CrossCovariance.load` opens it again, and a fit reads one layer at a time.
 
     Returns:
-        Cross-covariances, streamed in float64 on the model's device and returned on the CPU.
+        Cross-covariances, on the CPU.
 
     Raises:
+        FileError: the store cannot be written to, is damaged, or holds something else.
         InputError: unknown site, layer, position, neutral choice or feature, or a number out of range.
-        MismatchError: `fit_site` has activations of another width than `site`.
+        MismatchError: `fit_site` has activations of another width than `site`, or the store is of another capture.
         UnsupportedModelError: the model has no hook point for the site.
         DemonstrationError: a text longer than the model's context; names it. Checked before any forward pass.
         ActivationError: NaN or infinite activations; names the layer and the demonstration.
@@ -80,31 +91,80 @@ def capture(
     reading = Reading(site, fit_site, position, neutral, prepend_bos, longest, seed)
     batch_size = as_integer(batch_size, "batch_size", least=1)
     chosen = choose_layers(layers, range(lens.n_layers))
-    demonstrations = Demonstrations.of(demonstrations)
-    empty = _empty(lens, reading, demonstrations, chosen, feature_map(feature))
-    batches = reading.read(lens, demonstrations, chosen, batch_size=batch_size, progress=progress)
-    return _summed(empty, demonstrations, batches).to("cpu")
+    demonstrations, mapped = Demonstrations.of(demonstrations), feature_map(feature)
+    plan = reading.plan(lens, demonstrations, chosen, batch_size=batch_size)
+    if store is not None:
+        return _stored(
+            lens, reading, demonstrations, chosen, mapped, plan=plan, folder=store, progress=progress
+        )
+    many = len(demonstrations) >= Site.of(site).shape(lens)[1]
+    return _captured(lens, reading, demonstrations, chosen, mapped, plan=plan, sums=many, progress=progress)
+
+
+def _captured(
+    lens: Lens,
+    reading: Reading,
+    demonstrations: Demonstrations,
+    layers: tuple[int, ...],
+    feature: FeatureMap,
+    *,
+    plan: Any,
+    sums: bool,
+    progress: bool = False,
+) -> CrossCovariance:
+    """What was read, in memory; `sums` says whether only their sums are kept."""
+    empty = _empty(lens, reading, demonstrations, layers, feature)
+    total = Sums.empty(empty.statistics.layout, lens.double_device) if sums else None
+    parts: list[InMemory] = []
+    order: list[int] = []
+    for indices, three in plan.read(progress=progress):
+        refuse_non_finite(three, [demonstrations.names[i] for i in indices], reading.site, layers)
+        if total is None:
+            parts.append(InMemory(stacked([x.cpu() for x in three])))
+            order += indices
+        else:
+            total.add(stacked(three), feature)
+    kept = Activations(empty.statistics.layout, tuple(parts), torch.tensor(order))
+    return replace(empty, statistics=kept if total is None else total.to("cpu"))
+
+
+def _stored(
+    lens: Lens,
+    reading: Reading,
+    demonstrations: Demonstrations,
+    layers: tuple[int, ...],
+    feature: FeatureMap,
+    *,
+    plan: Any,
+    folder: str | os.PathLike[str],
+    progress: bool,
+) -> CrossCovariance:
+    """What was read, in the shards of a folder; those that are there already are not read again."""
+    empty = _empty(lens, reading, demonstrations, layers, feature)
+    store = begin_store(folder, layers, reading.site, empty.provenance, plan.batches, empty.statistics.layout)
+    missing = store.missing()
+    for number in tracked(missing, "capturing activations", len(missing), show=progress):
+        read = []
+        for indices, three in plan.read(store.batches[number]):
+            refuse_non_finite(three, [demonstrations.names[i] for i in indices], reading.site, layers)
+            read.append([x.cpu() for x in three])
+        store.write(number, [torch.cat(sides) for sides in zip(*read, strict=True)])
+    return replace(empty, statistics=store.read())
 
 
 @dataclass(frozen=True)
 class Captured:
-    """Readings of demonstrations, kept on the CPU for several fits.
+    """Activations of demonstrations, kept on the CPU for several fits.
 
-    Memory: three float64 activations of every demonstration at every layer.
+    Memory: three activations of every demonstration at every layer.
 
     Attributes:
-        lens: the model.
-        reading: how they were read.
         demonstrations: of what.
-        layers: at which layers.
-        batches: indices of demonstrations, and their readings.
+        covariance: what `capture` gives for them, with the identity for φ and its activations in one part.
     """
 
-    lens: Lens
-    reading: Reading
     demonstrations: Demonstrations
-    layers: tuple[int, ...]
-    batches: tuple[tuple[list[int], Readings], ...]
+    covariance: CrossCovariance
 
     @classmethod
     def of(
@@ -122,27 +182,45 @@ class Captured:
         Raises:
             InputError: the edit was not fitted from captured activations.
         """
-        lens, reading = Lens.of(model), Reading.recorded(edit.site, edit.provenance)
-        demonstrations, chosen = Demonstrations.of(demonstrations), tuple(edit.layers if layers is None else layers)
-        read = reading.read(lens, demonstrations, chosen, batch_size=batch_size, progress=progress)
-        batches = tuple((indices, Readings(*(x.cpu() for x in three))) for indices, three in read)
-        return cls(lens, reading, demonstrations, chosen, batches)
+        reading, chosen = Reading.recorded(edit.site, edit.provenance), tuple(edit.layers if layers is None else layers)
+        return cls.read(model, reading, demonstrations, chosen, batch_size=batch_size, progress=progress)
+
+    @classmethod
+    def read(
+        cls,
+        model: Any,
+        reading: Reading,
+        demonstrations: Iterable[Demonstration],
+        layers: tuple[int, ...],
+        *,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> "Captured":
+        """Read demonstrations."""
+        lens, demonstrations = Lens.of(model), Demonstrations.of(demonstrations)
+        plan = reading.plan(lens, demonstrations, layers, batch_size=batch_size)
+        identity = feature_map("identity")
+        found = _captured(lens, reading, demonstrations, layers, identity, plan=plan, sums=False, progress=progress)
+        statistics = found.statistics
+        assert isinstance(statistics, Activations)
+        return cls(demonstrations, replace(found, statistics=statistics.in_one_part()))
+
+    @property
+    def _values(self) -> Three:
+        statistics = self.covariance.statistics
+        assert isinstance(statistics, Activations)
+        (part,) = statistics.parts
+        assert isinstance(part, InMemory)
+        return part.values
 
     def drawn(self, indices: Sequence[int], feature: FeatureMap) -> CrossCovariance:
         """What `capture` gives for the demonstrations with these indices, each as often as it is named."""
-        order = torch.tensor([i for some, _ in self.batches for i in some]).argsort()
-        chosen = order[torch.tensor(indices, dtype=torch.int64)]
-        whole = Readings(*(torch.cat([three[kind] for _, three in self.batches])[chosen] for kind in range(3)))
-        picked = Demonstrations(
-            [self.demonstrations[i] for i in indices], [self.demonstrations.names[i] for i in indices]
-        )
-        empty = _empty(self.lens, self.reading, picked, self.layers, feature).to("cpu")
-        return _summed(empty, picked, [(list(range(len(indices))), whole)])
+        chosen = torch.tensor(indices, dtype=torch.int64)
+        return self._with(self.demonstrations.picked(indices), self._values.each(lambda x: x[:, chosen]), feature)
 
     def neutral(self, layer: int) -> Float[Tensor, "n units d"]:
-        """The neutral activation of each demonstration at a layer."""
-        found = torch.cat([three.neutral[:, self.layers.index(layer)] for _, three in self.batches])
-        return found[torch.tensor([i for indices, _ in self.batches for i in indices]).argsort()]
+        """The neutral activation of each demonstration at a layer, float64."""
+        return self._values.neutral[self.covariance.layers.index(layer)].double()
 
     def shuffled(self, seed: int, feature: FeatureMap) -> CrossCovariance:
         """What `capture` gives for `Demonstrations.shuffled`: positive and negative readings change roles.
@@ -150,14 +228,19 @@ class Captured:
         Nothing is read anew, since a reading depends on its text alone and is the same on either side.
         """
         shuffled = self.demonstrations.shuffled(seed)
-        batches = []
-        for indices, (neutral, positive, negative) in self.batches:
-            swapped = torch.tensor([shuffled[i].positive != self.demonstrations[i].positive for i in indices])
-            place = rearrange(swapped, "n -> n 1 1 1")
-            sides = torch.where(place, negative, positive), torch.where(place, positive, negative)
-            batches.append((indices, Readings(neutral, *sides)))
-        empty = _empty(self.lens, self.reading, shuffled, self.layers, feature).to("cpu")
-        return _summed(empty, shuffled, batches)
+        pairs = zip(shuffled, self.demonstrations, strict=True)
+        place = rearrange(torch.tensor([new.positive != old.positive for new, old in pairs]), "n -> n 1 1")
+        neutral, positive, negative = self._values
+        sides = torch.where(place, negative, positive), torch.where(place, positive, negative)
+        return self._with(shuffled, Three(neutral, *sides), feature)
+
+    def _with(self, demonstrations: Demonstrations, values: Three, feature: FeatureMap) -> CrossCovariance:
+        return replace(
+            self.covariance,
+            feature=feature,
+            statistics=Activations(self.covariance.statistics.layout, (InMemory(values),)),
+            provenance={**self.covariance.provenance, "demonstrations": [demonstrations.record]},
+        )
 
 
 def _empty(
@@ -166,22 +249,4 @@ def _empty(
     """Statistics of nothing yet, which say what they will be of."""
     units, width = Site.of(reading.site).shape(lens)
     provenance = {"model": lens.record, **reading.record, "demonstrations": [demonstrations.record]}
-    return CrossCovariance.empty(
-        layers,
-        units,
-        width,
-        site=reading.site,
-        feature=feature,
-        provenance=provenance,
-        device=lens.double_device,
-    )
-
-
-def _summed(
-    statistics: CrossCovariance, demonstrations: Demonstrations, batches: Iterable[tuple[list[int], Readings]]
-) -> CrossCovariance:
-    for indices, three in batches:
-        names = [demonstrations.names[i] for i in indices]
-        neutral, positive, negative = (x.to(statistics.sum_neutral.device) for x in three)
-        statistics = statistics.updated(neutral, positive, negative, names)
-    return statistics
+    return CrossCovariance.empty(layers, units, width, site=reading.site, feature=feature, provenance=provenance)

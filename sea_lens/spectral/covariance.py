@@ -1,7 +1,8 @@
 """Streamed cross-covariances of neutral with positive and negative activations (docs/method.md 2).
 
-Everything that a fit needs from N demonstrations is two sums of outer products, three sums of vectors, and N. They are
-sums, so batches can be streamed, shards merged, and memory does not depend on N. All are kept in float64.
+Everything that a fit needs from N demonstrations are their activations, while these are fewer than they are wide, or
+else two sums of outer products and three sums of vectors (`spectral.statistics`). Either way batches can be streamed
+and shards merged; beyond N = d memory does not depend on N.
 
 A *unit* is what is edited on its own: a layer's activation (one unit, d_model wide) or, at site `z`, each head of a
 layer (n_heads units, d_head wide).
@@ -14,43 +15,42 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from einops import einsum, rearrange, reduce
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.regular_files import check_name
 from .._support.storage import ImpossibleError, as_file_errors, read_tensors, write_tensors
-from ..errors import ActivationError, MismatchError
+from ..errors import ActivationError, InputError
 from ..models.sites import SITES
-from .features import FeatureMap, recorded_feature_map
-from .possible_sums import check_possible
+from .features import FeatureMap, feature_map, recorded_feature_map
+from .possible import check_possible
+from .runs import comparable, refuse_other_run
+from .signatures import signature
+from .statistics import Activations, InMemory, LayerStatistics, Statistics, Sums, Three, merged, stacked
+from .store import open_store
 
 KIND = "cross-covariance"
-SUMS = ("sum_outer_positive", "sum_outer_negative", "sum_neutral", "sum_positive", "sum_negative")
+_OUTER = ("sum_outer_positive", "sum_outer_negative")
+_SINGLE = ("sum_neutral", "sum_positive", "sum_negative")
 
 
 @dataclass(frozen=True, eq=False)
 class CrossCovariance:
-    """Sufficient statistics of a spectral fit, for several layers at once.
+    """What a spectral fit needs of demonstrations, for several layers at once.
 
     Attributes:
-        layers: the layers, ascending; index i of every tensor belongs to layers[i].
+        layers: the layers, ascending.
         site: the site that the edit will act on.
-        feature: the map φ that the activations went through.
-        n: number of demonstrations.
-        sum_outer_positive, sum_outer_negative: Σ φ(h) φ(h⁺)ᵀ and Σ φ(h) φ(h⁻)ᵀ, rows neutral, float64.
-        sum_neutral, sum_positive, sum_negative: Σ φ(h), Σ φ(h⁺) and Σ φ(h⁻), float64.
+        feature: the map φ that the activations go through.
+        statistics: the activations, or sums over them.
         provenance: where the activations came from (model, position, neutral choice, …), JSON values.
     """
 
     layers: tuple[int, ...]
     site: str
     feature: FeatureMap
-    n: int
-    sum_outer_positive: Float[Tensor, "layers units d d"]
-    sum_outer_negative: Float[Tensor, "layers units d d"]
-    sum_neutral: Float[Tensor, "layers units d"]
-    sum_positive: Float[Tensor, "layers units d"]
-    sum_negative: Float[Tensor, "layers units d"]
+    statistics: Statistics
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class CrossCovariance:
             raise ImpossibleError(f"this is no cross-covariance: {error}") from error
 
     def _check_form(self) -> None:
-        """What can be seen without looking at the sums, since these are made anew for every batch."""
+        """What can be seen without looking at the numbers, since these are made anew for every batch."""
         layers = self.layers
         whole = all(type(layer) is int and layer >= 0 for layer in layers)
         if not layers or not whole or any(a >= b for a, b in itertools.pairwise(layers)):
@@ -69,25 +69,20 @@ class CrossCovariance:
             raise ValueError(f"its number of demonstrations is {self.n!r}")
         if self.site not in SITES:
             raise ValueError(f"unknown site {self.site!r}")
-        if self.sum_neutral.ndim != 3:
-            raise ValueError(f"a sum has shape {tuple(self.sum_neutral.shape)}, expected (layers, units, width)")
-        n_layers, units, d = self.sum_neutral.shape
-        for name in SUMS:
-            found, wanted = getattr(self, name), (n_layers, units, d, d) if "outer" in name else (n_layers, units, d)
-            if tuple(found.shape) != wanted or found.dtype != torch.float64:
-                raise ValueError(f"{name} has shape {tuple(found.shape)} and dtype {found.dtype}, expected {wanted}")
+        self.statistics.check_form()
+        n_layers, units, d = self.statistics.layout
         if n_layers != len(layers) or min(units, d) < 1:
-            raise ValueError(f"{len(layers)} layers cannot have sums of shape {tuple(self.sum_neutral.shape)}")
+            raise ValueError(f"{len(layers)} layers cannot have statistics of {self.statistics.layout}")
         if not isinstance(self.provenance, Mapping):
             raise ValueError("the provenance is no object")
 
     def check(self) -> None:
-        """Refuse sums that no demonstrations have.
+        """Refuse statistics that no demonstrations have.
 
         Raises:
             InputError: saying what does not hold.
         """
-        check_possible(self, SUMS)
+        check_possible(self)
 
     @classmethod
     def empty(
@@ -99,24 +94,24 @@ class CrossCovariance:
         site: str,
         feature: FeatureMap,
         provenance: dict[str, Any] | None = None,
-        device: torch.device | str = "cpu",
     ) -> "CrossCovariance":
         """Statistics of no demonstrations yet."""
+        return cls(layers, site, feature, Activations((len(layers), units, d)), provenance or {})
 
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(len(layers), units, *shape, dtype=torch.float64, device=device)
-
-        return cls(layers, site, feature, 0, zeros(d, d), zeros(d, d), zeros(d), zeros(d), zeros(d), provenance or {})
+    @property
+    def n(self) -> int:
+        """Number of demonstrations."""
+        return self.statistics.n
 
     @property
     def d(self) -> int:
         """Width of a unit: d_model, or d_head at site `z`."""
-        return self.sum_neutral.shape[-1]
+        return self.statistics.layout[2]
 
     @property
     def units(self) -> int:
         """Units per layer: 1, or n_heads at site `z`."""
-        return self.sum_neutral.shape[1]
+        return self.statistics.layout[1]
 
     def updated(
         self,
@@ -125,27 +120,23 @@ class CrossCovariance:
         negative: Float[Tensor, "batch layers units d"],
         names: Sequence[str] | None = None,
     ) -> "CrossCovariance":
-        """These statistics with a batch of activations added; the sums are updated in place, for streaming.
+        """These statistics with a batch of activations added; sums are updated in place, for streaming.
 
         Args:
-            neutral, positive, negative: activations before φ.
+            neutral, positive, negative: activations before φ, in any floating-point dtype.
             names: what errors call the demonstrations; by default their numbers, counted on from those already added.
 
         Raises:
             ActivationError: a value is NaN or infinite; names the layer and the demonstration.
         """
         names = names or [f"demonstration {i}" for i in range(self.n, self.n + len(neutral))]
-        mapped = []
-        for kind, activations in (("neutral", neutral), ("positive", positive), ("negative", negative)):
-            refuse_non_finite(kind, activations, names, self.site, self.layers)
-            mapped.append(self.feature.forward(activations.to(self.sum_neutral)))
-        h, plus, minus = mapped
-        pattern = "batch layers units i, batch layers units j -> layers units i j"
-        self.sum_outer_positive.add_(einsum(h, plus, pattern))
-        self.sum_outer_negative.add_(einsum(h, minus, pattern))
-        for total, values in zip((self.sum_neutral, self.sum_positive, self.sum_negative), mapped, strict=True):
-            total.add_(reduce(values, "batch layers units d -> layers units d", "sum"))
-        return replace(self, n=self.n + len(neutral))
+        batch = Three(neutral, positive, negative)
+        refuse_non_finite(batch, names, self.site, self.layers)
+        if isinstance(self.statistics, Sums):
+            self.statistics.add(stacked(batch), self.feature)
+            return self
+        added = Activations(self.statistics.layout, (InMemory(stacked(batch)),))
+        return replace(self, statistics=merged(self.statistics, added, self.feature))
 
     def __add__(self, other: "CrossCovariance") -> "CrossCovariance":
         """Merge two shards of one set of demonstrations; exact up to float64 rounding.
@@ -155,52 +146,20 @@ class CrossCovariance:
         """
         if not isinstance(other, CrossCovariance):
             return NotImplemented
-        self._refuse_other_run(other)
-        sums = {name: getattr(self, name) + getattr(other, name).to(self.sum_neutral) for name in SUMS}
+        refuse_other_run(self.facts, other.facts, "cannot merge shards of different runs")
         sources = [*self.provenance.get("demonstrations", []), *other.provenance.get("demonstrations", [])]
         provenance = self.provenance | ({"demonstrations": sources} if sources else {})
-        return replace(self, n=self.n + other.n, provenance=provenance, **sums)
-
-    def __sub__(self, other: "CrossCovariance") -> "CrossCovariance":
-        """These statistics without a shard that is part of them, as a jackknife needs; up to float64 rounding.
-
-        Raises:
-            MismatchError: they differ as for `+`, or the shard has more demonstrations than there are.
-        """
-        if not isinstance(other, CrossCovariance):
-            return NotImplemented
-        if other.n > self.n:
-            raise MismatchError(f"cannot take {other.n} demonstrations away from {self.n}")
-        self._refuse_other_run(other)
-        sums = {name: getattr(self, name) - getattr(other, name).to(self.sum_neutral) for name in SUMS}
-        provenance = dict(self.provenance)
-        if "demonstrations" in provenance:
-            sources = list(provenance["demonstrations"])
-            for one in other.provenance.get("demonstrations", []):
-                if one in sources:
-                    sources.remove(one)
-                else:
-                    # What is left of a larger source is told as the whole, less what was taken away.
-                    sources.append({name: fact for name, fact in one.items() if name != "questions"} | {"n": -one["n"]})
-            provenance["demonstrations"] = sources
-        return replace(self, n=self.n - other.n, provenance=provenance, **sums)
+        return replace(self, provenance=provenance, statistics=merged(self.statistics, other.statistics, self.feature))
 
     def __radd__(self, other: object) -> "CrossCovariance":
         """So that `sum` merges a list of shards."""
         return self if other == 0 else NotImplemented
 
-    def _refuse_other_run(self, other: "CrossCovariance") -> None:
-        ours, theirs = (_comparable(c.provenance) | c.shared_facts() for c in (self, other))
-        for name in sorted({*ours, *theirs} - {"demonstrations"}):
-            if ours.get(name) != theirs.get(name):
-                raise MismatchError(
-                    f"cannot merge shards of different runs: {name} is {ours.get(name)!r} here, "
-                    f"{theirs.get(name)!r} there"
-                )
-
-    def shared_facts(self) -> dict[str, Any]:
+    @property
+    def facts(self) -> dict[str, Any]:
         """What two shards must agree on."""
-        return {
+        provenance = {name: fact for name, fact in comparable(self.provenance).items() if name != "demonstrations"}
+        return provenance | {
             "layers": self.layers,
             "site": self.site,
             "feature": self.feature.record,
@@ -208,11 +167,25 @@ class CrossCovariance:
             "width": self.d,
         }
 
+    def with_feature(self, feature: str | FeatureMap) -> "CrossCovariance":
+        """The same activations through another feature map, without reading them again.
+
+        Raises:
+            InputError: an unknown feature, or only sums are left, as from d demonstrations on without a store.
+        """
+        mapped = feature_map(feature)
+        if isinstance(self.statistics, Sums) and mapped.record != self.feature.record:
+            raise InputError(
+                f"these are sums of {self.n} demonstrations, not fewer than the width {self.d}, and their activations "
+                f"went through {self.feature.name!r}: capture with store= to keep the activations"
+            )
+        return replace(self, feature=mapped)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the statistics as safetensors, so that shards from several machines can be merged.
 
         Raises:
-            InputError: sums that no demonstrations have.
+            InputError: statistics that no demonstrations have.
             FileError: the file cannot be written; a half-written one is never left.
         """
         self.check()
@@ -223,97 +196,109 @@ class CrossCovariance:
             "n": self.n,
             "provenance": self.provenance,
         }
-        write_tensors(path, {name: getattr(self, name) for name in SUMS}, kind=KIND, header=header)
+        write_tensors(path, self._tensors(), kind=KIND, header=header)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        found = self.statistics
+        if isinstance(found, Sums):
+            return dict(zip((*_OUTER, *_SINGLE), (*found.outer, *found.single), strict=True))
+        assert isinstance(found, Activations)
+        return {
+            f"layers.{layer}.{kind}": values
+            for index, layer in enumerate(self.layers)
+            for kind, values in found.raw(index)._asdict().items()
+        }
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], feature: FeatureMap | None = None) -> "CrossCovariance":
-        """Read what `save` wrote; `feature` gives the feature map, where it was one of the user's own.
+    def load(cls, path: str | os.PathLike[str], feature: str | FeatureMap | None = None) -> "CrossCovariance":
+        """Read what `save` wrote, or the folder that `capture` kept activations in (`store=`).
+
+        Args:
+            path: a file; or a folder, of which a layer at a time is read when it is needed.
+            feature: the feature map, where the file was made with one of the user's own, or any for a folder, the
+                identity by default.
 
         Raises:
-            FileError: missing, truncated, foreign, or with a feature map that is neither known nor given.
+            FileError: missing, truncated, foreign, or with a feature map that is neither known nor given; a folder in
+                which a capture has not ended.
         """
+        if os.path.isdir(check_name(path)):  # noqa: PTH112, of names that no file can have it says no
+            stored = open_store(path)
+            return cls(stored.layers, stored.site, feature_map(feature or "identity"), stored.read(), stored.provenance)
         tensors, header = read_tensors(path, kind=KIND)
         with as_file_errors(path):
+            layers = tuple(header["layers"])
             loaded = cls(
-                layers=tuple(header["layers"]),
+                layers=layers,
                 site=header["site"],
-                feature=recorded_feature_map(header["feature"], feature),
-                n=header["n"],
+                feature=recorded_feature_map(header["feature"], None if feature is None else feature_map(feature)),
+                statistics=_statistics(tensors, layers, header["n"]),
                 provenance=header["provenance"],
-                **{name: tensors[name] for name in SUMS},
             )
-            if set(tensors) != set(SUMS):
-                raise ValueError(f"it holds {sorted(tensors)}")
+            if set(tensors) != set(loaded._tensors()) or loaded.n != header["n"]:
+                raise ValueError(f"it holds {sorted(tensors)} of {header['n']!r} demonstrations")
             loaded.check()
         return loaded
 
     def to(self, device: torch.device | str) -> "CrossCovariance":
-        """The same statistics on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in SUMS})
+        """The same statistics on another device; activations in a store stay there."""
+        return replace(self, statistics=self.statistics.to(device))
+
+    def at(self, layer: int) -> LayerStatistics:
+        """The statistics of one layer.
+
+        Raises:
+            InputError: a layer that was not captured.
+        """
+        if layer not in self.layers:
+            raise InputError(f"layer {layer} was not captured: expected one of {list(self.layers)}")
+        return self.statistics.layer(self.layers.index(layer), self.feature)
 
     def omega(
         self, layer: int, *, centre: bool = False
     ) -> tuple[Float[Tensor, "units d d"], Float[Tensor, "units d d"]]:
         """(Ω⁺, Ω⁻) of one layer (docs/method.md 2.1 and 2.3), rows neutral; with `centre`, about the sample means."""
-        i = self.layers.index(layer)
-        outer = self.sum_outer_positive[i] / self.n, self.sum_outer_negative[i] / self.n
-        if not centre:
-            return outer
-        neutral, positive, negative = self.means(layer)
-        pattern = "units i, units j -> units i j"
-        return outer[0] - einsum(neutral, positive, pattern), outer[1] - einsum(neutral, negative, pattern)
+        found = self.at(layer)
+        return found.omega(0, centre=centre), found.omega(1, centre=centre)
 
     def means(self, layer: int) -> tuple[Float[Tensor, "units d"], Float[Tensor, "units d"], Float[Tensor, "units d"]]:
         """Sample means of φ(neutral), φ(positive) and φ(negative) at one layer."""
-        i = self.layers.index(layer)
-        return self.sum_neutral[i] / self.n, self.sum_positive[i] / self.n, self.sum_negative[i] / self.n
-
-    def centred_signature(self, layer: int) -> float:
-        """Distance of the two class means of a layer (docs/method.md 2.5), heads side by side; in units of φ.
-
-        It is the first singular value of the centred matrix of 2.5 times √2, and does not follow the size of what both
-        classes share, as `signature` does.
-        """
-        _, positive, negative = self.means(layer)
-        return (positive - negative).norm().item()
+        neutral, positive, negative = self.at(layer).means
+        return neutral, positive, negative
 
     def signature(self, layer: int) -> tuple[float, Float[Tensor, " 2"]]:
-        """Signature of a layer and its explained variance (docs/method.md 2.5).
-
-        The matrix (1/N) Σ x yᵀ of the 2N stacked [positive; negative] activations x (after φ, heads side by side) and
-        their one-hot labels y has the two class means as its columns. The signature is the sum of its singular
-        values; the explained variance is their squares, normalised. Divisor N, no centring, as in the authors' code.
-        """
-        _, positive, negative = self.means(layer)
-        columns = rearrange([positive, negative], "label units d -> (units d) label")
-        singular_values = torch.linalg.svdvals(columns)
-        variance = singular_values.square()
-        return singular_values.sum().item(), variance / variance.sum()
+        """Signature of a layer and its explained variance (docs/method.md 2.5), as `signature` of its class means."""
+        return signature(self.at(layer).means)
 
 
-def _comparable(provenance: dict[str, Any]) -> dict[str, Any]:
-    """What two shards must agree on: not on what the check of the model measured, which rounds on every machine."""
-    # Shards of version 0.1 do not say how weights were processed; those of `load_model` were not.
-    model = {"processing": []} | {name: fact for name, fact in provenance.get("model", {}).items() if name != "check"}
-    return provenance | ({"model": model} if "model" in provenance else {})
+def _statistics(tensors: Mapping[str, Tensor], layers: Sequence[int], n: Any) -> Statistics:
+    """What a file's tensors are: sums, or activations of each layer.
+
+    Raises:
+        KeyError, ValueError, RuntimeError: the file is damaged.
+    """
+    if _OUTER[0] in tensors:
+        first, second = (tensors[name] for name in _OUTER)
+        return Sums(n, (first, second), Three(*(tensors[name] for name in _SINGLE)))
+    of_layers = [[tensors[f"layers.{layer}.{kind}"] for kind in Three._fields] for layer in layers]
+    values = Three(*(torch.stack(sides) for sides in zip(*of_layers, strict=True)))
+    n_layers, _, units, d = values.neutral.shape
+    return Activations((n_layers, units, d), (InMemory(values),))
 
 
 def refuse_non_finite(
-    kind: str,
-    activations: Float[Tensor, "batch layers units d"],
-    names: Sequence[str],
-    site: str,
-    layers: Sequence[int],
+    activations: Sequence[Float[Tensor, "batch layers units d"]], names: Sequence[str], site: str, layers: Sequence[int]
 ) -> None:
-    """Refuse activations of a `kind` of text that are NaN or infinite.
+    """Refuse activations (neutral, positive, negative) that are NaN or infinite.
 
     Raises:
         ActivationError: naming the layer and the demonstration.
     """
-    finite = reduce(torch.isfinite(activations), "batch layers units d -> batch layers", "all")
-    if not finite.all():
-        row, layer = (~finite).nonzero()[0].tolist()
-        raise ActivationError(
-            f"the {kind} activation of {names[row]} at layer {layers[layer]}, site {site!r}, holds NaN or infinite "
-            f"values"
-        )
+    for kind, values in zip(Three._fields, activations, strict=True):
+        finite = reduce(torch.isfinite(values), "batch layers units d -> batch layers", "all")
+        if not finite.all():
+            row, layer = (~finite).nonzero()[0].tolist()
+            raise ActivationError(
+                f"the {kind} activation of {names[row]} at layer {layers[layer]}, site {site!r}, holds NaN or infinite "
+                f"values"
+            )

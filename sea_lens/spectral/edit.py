@@ -26,9 +26,10 @@ from ..errors import InputError
 from .arithmetic import COMBINES, edit_activation
 from .features import FeatureMap, recorded_feature_map
 from .ranks import DROP, KEEP, Size
+from .singular import Spectrum
 from .subspaces import Subspaces
 
-_TENSORS = ("keep", "drop", "keep_rank", "drop_rank", "keep_values", "drop_values", "centre")
+_TENSORS = ("keep", "drop", "keep_rank", "drop_rank", "keep_values", "drop_values", "keep_energy", "drop_energy", "centre")
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,7 +156,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
     ) -> "SpectralEdit":
         return cls(
             site=header["site"],
-            subspaces={layer: Subspaces(**named) for layer, named in grouped_by_layer(tensors).items()},
+            subspaces={layer: _subspaces(named) for layer, named in grouped_by_layer(tensors).items()},
             feature=recorded_feature_map(header["feature"], feature),
             options=header["options"],
             n=header["n"],
@@ -183,8 +184,8 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         require(sum(one is not None for one in asked) == 1, "its options name not one of rank and energy")
         size = Size.recorded(self.options)
         for layer, one in self.subspaces.items():
-            for side, values, ranks in ((KEEP, one.keep_values, one.keep_rank), (DROP, one.drop_values, one.drop_rank)):
-                size.check_ranks(values, ranks, side, self.unit_keys(layer))
+            for side, ranks in ((KEEP, one.keep_rank), (DROP, one.drop_rank)):
+                size.check_ranks(one.spectra[side], ranks, side, self.unit_keys(layer))
 
     @staticmethod
     def header(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -195,6 +196,16 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         ranks = ", ".join(f"{key}: {pair}" for key, pair in list(self.ranks.items())[:8])
         more = ", …" if len(self.ranks) > 8 else ""
         return f"SpectralEdit(site={self.site!r}, feature={self.feature.name!r}, n={self.n}, ranks={{{ranks}{more}}})"
+
+
+def _subspaces(named: Mapping[str, Tensor]) -> Subspaces:
+    """The subspaces of a layer from a file; files of version 0.1 hold all singular values, and no energies."""
+    energies = {
+        f"{side}_energy": Spectrum.whole(named[f"{side}_values"]).energy
+        for side in ("keep", "drop")
+        if f"{side}_energy" not in named
+    }
+    return Subspaces(**named, **energies)
 
 
 def with_subspaces(edit: SpectralEdit, subspaces: Mapping[int, Subspaces], note: str) -> SpectralEdit:

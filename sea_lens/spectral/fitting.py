@@ -14,6 +14,8 @@ from .covariance import CrossCovariance
 from .edit import SpectralEdit
 from .features import FeatureMap, feature_map
 from .ranks import DROP, KEEP, Energy, Rank, Size
+from .signatures import centred_signature, signature
+from .singular import Spectrum
 from .subspaces import Subspaces, leading_subspace
 
 
@@ -23,6 +25,8 @@ def fit(
     rank: Rank | None = None,
     centre: bool = False,
     spectrum_power: SupportsFloat = 2,
+    *,
+    whole_spectrum: bool = False,
 ) -> SpectralEdit:
     """Fit a spectral edit from captured cross-covariances (docs/method.md 2).
 
@@ -35,6 +39,8 @@ def fit(
             (layer, head), as `SpectralEdit.ranks` gives them.
         centre: subtract the sample mean of each of the three sets, after φ, and edit about the neutral mean.
         spectrum_power: the power of the singular values that counts as energy; 2 as in the authors' code.
+        whole_spectrum: compute all singular values, for a plot of them. Without it only the leading ones are computed
+            where that is faster, and the energy of the rest is known all the same (docs/method.md 2.6).
 
     Returns:
         The edit, for every layer captured.
@@ -52,10 +58,12 @@ def fit(
         >>> sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
         SpectralEdit(site='mlp_out', feature='identity', n=432, ranks={0: (12, 12), 1: (12, 12), 2: (12, 12)})
     """
-    return fit_to_size(covariance, Size.of(energy, rank, spectrum_power), centre)
+    return fit_to_size(covariance, Size.of(energy, rank, spectrum_power), centre, whole_spectrum=whole_spectrum)
 
 
-def fit_to_size(covariance: CrossCovariance, size: Size, centre: bool = False) -> SpectralEdit:
+def fit_to_size(
+    covariance: CrossCovariance, size: Size, centre: bool = False, *, whole_spectrum: bool = False
+) -> SpectralEdit:
     """`fit` with energy or ranks as one `Size`; errors as there."""
     size.check_width(covariance.d)
     keys = {layer: unit_keys(covariance.site, layer, covariance.units) for layer in covariance.layers}
@@ -65,25 +73,29 @@ def fit_to_size(covariance: CrossCovariance, size: Size, centre: bool = False) -
         raise ActivationError("no demonstrations to fit from")
 
     centre, subspaces, below, rounding = bool(centre), {}, [], _rounding(covariance)
+    whole = whole_spectrum or size.needs_all_values
+    signatures, distances = {}, {}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     for layer in covariance.layers:
-        sides = []
-        for side, omega in zip((KEEP, DROP), covariance.omega(layer, centre=centre), strict=True):
+        statistics = covariance.at(layer).to(device)
+        means, sides = statistics.means, []
+        for side in (KEEP, DROP):
 
-            def ranks(values: Tensor, side: int = side, layer: int = layer) -> Tensor:
-                return size.ranks(values, side, keys[layer])
+            def ranks(spectrum: Spectrum, side: int = side, layer: int = layer) -> Tensor:
+                return size.ranks(spectrum, side, keys[layer])
 
             try:
                 # Centring takes away the product of two means, and leaves the rounding of numbers of its size.
-                means = covariance.means(layer)
                 taken = rounding * means[0].norm(dim=-1) * means[1 + side].norm(dim=-1) if centre else None
                 # Where nothing tells negatives from each other nothing is dropped; an edit that keeps nothing is none.
-                sides.append(leading_subspace(omega, ranks, taken, rounding, may_be_empty=side == DROP))
+                product = statistics.product(side, centre=centre)
+                found = leading_subspace(product, ranks, taken, rounding, may_be_empty=side == DROP, whole=whole)
             except ActivationError as error:
                 raise ActivationError(f"layer {layer}: {error}") from None
-            below += size.below(sides[-1][1], side, keys[layer])
-        (keep, keep_rank, keep_values), (drop, drop_rank, drop_values) = sides
-        mean = covariance.means(layer)[0] if centre else None
-        subspaces[layer] = Subspaces(keep, drop, keep_rank, drop_rank, keep_values, drop_values, mean)
+            sides.append(found)
+            below += size.below(found.ranks, side, keys[layer])
+        subspaces[layer] = Subspaces.of(*sides, centre=means.neutral if centre else None).to("cpu", torch.float64)
+        signatures[layer], distances[str(layer)] = signature(means)[0], centred_signature(means)
     if below:
         told = ", ".join(below[:4]) + (", …" if len(below) > 4 else "")
         warnings.warn(f"ranks above the numerical rank of the cross-covariances are cut to it: {told}", stacklevel=3)
@@ -93,12 +105,8 @@ def fit_to_size(covariance: CrossCovariance, size: Size, centre: bool = False) -
         feature=covariance.feature,
         options={"centre": centre, "spectrum_power": size.power, **size.record},
         n=covariance.n,
-        signatures={layer: covariance.signature(layer)[0] for layer in covariance.layers},
-        provenance={
-            **covariance.provenance,
-            "centred_signature": {str(layer): covariance.centred_signature(layer) for layer in covariance.layers},
-            "versions": versions(),
-        },
+        signatures=signatures,
+        provenance={**covariance.provenance, "centred_signature": distances, "versions": versions()},
     )
 
 
@@ -167,6 +175,5 @@ def fit_activations(
         site=site,
         feature=feature_map(feature),
         provenance={"dtype": str(neutral.dtype).removeprefix("torch.")},
-        device=neutral.device,
     )
     return fit(covariance.updated(stacks[0], stacks[1], stacks[2]), energy, rank, centre, spectrum_power)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._support.arguments import as_integer, as_number
 from ..errors import InputError
+from .singular import Spectrum
 
 # A pair may come as any sequence; its length is checked with the values.
 Energy: TypeAlias = SupportsFloat | Sequence[SupportsFloat]
@@ -67,6 +68,11 @@ class Size(ABC):
     def record(self) -> dict[str, Any]:
         """The option of `fit` that it was, as JSON values."""
 
+    @property
+    def needs_all_values(self) -> bool:
+        """Whether the leading singular values and the sum of all squares do not tell the ranks."""
+        return False
+
     def check_width(self, width: int) -> None:  # noqa: B027
         """Refuse ranks above the width of the activations.
 
@@ -82,22 +88,23 @@ class Size(ABC):
         """
 
     def check_ranks(
-        self, values: Float[Tensor, "units d"], ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]
+        self, spectrum: Spectrum, ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]
     ) -> None:
         """Refuse ranks that this size does not give.
 
         Raises:
             ValueError: naming the ranks.
         """
-        wanted, found = self.ranks(values, side, keys), ranks.cpu()
-        # Lower where the numerical rank is.
-        numerical = (values > 0).sum(-1).cpu()
-        if not ((found == wanted) | ((found == numerical) & (found < wanted))).all():
+        wanted, found = self.ranks(spectrum, side, keys), ranks.cpu()
+        # Lower where the numerical rank is, beyond which there is no energy.
+        numerical = (spectrum.values > 0).sum(-1)
+        whole = (Spectrum.whole(spectrum.values).energy >= (1 - _ROUNDING) * spectrum.energy).cpu()
+        if not ((found == wanted) | (whole & (found == numerical.cpu()) & (found < wanted))).all():
             raise ValueError(f"it has ranks {ranks.tolist()} where {self.record} gives {wanted.tolist()}")
 
     def below(self, ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]) -> list[str]:
         """Units of a layer that got fewer directions than were asked for, in words; of an energy none can."""
-        asked = self.ranks(torch.ones(len(ranks), 1), side, keys)
+        asked = self.ranks(Spectrum.whole(torch.ones(len(ranks), 1, dtype=torch.float64)), side, keys)
         of = ("k+", "k-")[side]
         return [
             f"{key} {of} {got} of {wanted}"
@@ -106,11 +113,11 @@ class Size(ABC):
         ]
 
     @abstractmethod
-    def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
-        """The rank of each unit of a layer.
+    def ranks(self, spectrum: Spectrum, side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
+        """The rank of each unit of a layer; more than the spectrum has values where these do not reach.
 
         Args:
-            values: singular values of its cross-covariance with one of the two sides, descending.
+            spectrum: of its cross-covariance with one of the two sides.
             side: `KEEP` or `DROP`.
             keys: what the units are called.
         """
@@ -132,16 +139,30 @@ class EnergyShare(Size):
     def record(self) -> dict[str, Any]:
         return {"energy": list(self.shares)}
 
-    def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
-        cumulative = values.div(values[:, :1]).pow(self.power).cumsum(-1)
-        reached = cumulative >= self.shares[side] * cumulative[:, -1:]
-        return reached.to(torch.int64).argmax(-1).cpu() + 1
+    def ranks(self, spectrum: Spectrum, side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
+        reached = self._cumulative(spectrum) >= self.shares[side] * self._total(spectrum)
+        first = reached.to(torch.int64).argmax(-1) + 1
+        return torch.where(reached[:, -1], first, reached.shape[-1] + 1).cpu()
+
+    @property
+    def needs_all_values(self) -> bool:
+        # The whole energy is the sum of all squares alone, and where nearly all of it counts its rounding does too.
+        return self.power != 2 or max(self.shares) > 1 - _ROUNDING
+
+    def _cumulative(self, spectrum: Spectrum) -> Float[Tensor, "units m"]:
+        """Energy of the first directions, over that of the first one."""
+        return spectrum.values.div(spectrum.values[:, :1]).pow(self.power).cumsum(-1)
+
+    def _total(self, spectrum: Spectrum) -> Float[Tensor, "units 1"]:
+        """Energy of all directions, likewise."""
+        cumulative = self._cumulative(spectrum)[:, -1:]
+        # Where all values are there their own sum counts, which the last of them reaches to the bit.
+        return cumulative if self.power != 2 else torch.maximum(cumulative, spectrum.energy[:, None])
 
     def check_ranks(
-        self, values: Float[Tensor, "units d"], ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]
+        self, spectrum: Spectrum, ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]
     ) -> None:
-        cumulative = values.div(values[:, :1]).pow(self.power).cumsum(-1)
-        shares = torch.nn.functional.pad(cumulative / cumulative[:, -1:], (1, 0)).cpu()
+        shares = torch.nn.functional.pad(self._cumulative(spectrum) / self._total(spectrum), (1, 0)).cpu()
         place = ranks.cpu().to(torch.int64).clamp(min=1)[:, None]
         # With room for the rounding of another processor.
         reached = shares.gather(1, place) >= self.shares[side] - _ROUNDING
@@ -163,8 +184,8 @@ class SameRank(Size):
     def check_width(self, width: int) -> None:
         _check_width(self.pair, width)
 
-    def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
-        return torch.tensor([self.pair[side]] * len(values))
+    def ranks(self, spectrum: Spectrum, side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
+        return torch.tensor([self.pair[side]] * len(spectrum.values))
 
 
 @dataclass(frozen=True)
@@ -186,7 +207,7 @@ class RankOfEach(Size):
         if set(self.pairs) != set(keys):
             raise InputError(f"ranks are given for {list(self.pairs)}, expected a pair for each {what}")
 
-    def ranks(self, values: Float[Tensor, "units d"], side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
+    def ranks(self, spectrum: Spectrum, side: int, keys: Sequence[Hashable]) -> Int[Tensor, " units"]:
         return torch.tensor([self.pairs[key][side] for key in keys])
 
 

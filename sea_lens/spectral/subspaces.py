@@ -3,8 +3,8 @@
 Tensors only: nothing here knows of models or files.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from einops import einsum, rearrange
@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import ActivationError
+from .products import Product
+from .singular import Ranks, Spectrum, leading
 
 # How far the columns of a factor may be from orthonormal.
 ORTHONORMAL = 1e-6
@@ -30,7 +32,9 @@ class Subspaces:
         keep: U⁺, orthonormal columns then zeros, float64.
         drop: U⁻, likewise.
         keep_rank, drop_rank: k⁺ and k⁻ of each unit.
-        keep_values, drop_values: all singular values of Ω⁺ and Ω⁻, descending, float64; 0 where they are rounding.
+        keep_values, drop_values: singular values of Ω⁺ and Ω⁻, descending, float64: as many as the widest factor has
+            columns at least; 0 where they are rounding.
+        keep_energy, drop_energy: sum of all squared singular values over the largest square (docs/method.md 2.4).
         centre: mean of φ(neutral) that the edit is affine about; None for the uncentred edit.
     """
 
@@ -38,22 +42,32 @@ class Subspaces:
     drop: Float[Tensor, "units d k_drop"]
     keep_rank: Int[Tensor, " units"]
     drop_rank: Int[Tensor, " units"]
-    keep_values: Float[Tensor, "units d"]
-    drop_values: Float[Tensor, "units d"]
+    keep_values: Float[Tensor, "units m_keep"]
+    drop_values: Float[Tensor, "units m_drop"]
+    keep_energy: Float[Tensor, " units"]
+    drop_energy: Float[Tensor, " units"]
     centre: Float[Tensor, "units d"] | None = None
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "Subspaces":
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "Subspaces":
         """The same subspaces, with the factors and the centre cast to a device and dtype."""
         # Contiguous, so that an edit and what is loaded from its file multiply in one order and give the same bits.
-        return Subspaces(
-            self.keep.to(device, dtype).contiguous(),
-            self.drop.to(device, dtype).contiguous(),
-            self.keep_rank,
-            self.drop_rank,
-            self.keep_values,
-            self.drop_values,
-            None if self.centre is None else self.centre.to(device, dtype),
+        return replace(
+            self,
+            keep=self.keep.to(device, dtype).contiguous(),
+            drop=self.drop.to(device, dtype).contiguous(),
+            centre=None if self.centre is None else self.centre.to(device, dtype),
         )
+
+    @classmethod
+    def of(cls, keep: "Side", drop: "Side", centre: Float[Tensor, "units d"] | None = None) -> "Subspaces":
+        """The two subspaces that were found."""
+        values, energies = zip(*((one.spectrum.values, one.spectrum.energy) for one in (keep, drop)), strict=True)
+        return cls(keep.factor, drop.factor, keep.ranks, drop.ranks, *values, *energies, centre)
+
+    @property
+    def spectra(self) -> tuple[Spectrum, Spectrum]:
+        """Of Ω⁺ and Ω⁻."""
+        return Spectrum(self.keep_values, self.keep_energy), Spectrum(self.drop_values, self.drop_energy)
 
     def check(self) -> None:
         """Refuse what no fit gives.
@@ -65,19 +79,22 @@ class Subspaces:
         units, d, _ = self.keep.shape
         if self.centre is not None and self.centre.shape != (units, d):
             raise ValueError(f"centre has shape {tuple(self.centre.shape)}")
-        for side, factor, ranks, values in (
-            ("keep", self.keep, self.keep_rank, self.keep_values),
-            ("drop", self.drop, self.drop_rank, self.drop_values),
+        for side, factor, ranks, spectrum in (
+            ("keep", self.keep, self.keep_rank, self.spectra[0]),
+            ("drop", self.drop, self.drop_rank, self.spectra[1]),
         ):
-            k = factor.shape[-1]
-            if not (factor.is_floating_point() and values.is_floating_point()):
+            k, values, energy = factor.shape[-1], spectrum.values, spectrum.energy
+            if not (factor.is_floating_point() and values.is_floating_point() and energy.is_floating_point()):
                 raise ValueError(f"{side} and its values are no floating-point numbers")
-            if tuple(factor.shape) != (units, d, k) or ranks.shape != (units,) or values.shape != (units, d):
+            fits = values.shape[0] == units and k <= values.shape[1] <= d and energy.shape == (units,)
+            if tuple(factor.shape) != (units, d, k) or ranks.shape != (units,) or not fits:
                 raise ValueError(f"{side}, its ranks and its values have shapes that do not belong together")
             if ranks.is_floating_point() or not ((ranks >= 0) & (ranks <= min(k, d))).all():
                 raise ValueError(f"{side} has ranks {ranks.tolist()}: expected 0 to {min(k, d)}")
             if not (values >= 0).all() or not (values.diff(dim=-1) <= 0).all():
                 raise ValueError(f"the singular values of {side} are not descending sizes")
+            if not (energy >= Spectrum.whole(values).energy * (1 - ORTHONORMAL)).all():
+                raise ValueError(f"the energy of {side} is less than that of the singular values")
             # UᵀU v = v for the columns that count, at the cost of two thin products instead of UᵀU.
             inside = rearrange(torch.arange(k) < ranks.cpu()[:, None], "units k -> units k 1").to(factor)
             probes = torch.randn(k, PROBES, generator=torch.Generator().manual_seed(0), dtype=factor.dtype)
@@ -89,7 +106,15 @@ class Subspaces:
     def reversed(self) -> "Subspaces":
         """Positive and negative with their roles swapped."""
         return Subspaces(
-            self.drop, self.keep, self.drop_rank, self.keep_rank, self.drop_values, self.keep_values, self.centre
+            self.drop,
+            self.keep,
+            self.drop_rank,
+            self.keep_rank,
+            self.drop_values,
+            self.keep_values,
+            self.drop_energy,
+            self.keep_energy,
+            self.centre,
         )
 
     def projections(self) -> tuple[Float[Tensor, "units d d"], Float[Tensor, "units d d"]]:
@@ -99,29 +124,51 @@ class Subspaces:
         return einsum(self.keep, self.keep, pattern), identity - einsum(self.drop, self.drop, pattern)
 
 
+class Side(NamedTuple):
+    """One of the two subspaces of a layer.
+
+    Attributes:
+        factor: leading left singular vectors of each unit, then zero columns.
+        ranks: how many they are.
+        spectrum: the singular values, all or the leading ones.
+    """
+
+    factor: Float[Tensor, "units d k"]
+    ranks: Int[Tensor, " units"]
+    spectrum: Spectrum
+
+
 def leading_subspace(
-    omega: Float[Tensor, "units d d"],
-    ranks_of: Callable[[Float[Tensor, "units d"]], Int[Tensor, " units"]],
+    product: Product,
+    ranks_of: Ranks,
     floor: Float[Tensor, " units"] | None = None,
     rounding: float = 0.0,
     *,
     may_be_empty: bool = False,
-) -> tuple[Float[Tensor, "units d k"], Int[Tensor, " units"], Float[Tensor, "units d"]]:
-    """Leading left singular vectors of Ω, their number, and all singular values.
+    whole: bool = False,
+) -> Side:
+    """Leading left singular vectors of Ω, and its spectrum (docs/method.md 2.6).
 
     Args:
-        omega: cross-covariance of each unit.
-        ranks_of: how many are taken, given the singular values (`ranks.Size.ranks`); at most the numerical rank is.
+        product: the cross-covariance of each unit.
+        ranks_of: how many are taken, given the spectrum (`ranks.Size.ranks`); at most the numerical rank is.
         floor: singular values up to here are the rounding of what was summed up.
         rounding: and so are those up to this share of the largest.
         may_be_empty: whether a unit whose Ω is zero up to rounding has no direction, and is not refused.
+        whole: compute all singular values, whatever is asked for.
 
     Raises:
         ActivationError: Ω has overflowed, or is zero up to rounding, so that no direction has any energy.
     """
-    if not torch.isfinite(omega).all():
+    if not product.is_finite:
         raise ActivationError("the cross-covariance overflows: these activations are too large to fit from")
-    left, values, _ = torch.linalg.svd(omega)
+    found = None if whole else leading(product, ranks_of)
+    if found is None:
+        left, scaled = product.decomposition()
+        energy = Spectrum.whole(scaled).energy
+    else:
+        left, (scaled, energy) = found[0], (found[1].values, found[1].energy)
+    values = scaled * rearrange(product.scale, "units -> units 1")
     least = rounding * values[:, 0]
     above = values > rearrange(least if floor is None else torch.maximum(least, floor), "units -> units 1")
     if not above[:, 0].all() and not may_be_empty:
@@ -136,10 +183,11 @@ def leading_subspace(
     left = left * left.gather(-2, largest).sign()
     # What lies beyond the numerical rank points wherever rounding does.
     values = values * above
-    ranks = torch.minimum(ranks_of(values), above.sum(-1).cpu())
+    spectrum = Spectrum.whole(values) if found is None or not above.all() else Spectrum(values, energy)
+    ranks = torch.minimum(ranks_of(spectrum), above.sum(-1).cpu())
     widest = int(ranks.max())
     inside = rearrange(torch.arange(widest), "k -> 1 k") < rearrange(ranks, "units -> units 1")
-    return left[:, :, :widest] * rearrange(inside, "units k -> units 1 k").to(left), ranks, values
+    return Side(left[:, :, :widest] * rearrange(inside, "units k -> units 1 k").to(left), ranks, spectrum)
 
 
 def random_subspaces(like: Subspaces, generator: torch.Generator) -> Subspaces:
@@ -151,6 +199,4 @@ def random_subspaces(like: Subspaces, generator: torch.Generator) -> Subspaces:
         columns = torch.arange(factor.shape[-1])
         inside = rearrange(columns, "k -> 1 1 k") < rearrange(ranks, "units -> units 1 1")
         factors.append((orthonormal * inside).to(factor.device))
-    return Subspaces(
-        factors[0], factors[1], like.keep_rank, like.drop_rank, like.keep_values, like.drop_values, like.centre
-    )
+    return replace(like, keep=factors[0], drop=factors[1])

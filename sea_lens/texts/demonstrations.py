@@ -144,6 +144,11 @@ class Demonstrations(_Items[Demonstration]):
 
     _item_type = Demonstration
 
+    def picked(self, indices: Iterable[int]) -> "Demonstrations":
+        """The demonstrations with these indices, each as often as it is named."""
+        chosen = list(indices)
+        return Demonstrations([self[i] for i in chosen], [self.names[i] for i in chosen])
+
     def shuffled(self, seed: int) -> "Demonstrations":
         """The demonstrations with positive and negative of each swapped by the toss of a coin (docs/method.md 6.8).
 

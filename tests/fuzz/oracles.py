@@ -43,8 +43,11 @@ def _impossible_subspaces(edit: sl.SpectralEdit) -> str | None:
         return "signatures"
     for layer in edit.layers:
         one = edit.subspaces[layer]
-        sides = ((one.keep, one.keep_rank, one.keep_values), (one.drop, one.drop_rank, one.drop_values))
-        for factor, ranks, values in sides:
+        sides = zip((one.keep, one.drop), (one.keep_rank, one.drop_rank), one.spectra, strict=True)
+        for factor, ranks, spectrum in sides:
+            values = spectrum.values
+            if not (spectrum.energy.isfinite() & (spectrum.energy >= 0)).all():
+                return f"layer {layer}: energy"
             for unit, rank in enumerate(ranks.tolist()):
                 columns = factor[unit].double()
                 gram = columns.T @ columns
@@ -62,15 +65,15 @@ def impossible_covariance(found: sl.CrossCovariance) -> str | None:
         return f"n {found.n}, site {found.site}"
     if list(found.layers) != sorted(set(found.layers)) or min(found.layers) < 0:
         return f"layers {found.layers}"
-    units, d = found.units, found.d
-    shape = (len(found.layers), units, d)
-    if tuple(found.sum_positive.shape) != shape or tuple(found.sum_outer_negative.shape) != (*shape, d):
-        return "shapes"
-    most = found.n * max(abs(end) for end in found.feature.range) * (1 + 1e-6)
-    for name in ("sum_neutral", "sum_positive", "sum_negative"):
-        largest = getattr(found, name).abs().max().item()
+    shape = (found.units, found.d)
+    most = max(abs(end) for end in found.feature.range) * (1 + 1e-6)
+    for layer in found.layers if found.n else ():
+        means, omegas = found.means(layer), found.omega(layer)
+        if any(tuple(x.shape) != shape for x in means) or any(tuple(x.shape) != (*shape, found.d) for x in omegas):
+            return f"layer {layer}: shapes"
+        largest = max(x.abs().max().item() for x in means)
         if not largest < math.inf or (math.isfinite(most) and largest > most):
-            return name
+            return f"layer {layer}: means"
     return None
 
 
