@@ -19,7 +19,7 @@ from .lens import FINAL_NORM, Lens
 from .readout import Norm, probe_norm
 from .sites import SITES, Site
 from .text_trees import batches
-from .tree_passes import TreeReader
+from .tree_passes import Prepared, TreeReader
 
 POSITIONS = ("last", "mean", "random")
 NEUTRALS = ("prompt", "generated")
@@ -223,11 +223,14 @@ class ReadingPlan:
         chosen = [as_integer(number, "batch") for number in (range(len(self.batches)) if numbers is None else numbers)]
         ahead = None
         for place, number in tracked(enumerate(chosen), "capturing activations", len(chosen), show=progress):
-            prepared = self._reader.prepare(self.batches[number]) if ahead is None else ahead
-            found = self._reader.read(prepared)
+            found = self._reader.read(self.prepared(number) if ahead is None else ahead)
             # While an accelerator works on this batch.
-            ahead = self._reader.prepare(self.batches[chosen[place + 1]]) if place + 1 < len(chosen) else None
+            ahead = self.prepared(chosen[place + 1]) if place + 1 < len(chosen) else None
             yield list(self.batches[number]), tuple(points.readings(found) for points in self._points)
+
+    def prepared(self, number: int) -> Prepared:
+        """What is run for a batch."""
+        return self._reader.prepare(self.batches[number])
 
 
 @dataclass(frozen=True)
@@ -238,11 +241,13 @@ class _Points:
         site: what the activations are for.
         names: hook points, one for each layer.
         norm: the final norm, which the last of them stands in, before its gain and bias; None elsewhere.
+        dtype: what behind it is given in.
     """
 
     site: Site
     names: tuple[str, ...]
     norm: Norm | None = None
+    dtype: torch.dtype = torch.float64
 
     @classmethod
     def of(cls, lens: Lens, reading: Reading, layers: Sequence[int]) -> "_Points":
@@ -251,7 +256,8 @@ class _Points:
             return cls(site, tuple(lens.point(reading.read_site, layer) for layer in layers))
         last = lens.n_layers - 1 if lens.has_final_norm else None
         names = (lens.norm_output(FINAL_NORM) if layer == last else lens.point("resid_post", layer) for layer in layers)
-        return cls(site, tuple(names), probe_norm(lens, FINAL_NORM) if last in layers else None)
+        dtype = torch.float64 if reading.position == "mean" else lens.dtype
+        return cls(site, tuple(names), probe_norm(lens, FINAL_NORM) if last in layers else None, dtype)
 
     def readings(self, found: Mapping[str, Tensor]) -> Readings:
         """The readings of some demonstrations, from what each of their texts has at the hook points."""
@@ -259,7 +265,7 @@ class _Points:
         for name in self.names:
             x = found[name]
             if self.norm is not None and name == self.names[-1]:
-                x = (x.double() * self.norm.gain + self.norm.bias).to(x.dtype)
+                x = (x.double() * self.norm.gain + self.norm.bias).to(self.dtype)
             of_layers.append(self.site.to_units(x))
         stacked = torch.stack([x.to(of_layers[0].device) for x in of_layers], dim=1)
         # Texts come in threes, one for each text of a demonstration.
