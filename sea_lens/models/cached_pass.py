@@ -7,7 +7,8 @@ layers get it under another, so that a bridge's own attention fills no cache and
 import contextlib
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,24 +42,79 @@ def cached_pass(
     """
     if lens.backend == "hooked":
         return _hooked_pass(lens, tokens, mask[:, mask.shape[1] - tokens.shape[1] :], state)
-    given = {} if state is None else {"past_key_values": copied(state)}
-    with cache_under_old_name(lens.model) if renamed else contextlib.nullcontext(), warnings.catch_warnings():
-        # The bridge gives and takes the cache by its old name, which nobody here can change.
-        warnings.filterwarnings("ignore", ".*(past_key_values|layer_past).*", FutureWarning)
-        logits, state = lens.model(tokens, attention_mask=mask, use_cache=True, return_type="logits_and_cache", **given)
+    logits, state = _bridge_pass(lens, tokens, mask, None if state is None else copied(state), renamed)
     if not hasattr(state, "layers") or not all(hasattr(layer, "keys") for layer in state.layers):
         raise UnsupportedModelError(f"model {lens.name!r} has no cache of keys and values to go on from")
     return logits, state
 
 
+def read_with_cache(
+    lens: Lens,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Int[Tensor, "batch past_and_pos"],
+    names: Sequence[str],
+    reduce: Callable[[Tensor, str], Tensor],
+    state: Any,
+    *,
+    renamed: bool = False,
+) -> tuple[dict[str, Tensor], Any]:
+    """`Lens.read` of the next tokens, and the cache of the layers that were run.
+
+    Args:
+        lens, names, reduce: as in `Lens.read`.
+        tokens, mask, renamed: as in `cached_pass`.
+        state: the backend's own cache, which these tokens are added to; None before the first token.
+
+    Returns:
+        What was kept at each hook point, and the cache; None for the cache where a bridge kept none.
+    """
+    tokens, mask = tokens.to(lens.device), mask.to(lens.device)
+    if lens.backend == "hooked":
+        state = _empty_hooked_cache(lens, len(tokens)) if state is None else state
+
+        def run_hooked() -> object:
+            new = mask[:, mask.shape[1] - tokens.shape[1] :]
+            return lens.model(tokens, attention_mask=new, past_kv_cache=state, return_type="logits")
+
+        return lens.read_during(run_hooked, names, reduce=reduce), state
+    with _caught_cache(lens.model) as caught:
+        run = partial(_bridge_pass, lens, tokens, mask, state, renamed)
+        found = lens.read_during(run, names, reduce=reduce)
+    return found, next(iter(caught), None) if state is None else state
+
+
+def _bridge_pass(lens: Lens, tokens: Tensor, mask: Tensor, state: Any, renamed: bool) -> tuple[Tensor, Any]:
+    """Logits and the cache, which is the one that was given, with the tokens in it."""
+    given = {} if state is None else {"past_key_values": state}
+    with cache_under_old_name(lens.model) if renamed else contextlib.nullcontext(), warnings.catch_warnings():
+        # The bridge gives and takes the cache by its old name, which nobody here can change.
+        warnings.filterwarnings("ignore", ".*(past_key_values|layer_past).*", FutureWarning)
+        return lens.model(tokens, attention_mask=mask, use_cache=True, return_type="logits_and_cache", **given)
+
+
+@contextlib.contextmanager
+def _caught_cache(model: Any) -> Iterator[list[Any]]:
+    """The cache that a bridge's first attention layer is given, since a pass that stops early gives none back."""
+    caught: list[Any] = []
+
+    def catch(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.extend(_caches(kwargs))
+
+    with contextlib.ExitStack() as stack:
+        for attention in attentions(model)[:1]:
+            stack.callback(attention.register_forward_pre_hook(catch, with_kwargs=True).remove)
+        yield caught
+
+
 def _hooked_pass(lens: Lens, tokens: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
+    state = _empty_hooked_cache(lens, len(tokens)) if state is None else copied(state)
+    return lens.model(tokens, attention_mask=mask, past_kv_cache=state, return_type="logits"), state
+
+
+def _empty_hooked_cache(lens: Lens, rows: int) -> Any:
     from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
-    if state is None:
-        state = TransformerLensKeyValueCache.init_cache(lens.model.cfg, lens.device, len(tokens))
-    else:
-        state = copied(state)
-    return lens.model(tokens, attention_mask=mask, past_kv_cache=state, return_type="logits"), state
+    return TransformerLensKeyValueCache.init_cache(lens.model.cfg, lens.device, rows)
 
 
 def copied(state: Any) -> Any:
@@ -88,11 +144,11 @@ def keys(state: Any) -> list[Tensor]:
     return [layer.keys for layer in state.layers if isinstance(layer.keys, Tensor)]
 
 
-def holds(state: Any, length: int) -> bool:
-    """Whether every layer of a cache holds this many positions."""
+def holds(state: Any, length: int, layers: int | None = None) -> bool:
+    """Whether every layer of a cache, or each of the first `layers`, holds this many positions."""
     if hasattr(state, "entries"):
-        return all(entry.past_keys.shape[1] == length for entry in state.entries)
-    return all(layer.get_seq_length() == length for layer in state.layers)
+        return all(entry.past_keys.shape[1] == length for entry in state.entries[:layers])
+    return all(layer.get_seq_length() == length for layer in state.layers[:layers])
 
 
 def attentions(model: Any) -> Sequence[Any]:
@@ -102,12 +158,17 @@ def attentions(model: Any) -> Sequence[Any]:
 
 def give_under_old_name(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A torch hook before an attention layer that adds the cache by its old name to what the layer is given."""
-    from transformers.cache_utils import Cache
-
     if kwargs.get("past_key_values") is not None:
         return None
-    cache = next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+    cache = next(_caches(kwargs), None)
     return None if cache is None else (args, {**kwargs, "past_key_values": cache})
+
+
+def _caches(kwargs: dict[str, Any]) -> Iterator[Any]:
+    """The caches among the arguments of an attention layer."""
+    from transformers.cache_utils import Cache
+
+    return (value for value in kwargs.values() if isinstance(value, Cache))
 
 
 @contextlib.contextmanager

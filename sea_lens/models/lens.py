@@ -273,6 +273,24 @@ class Lens(Parts):
 
         Args:
             tokens, mask: a right-padded batch.
+            names, functions, reduce: as in `read_during`.
+
+        Returns:
+            What was kept at each hook point, the positions of a prefix left out; errors as in `read_during`.
+        """
+        return self.read_during(lambda: self.forward(tokens, mask), names, functions, reduce)
+
+    def read_during(
+        self,
+        run: Callable[[], object],
+        names: Sequence[str],
+        functions: Iterable[tuple[str, HookFunction]] = (),
+        reduce: Callable[[Tensor, str], Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Activations at hook points, from whatever pass is run, which stops as soon as all have been seen.
+
+        Args:
+            run: runs the pass.
             names: hook points whose second axis is the position. Each is read after the hooks that already stand there
                 and after `functions`.
             functions: hooks for this pass alone.
@@ -298,7 +316,7 @@ class Lens(Parts):
 
         reading = ((name, saver(name)) for name in names)
         with self.hooks(functions), self.hooks(reading, proven=False), contextlib.suppress(_ForwardStopped):
-            self.forward(tokens, mask)
+            run()
         missing = [name for name in names if name not in seen]
         if missing:
             raise UnsupportedModelError(f"model {self.name!r} never reached hook points {missing}")

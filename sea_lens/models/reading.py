@@ -1,12 +1,10 @@
 """How the activation of a text is read, and reading it for demonstrations (docs/method.md 1.3 and 1.4)."""
 
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,50 +12,28 @@ from .._support.arguments import as_integer
 from .._support.progress import tracked
 from ..errors import InputError, MismatchError
 from ..texts.demonstrations import Demonstrations
-from ..texts.items import Demonstration
+from .cache_probe import cached_reading
 from .check import ensure_usable
-from .decoding import continue_prompts
+from .demonstration_texts import DemonstrationTexts
 from .lens import FINAL_NORM, Lens
-from .readout import probe_norm
+from .readout import Norm, probe_norm
 from .sites import SITES, Site
-from .tokens import bos_token, encode, pad
+from .text_trees import batches
+from .tree_passes import Prepared, TreeReader
 
 POSITIONS = ("last", "mean", "random")
 NEUTRALS = ("prompt", "generated")
 HIDDEN_STATES = "hidden_states"
+# Tokens that a pass has at most (docs/method.md 1.3): beyond, a token costs hardly less, and memory grows.
+TOKENS_ON_CPU, TOKENS_ON_ACCELERATOR = 1024, 4096
 
 
 class Readings(NamedTuple):
-    """The three activations of each of some demonstrations, float64."""
+    """The three activations of each of some demonstrations: of one token in the model's dtype, a mean in float64."""
 
     neutral: Float[Tensor, "n layers units d"]
     positive: Float[Tensor, "n layers units d"]
     negative: Float[Tensor, "n layers units d"]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the activation of one text stands: tokens start to stop of one sequence of a batch.
-
-    Attributes:
-        sequence: which one of the batch.
-        start, stop: the text's first token behind BOS (BOS where it is all there is), and the place behind its last.
-        seed: checksum of the seed and the tokens, which position "random" goes by (docs/method.md 1.3).
-    """
-
-    sequence: int
-    start: int
-    stop: int
-    seed: int
-
-    def positions(self, position: str) -> slice:
-        """The positions of the text that are averaged over."""
-        if position == "last":
-            return slice(self.stop - 1, self.stop)
-        if position == "random":
-            picked = self.start + self.seed % (self.stop - self.start)
-            return slice(picked, picked + 1)
-        return slice(self.start, self.stop)
 
 
 @dataclass(frozen=True)
@@ -127,21 +103,19 @@ class Reading:
         names = ("fit_site", "position", "neutral", "prepend_bos", "max_new_tokens", "seed")
         return Reading(site, **{name: record[name] for name in names if name in record})
 
-    def plan(self, lens, demonstrations, layers, *, batch_size=16, tokens_per_batch=None):
-        class Plan:
-            def __init__(plan):
-                n = len(demonstrations)
-                order = sorted(range(n), key=lambda i: -max(len(demonstrations[i].positive), len(demonstrations[i].negative)))
-                plan.batches = [order[a : a + batch_size] for a in range(0, n, batch_size)]
-
-            def read(plan, numbers=None, *, progress=False):
-                for number in range(len(plan.batches)) if numbers is None else numbers:
-                    indices = plan.batches[number]
-                    some = Demonstrations([demonstrations[i] for i in indices], [demonstrations.names[i] for i in indices])
-                    for local, three in self.read(lens, some, layers, batch_size=batch_size):
-                        yield [indices[i] for i in local], three
-
-        return Plan()
+    def plan(
+        self,
+        lens: Lens,
+        demonstrations: Demonstrations,
+        layers: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
+    ) -> "ReadingPlan":
+        """What is read together; arguments and errors as in `ReadingPlan.of`."""
+        return ReadingPlan.of(
+            [self], lens, demonstrations, layers, batch_size=batch_size, tokens_per_batch=tokens_per_batch
+        )
 
     def read(
         self,
@@ -149,95 +123,150 @@ class Reading:
         demonstrations: Demonstrations,
         layers: Sequence[int],
         *,
-        batch_size: int = 16,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
         progress: bool = False,
     ) -> Iterator[tuple[list[int], Readings]]:
-        """Batches of demonstrations, those of the longest texts first: their indices, and their readings.
+        """Batches of demonstrations: their indices, and their readings; arguments and errors as in `ReadingPlan`."""
+        plan = self.plan(lens, demonstrations, layers, batch_size=batch_size, tokens_per_batch=tokens_per_batch)
+        return plan.read(progress=progress)
 
-        All texts are encoded before the first batch is read.
+
+class ReadingPlan:
+    """Which demonstrations are read together; readings of all of them or of some batches, of one site or of several.
+
+    A plan depends on the texts, the model and the numbers that `of` is given, and on nothing that was measured: so that
+    what was read of some batches can be gone on from later, and shared between processes, bit for bit.
+
+    Attributes:
+        batches: indices of demonstrations, those that share the longest beginnings and have the longest texts first.
+    """
+
+    def __init__(self, reader: TreeReader, points: Sequence["_Points"], batches: list[list[int]]) -> None:
+        self.batches, self._reader, self._points = batches, reader, points
+
+    @classmethod
+    def of(
+        cls,
+        readings: Sequence[Reading],
+        lens: Lens,
+        demonstrations: Demonstrations,
+        layers: Sequence[int],
+        *,
+        batch_size: int | None = None,
+        tokens_per_batch: int | None = None,
+    ) -> "ReadingPlan":
+        """Encode all texts, and plan how they are read.
 
         Args:
+            readings: of one site or several, alike in everything else.
             lens: the model.
             demonstrations: whose three texts are read.
             layers: at which layers.
-            batch_size: demonstrations at a time.
-            progress: show a progress bar.
+            batch_size: demonstrations at a time, at most; by default as many as `tokens_per_batch` allows.
+            tokens_per_batch: tokens that a forward pass has at most, padding counted (a longer text is read by itself);
+                by default 1,024 on a CPU and 4,096 on an accelerator (docs/method.md 1.3).
 
         Raises:
             DemonstrationError: a text that does not fit the context; names it.
-            UnsupportedModelError: the model has no hook point for the site, or is not what it should be.
-            InputError: the model drops out units at random.
+            UnsupportedModelError: the model has no hook point for a site, or is not what it should be.
+            InputError: the model drops out units at random, a number is out of range, or readings that cannot be made
+                in one pass.
         """
-        batch_size = as_integer(batch_size, "batch_size", least=1)
+        first = readings[0]
+        most = None if batch_size is None else as_integer(batch_size, "batch_size", least=1)
+        if tokens_per_batch is None:
+            tokens_per_batch = TOKENS_ON_CPU if lens.device.type == "cpu" else TOKENS_ON_ACCELERATOR
+        tokens = as_integer(tokens_per_batch, "tokens_per_batch", least=1)
+        if any(replace(one, site=first.site, fit_site=first.fit_site) != first for one in readings):
+            raise InputError("readings of one pass may differ in their sites alone")
         ensure_usable(lens)
-        names, convert = _points(lens, self.read_site, layers)
-        texts = [
-            _encoded(lens, *named, self.prepend_bos) for named in zip(demonstrations.names, demonstrations, strict=True)
-        ]
-        if self.neutral == "generated":
-            prompts = [sequences[0] for sequences in texts]
-            continued = continue_prompts(lens, prompts, self.max_new_tokens, batch_size=batch_size)
-            texts = [(prompt + more, *rest) for (prompt, *rest), more in zip(texts, continued, strict=True)]
-        first_token = 1 if self.prepend_bos and bos_token(lens) is not None else 0
-        order = sorted(range(len(texts)), key=lambda i: -max(map(len, texts[i])))
-        starts = range(0, len(order), batch_size)
-        site = Site.of(self.site)
-        for start in tracked(starts, "capturing activations", len(starts), show=progress):
-            indices = order[start : start + batch_size]
-            sequences, places = _plan([texts[i] for i in indices], first_token, self.seed)
-            tokens, mask = pad(sequences)
+        points = [_Points.of(lens, one, layers) for one in readings]
+        texts = DemonstrationTexts.of(
+            lens,
+            demonstrations,
+            position=first.position,
+            seed=first.seed,
+            prepend_bos=first.prepend_bos,
+            max_new_tokens=first.max_new_tokens if first.neutral == "generated" else None,
+            batch_size=most,
+        )
+        names = dict.fromkeys(name for one in points for name in one.names)
+        reader = TreeReader(lens, texts, list(names), max(layers) + 1, mean=first.position == "mean", tokens=tokens)
+        found = batches(texts.trees, tokens, most, equal_stems=not cached_reading(lens).padded)
+        return cls(reader, points, found)
 
-            def gather(x: Tensor, name: str, places: list[Place] = places) -> Float[Tensor, "places units d"]:
-                chosen = (x[place.sequence, place.positions(self.position)] for place in places)
-                values = [reduce(x.double(), "pos ... -> ...", "mean") for x in chosen]
-                return site.to_units(convert(torch.stack(values), name))
+    def read(
+        self, numbers: Iterable[int] | None = None, *, progress: bool = False
+    ) -> Iterator[tuple[list[int], Readings]]:
+        """`read_sites` of a plan for one site."""
+        return ((indices, found[0]) for indices, found in self.read_sites(numbers, progress=progress))
 
-            with torch.no_grad():
-                seen = lens.read(tokens, mask, names, reduce=gather)
-            stacked = torch.stack([seen[name] for name in names], dim=1)
-            # Places come in threes, one for each text of a demonstration.
-            yield indices, Readings(*(stacked[kind::3] for kind in range(3)))
+    def read_sites(
+        self, numbers: Iterable[int] | None = None, *, progress: bool = False
+    ) -> Iterator[tuple[list[int], tuple[Readings, ...]]]:
+        """Read batches.
+
+        Args:
+            numbers: which of `batches`; all by default.
+            progress: show a progress bar.
+
+        Yields:
+            The indices of a batch, and their readings at each site, on the model's device.
+
+        Raises:
+            DemonstrationError: memory does not suffice for one text; names it.
+
+        Warns:
+            SeaLensWarning: memory does not suffice for a batch, which is then read in parts; said once.
+        """
+        chosen = [as_integer(number, "batch") for number in (range(len(self.batches)) if numbers is None else numbers)]
+        ahead = None
+        for place, number in tracked(enumerate(chosen), "capturing activations", len(chosen), show=progress):
+            found = self._reader.read(self.prepared(number) if ahead is None else ahead)
+            # While an accelerator works on this batch.
+            ahead = self.prepared(chosen[place + 1]) if place + 1 < len(chosen) else None
+            yield list(self.batches[number]), tuple(points.readings(found) for points in self._points)
+
+    def prepared(self, number: int) -> Prepared:
+        """What is run for a batch."""
+        return self._reader.prepare(self.batches[number])
 
 
-def _points(lens: Lens, read_site: str, layers: Sequence[int]) -> tuple[list[str], Callable[[Tensor, str], Tensor]]:
-    """Hook points to read, one for each layer, and what turns a reading into the site's activation."""
-    if read_site != HIDDEN_STATES:
-        return [lens.point(read_site, layer) for layer in layers], lambda x, name: x
-    norm = probe_norm(lens, FINAL_NORM)
-    normalized = lens.norm_output(FINAL_NORM)
-    last = lens.n_layers - 1 if lens.has_final_norm else None
-    names = [normalized if layer == last else lens.point("resid_post", layer) for layer in layers]
-    return names, lambda x, name: x * norm.gain + norm.bias if name == normalized else x
+@dataclass(frozen=True)
+class _Points:
+    """Where the activations of a site are read.
 
-
-def _encoded(lens: Lens, name: str, demonstration: Demonstration, prepend_bos: bool) -> tuple[list[int], ...]:
-    return tuple(
-        encode(lens, getattr(demonstration, kind), prepend_bos=prepend_bos, what=f"{name}, {kind} text,")
-        for kind in Readings._fields
-    )
-
-
-def _plan(texts: Sequence[tuple[list[int], ...]], first_token: int, seed: int) -> tuple[list[list[int]], list[Place]]:
-    """Sequences to run, and where in them each text is read, three places for each demonstration.
-
-    In a causal model a text that begins another is computed along with it: a prompt costs no sequence of its own
-    where its tokens begin those of the positive text, as they usually do.
+    Attributes:
+        site: what the activations are for.
+        names: hook points, one for each layer.
+        norm: the final norm, which the last of them stands in, before its gain and bias; None elsewhere.
+        dtype: what behind it is given in.
     """
-    sequences: list[list[int]] = []
-    places: list[Place] = []
-    for neutral, positive, negative in texts:
-        base = len(sequences)
-        sequences += [positive, negative]
-        if positive[: len(neutral)] == neutral:
-            host = base
-        else:
-            sequences.append(neutral)
-            host = base + 2
-        for tokens, sequence in ((neutral, host), (positive, base), (negative, base + 1)):
-            start = min(first_token, len(tokens) - 1)
-            places.append(Place(sequence, start, len(tokens), _seed_of(tokens, seed)))
-    return sequences, places
 
+    site: Site
+    names: tuple[str, ...]
+    norm: Norm | None = None
+    dtype: torch.dtype = torch.float64
 
-def _seed_of(tokens: Sequence[int], seed: int) -> int:
-    return zlib.crc32(f"{seed} {' '.join(map(str, tokens))}".encode())
+    @classmethod
+    def of(cls, lens: Lens, reading: Reading, layers: Sequence[int]) -> "_Points":
+        site = Site.of(reading.site)
+        if reading.read_site != HIDDEN_STATES:
+            return cls(site, tuple(lens.point(reading.read_site, layer) for layer in layers))
+        last = lens.n_layers - 1 if lens.has_final_norm else None
+        names = (lens.norm_output(FINAL_NORM) if layer == last else lens.point("resid_post", layer) for layer in layers)
+        dtype = torch.float64 if reading.position == "mean" else lens.dtype
+        return cls(site, tuple(names), probe_norm(lens, FINAL_NORM) if last in layers else None, dtype)
+
+    def readings(self, found: Mapping[str, Tensor]) -> Readings:
+        """The readings of some demonstrations, from what each of their texts has at the hook points."""
+        of_layers = []
+        for name in self.names:
+            x = found[name]
+            if self.norm is not None and name == self.names[-1]:
+                x = (x.double() * self.norm.gain + self.norm.bias).to(self.dtype)
+            of_layers.append(self.site.to_units(x))
+        stacked = torch.stack([x.to(of_layers[0].device) for x in of_layers], dim=1)
+        # Texts come in threes, one for each text of a demonstration.
+        return Readings(*(stacked[kind::3] for kind in range(3)))

@@ -1,7 +1,8 @@
 """Texts to tokens: one BOS in front, never two; padded batches; completions (docs/method.md 6.1)."""
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -136,6 +137,29 @@ def common_length(rows: Sequence[tuple[int, ...]] | Sequence[list[int]]) -> int:
     # In lexicographic order the first and the last row differ as early as any two rows do.
     pairs = zip(min(rows), max(rows), strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+class TokenRows(Sequence[list[int]]):
+    """Rows of tokens, four bytes a token, so that many texts cost next to nothing beside a model."""
+
+    def __init__(self, rows: Iterable[Sequence[int]] = ()) -> None:
+        self._tokens, self._ends = array("i"), array("q", [0])
+        for row in rows:
+            self.append(row)
+
+    def append(self, row: Sequence[int]) -> None:
+        """Keep one more row."""
+        self._tokens.extend(row)
+        self._ends.append(len(self._tokens))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: Any) -> Any:
+        if isinstance(number, slice):
+            return [self[one] for one in range(len(self))[number]]
+        place = range(len(self))[number]
+        return self._tokens[self._ends[place] : self._ends[place + 1]].tolist()
 
 
 @dataclass(frozen=True)
