@@ -98,7 +98,9 @@ def test_equal_demonstrations_leave_the_leading_directions_exact():
 
 @pytest.mark.parametrize("centre", [False, True])
 @pytest.mark.parametrize("n", [300, 500])
-@pytest.mark.parametrize("options", [{}, {"energy": (0.9, 0.99)}, {"rank": (5, 7)}, {"spectrum_power": 1.0, "energy": 0.6}])
+@pytest.mark.parametrize(
+    "options", [{}, {"energy": (0.9, 0.99)}, {"rank": (5, 7)}, {"spectrum_power": 1.0, "energy": 0.6}]
+)
 def test_a_fit_is_that_of_the_covariances_whole(centre, n, options):
     h, plus = activations(1.0, n=n, mean=1.0)
     minus = activations(0.8, n=n, seed=1)[1]

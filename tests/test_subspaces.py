@@ -6,8 +6,8 @@ from hypothesis.extra.numpy import arrays
 
 from sea_lens.spectral.arithmetic import COMBINES, edit_activation
 from sea_lens.spectral.features import FEATURE_MAPS
-from sea_lens.spectral.ranks import KEEP, Size
 from sea_lens.spectral.products import Matrix
+from sea_lens.spectral.ranks import KEEP, Size
 from sea_lens.spectral.subspaces import Subspaces, leading_subspace, random_subspaces
 
 KEEPING_NORM = [combine for combine in COMBINES if combine != "average"]

@@ -1,4 +1,4 @@
-"""Kills `evaluate`, `tune` and `attribute` at random moments (kill -9), lets them go on, and compares with whole runs.
+"""Kills `evaluate`, `tune`, `attribute` and `fit` at random moments (kill -9), lets them go on, and compares with whole runs.
 
     python timings/kills.py [--kills 20] [--seed 0] [--small]
 
@@ -23,6 +23,7 @@ import torch
 import sea_lens as sl
 from sea_lens.cli import main
 from sea_lens.evaluation import run
+from sea_lens.spectral import store
 
 
 def command(arguments: list[str], wait: float | None = None) -> float | None:
@@ -56,7 +57,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def work(folder: Path, small: bool) -> dict[str, list[str]]:
-    """Inputs of the three commands, and their arguments but for --out."""
+    """Inputs of the commands, and their arguments but for where they write."""
     bed = sl.testbed.load()
     demonstrations = sl.Demonstrations(list(bed.demonstrations)[: 16 if small else 64])
     contrasts = sl.Contrasts(list(bed.contrasts["dev"])[: 3 if small else 12])
@@ -88,6 +89,7 @@ def work(folder: Path, small: bool) -> dict[str, list[str]]:
             "0.9,0.99",
         ],
         "attribute": ["attribute", *common, *study, *draws, *methods],
+        "fit": ["fit", *common, "--demonstrations", demos, "--rank", "4", "--batch-size", "4"],
     }
 
 
@@ -97,6 +99,8 @@ def killed(name: str, arguments: list[str], folder: Path, kills: int, generator:
     def out(run: str) -> list[str]:
         place = folder / name / run
         place.mkdir(parents=True)
+        if name == "fit":
+            return [*arguments, "--store", str(place / "store"), "--out", str(place / "edit.safetensors")]
         return [*arguments, "--out", str(place / "found.json" if name == "evaluate" else place)]
 
     lasted = command(out("whole"))
@@ -112,7 +116,7 @@ def killed(name: str, arguments: list[str], folder: Path, kills: int, generator:
             if generator.random() < 0.6:
                 break
         command(again)
-        found = content(Path(again[-1]) if name != "evaluate" else Path(again[-1]).parent)
+        found = content(Path(again[-1]) if name in ("tune", "attribute") else Path(again[-1]).parent)
         told["resumed runs"] += 1
         told["byte-equal"] += all(found.get(file) == made for file, made in whole.items())
         told["with files left behind"] += bool(found.keys() - whole.keys())
@@ -124,6 +128,7 @@ def report(kills: int, seed: int, small: bool) -> Iterator[tuple[str, dict[str, 
     torch.set_num_threads(1)
     # Parts of a few items, so that a short run has several.
     run.PART = 3 if small else 8
+    store.FEWEST, store.SHARD_NUMBERS = 4, 0
     with tempfile.TemporaryDirectory() as folder:
         generator = random.Random(seed)
         commands = work(Path(folder), small)

@@ -115,9 +115,7 @@ class TensorFile:
         start, entries = _raw_header(path)
         self._begin = len(start)
         self._entries = {name: entry for name, entry in entries.items() if name != "__metadata__"}
-        self.shapes = {
-            name: (tuple(entry["shape"]), _DTYPES[entry["dtype"]]) for name, entry in self._entries.items()
-        }
+        self.shapes = {name: (tuple(entry["shape"]), _DTYPES[entry["dtype"]]) for name, entry in self._entries.items()}
 
     def tensor(self, name: str) -> Tensor:
         """One of the tensors, by its name in `shapes`.

@@ -16,6 +16,7 @@ from ..spectral.edit import SpectralEdit
 from ..spectral.features import feature_map
 from ..spectral.fitting import fit_to_size
 from ..spectral.ranks import Size
+from ..spectral.store import check_store
 from . import options as opt
 from .files import check_output_file
 
@@ -40,6 +41,13 @@ def run(
     centre: Annotated[bool, typer.Option("--centre", help="Subtract the sample means.")] = False,
     spectrum_power: Annotated[float, typer.Option(help="Power of the singular values that counts as energy.")] = 2.0,
     limit: opt.LimitOption = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder to keep the activations in; a run that was interrupted goes on there."),
+    ] = None,
+    whole_spectrum: Annotated[
+        bool, typer.Option("--whole-spectrum", help="Compute all singular values, for a plot of them.")
+    ] = False,
     batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
@@ -55,7 +63,9 @@ def run(
     feature_map(feature)
     Reading(site, fit_site, position, neutral)
     choice = opt.read_layers(layers)
-    check_output_file(out, {"--demonstrations": demonstrations, "--model": model})
+    check_output_file(out, {"--demonstrations": demonstrations, "--model": model, "--store": store})
+    if store is not None:
+        check_store(store)
     demos = opt.read_demonstrations(demonstrations, form, limit)
     loaded = opt.open_model(model, backend, device, dtype)
     size.check_width(Site.of(site).shape(Lens.of(loaded))[1])
@@ -70,8 +80,9 @@ def run(
         feature=feature,
         batch_size=batch_size,
         prepend_bos=prepend_bos,
+        store=store,
     )
-    edit = fit_to_size(covariance, size, centre)
+    edit = fit_to_size(covariance, size, centre, whole_spectrum=whole_spectrum)
     edit.save(out)
     print_ranks(edit)
     console.print(f"wrote {out}", highlight=False)

@@ -187,7 +187,7 @@ def leace(
     for indices, three in reading.read(lens, demonstrations, chosen, batch_size=batch_size, progress=progress):
         names = [demonstrations.names[i] for i in indices]
         for kind, label in (("positive", 1.0), ("negative", 0.0)):
-            x = getattr(three, kind).to(device)
+            x = getattr(three, kind).to(device, torch.float64)
             refuse_non_finite(kind, x, names, site, chosen)
             for place, of_layer in enumerate(fitters):
                 for unit, of_unit in enumerate(of_layer):

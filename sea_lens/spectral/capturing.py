@@ -1,7 +1,7 @@
 """From a model and demonstrations to cross-covariances (docs/method.md 1 and 2): streamed once, or read and kept."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from .._support.progress import tracked
 from ..edits.in_model import warn_of_installed
 from ..edits.where import LayerChoice, choose_layers
 from ..models.lens import Lens
-from ..models.reading import Reading
+from ..models.reading import Reading, ReadingPlan, Readings
 from ..models.sites import Site
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
@@ -93,61 +93,60 @@ def capture(
     chosen = choose_layers(layers, range(lens.n_layers))
     demonstrations, mapped = Demonstrations.of(demonstrations), feature_map(feature)
     plan = reading.plan(lens, demonstrations, chosen, batch_size=batch_size)
+    read = _ReadingOf(plan, demonstrations.names, site, chosen)
+    empty = _empty(lens, reading, demonstrations, chosen, mapped)
     if store is not None:
-        return _stored(
-            lens, reading, demonstrations, chosen, mapped, plan=plan, folder=store, progress=progress
-        )
-    many = len(demonstrations) >= Site.of(site).shape(lens)[1]
-    return _captured(lens, reading, demonstrations, chosen, mapped, plan=plan, sums=many, progress=progress)
+        return _stored(empty, read, store, progress)
+    return _captured(empty, read, lens.double_device if len(demonstrations) >= empty.d else None, progress)
+
+
+@dataclass(frozen=True)
+class _ReadingOf:
+    """What is read of some demonstrations, refused where it is not finite."""
+
+    plan: ReadingPlan
+    names: Sequence[str]
+    site: str
+    layers: tuple[int, ...]
+
+    def batches(
+        self, numbers: Iterable[int] | None = None, *, progress: bool = False
+    ) -> Iterator[tuple[list[int], Readings]]:
+        """Some of the plan's batches, by default all: the indices of demonstrations, and their readings."""
+        for indices, three in self.plan.read(numbers, progress=progress):
+            for kind, values in three._asdict().items():
+                refuse_non_finite(kind, values, [self.names[i] for i in indices], self.site, self.layers)
+            yield indices, three
 
 
 def _captured(
-    lens: Lens,
-    reading: Reading,
-    demonstrations: Demonstrations,
-    layers: tuple[int, ...],
-    feature: FeatureMap,
-    *,
-    plan: Any,
-    sums: bool,
-    progress: bool = False,
+    empty: CrossCovariance, reading: _ReadingOf, device: torch.device | None, progress: bool
 ) -> CrossCovariance:
-    """What was read, in memory; `sums` says whether only their sums are kept."""
-    empty = _empty(lens, reading, demonstrations, layers, feature)
-    total = Sums.empty(empty.statistics.layout, lens.double_device) if sums else None
+    """What was read, in memory: activations on the CPU, or their sums where there is a device to add them up on."""
+    layout = empty.statistics.layout
+    total = None if device is None else Sums.empty(layout, device)
     parts: list[InMemory] = []
     order: list[int] = []
-    for indices, three in plan.read(progress=progress):
-        refuse_non_finite(three, [demonstrations.names[i] for i in indices], reading.site, layers)
+    for indices, three in reading.batches(progress=progress):
         if total is None:
             parts.append(InMemory(stacked([x.cpu() for x in three])))
             order += indices
         else:
-            total.add(stacked(three), feature)
-    kept = Activations(empty.statistics.layout, tuple(parts), torch.tensor(order))
-    return replace(empty, statistics=kept if total is None else total.to("cpu"))
+            total.add(stacked(three), empty.feature)
+    if total is not None:
+        return replace(empty, statistics=total.to("cpu"))
+    return replace(empty, statistics=Activations(layout, tuple(parts), torch.tensor(order)))
 
 
 def _stored(
-    lens: Lens,
-    reading: Reading,
-    demonstrations: Demonstrations,
-    layers: tuple[int, ...],
-    feature: FeatureMap,
-    *,
-    plan: Any,
-    folder: str | os.PathLike[str],
-    progress: bool,
+    empty: CrossCovariance, reading: _ReadingOf, folder: str | os.PathLike[str], progress: bool
 ) -> CrossCovariance:
     """What was read, in the shards of a folder; those that are there already are not read again."""
-    empty = _empty(lens, reading, demonstrations, layers, feature)
-    store = begin_store(folder, layers, reading.site, empty.provenance, plan.batches, empty.statistics.layout)
+    batches, layout = reading.plan.batches, empty.statistics.layout
+    store = begin_store(folder, empty.layers, empty.site, empty.provenance, batches, layout)
     missing = store.missing()
     for number in tracked(missing, "capturing activations", len(missing), show=progress):
-        read = []
-        for indices, three in plan.read(store.batches[number]):
-            refuse_non_finite(three, [demonstrations.names[i] for i in indices], reading.site, layers)
-            read.append([x.cpu() for x in three])
+        read = [[x.cpu() for x in three] for _, three in reading.batches(store.batches[number])]
         store.write(number, [torch.cat(sides) for sides in zip(*read, strict=True)])
     return replace(empty, statistics=store.read())
 
@@ -199,8 +198,8 @@ class Captured:
         """Read demonstrations."""
         lens, demonstrations = Lens.of(model), Demonstrations.of(demonstrations)
         plan = reading.plan(lens, demonstrations, layers, batch_size=batch_size)
-        identity = feature_map("identity")
-        found = _captured(lens, reading, demonstrations, layers, identity, plan=plan, sums=False, progress=progress)
+        empty = _empty(lens, reading, demonstrations, layers, feature_map("identity"))
+        found = _captured(empty, _ReadingOf(plan, demonstrations.names, reading.site, layers), None, progress)
         statistics = found.statistics
         assert isinstance(statistics, Activations)
         return cls(demonstrations, replace(found, statistics=statistics.in_one_part()))

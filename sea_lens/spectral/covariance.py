@@ -131,7 +131,8 @@ class CrossCovariance:
         """
         names = names or [f"demonstration {i}" for i in range(self.n, self.n + len(neutral))]
         batch = Three(neutral, positive, negative)
-        refuse_non_finite(batch, names, self.site, self.layers)
+        for kind, activations in batch._asdict().items():
+            refuse_non_finite(kind, activations, names, self.site, self.layers)
         if isinstance(self.statistics, Sums):
             self.statistics.add(stacked(batch), self.feature)
             return self
@@ -287,18 +288,21 @@ def _statistics(tensors: Mapping[str, Tensor], layers: Sequence[int], n: Any) ->
 
 
 def refuse_non_finite(
-    activations: Sequence[Float[Tensor, "batch layers units d"]], names: Sequence[str], site: str, layers: Sequence[int]
+    kind: str,
+    activations: Float[Tensor, "batch layers units d"],
+    names: Sequence[str],
+    site: str,
+    layers: Sequence[int],
 ) -> None:
-    """Refuse activations (neutral, positive, negative) that are NaN or infinite.
+    """Refuse activations of a `kind` of text that are NaN or infinite.
 
     Raises:
         ActivationError: naming the layer and the demonstration.
     """
-    for kind, values in zip(Three._fields, activations, strict=True):
-        finite = reduce(torch.isfinite(values), "batch layers units d -> batch layers", "all")
-        if not finite.all():
-            row, layer = (~finite).nonzero()[0].tolist()
-            raise ActivationError(
-                f"the {kind} activation of {names[row]} at layer {layers[layer]}, site {site!r}, holds NaN or infinite "
-                f"values"
-            )
+    finite = reduce(torch.isfinite(activations), "batch layers units d -> batch layers", "all")
+    if not finite.all():
+        row, layer = (~finite).nonzero()[0].tolist()
+        raise ActivationError(
+            f"the {kind} activation of {names[row]} at layer {layers[layer]}, site {site!r}, holds NaN or infinite "
+            f"values"
+        )

@@ -29,7 +29,17 @@ from .ranks import DROP, KEEP, Size
 from .singular import Spectrum
 from .subspaces import Subspaces
 
-_TENSORS = ("keep", "drop", "keep_rank", "drop_rank", "keep_values", "drop_values", "keep_energy", "drop_energy", "centre")
+_TENSORS = (
+    "keep",
+    "drop",
+    "keep_rank",
+    "drop_rank",
+    "keep_values",
+    "drop_values",
+    "keep_energy",
+    "drop_energy",
+    "centre",
+)
 
 
 @dataclass(frozen=True, eq=False)

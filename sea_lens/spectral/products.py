@@ -4,6 +4,7 @@ Both have the same face, so that singular vectors are found in one way (`spectra
 is scaled by the largest entry, so that squares neither overflow nor vanish.
 """
 
+import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,7 +41,7 @@ class Product(ABC):
     def decomposition(self) -> tuple[Float[Tensor, "units d k"], Float[Tensor, "units k"]]:
         """All left singular vectors and singular values, descending."""
 
-    @property
+    @cached_property
     @abstractmethod
     def energy(self) -> Float[Tensor, " units"]:
         """Squared Frobenius norm: the sum of all squared singular values."""
@@ -141,7 +142,7 @@ class Rows:
         n = rows.shape[1]
         gram = rows.new_empty(rows.shape[0], n, n)
         starts = [round(n * block / _GRAM_BLOCKS) for block in range(_GRAM_BLOCKS + 1)]
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in itertools.pairwise(starts):
             torch.matmul(rows[:, start:stop], rows[:, :stop].mT, out=gram[:, start:stop, :stop])
             gram[:, :start, start:stop] = gram[:, start:stop, :start].mT
         return gram
@@ -224,7 +225,7 @@ class ThinProduct(Product):
 
 
 def _scaled(x: Float[Tensor, "units n d"]) -> tuple[Float[Tensor, "units n d"], Float[Tensor, " units"]]:
-    """x over its largest modulus, and that: 1 where it is zero."""
+    """X over its largest modulus, and that: 1 where it is zero."""
     largest = reduce(x.abs(), "units n d -> units", "max")
     scale = torch.where(largest > 0, largest, torch.ones_like(largest))
     return x / rearrange(scale, "units -> units 1 1"), scale

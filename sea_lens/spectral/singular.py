@@ -47,7 +47,10 @@ class Spectrum:
         return cls(values, shares.square().cumsum(-1)[:, -1])
 
     def left(self, power: float | int) -> Float[Tensor, "units m"]:
-        """Share of the energy beyond each direction (docs/method.md 2.4); of all in `values` where the power is not 2."""
+        """Share of the energy that lies beyond each direction (docs/method.md 2.4).
+
+        Where the power is not 2 this is the energy of all directions in `values`.
+        """
         cumulative = (self.values / self.values[:, :1]).pow(power).cumsum(-1)
         total = cumulative[:, -1] if power != 2 else torch.maximum(cumulative[:, -1], self.energy)
         return 1 - cumulative / rearrange(total, "units -> units 1")

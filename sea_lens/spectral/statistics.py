@@ -44,7 +44,7 @@ class LayerStatistics(ABC):
 
     n: int
 
-    @property
+    @cached_property
     @abstractmethod
     def means(self) -> Three:
         """Sample means of φ(h), φ(h⁺) and φ(h⁻), each (units, d), float64."""
@@ -75,7 +75,7 @@ class LayerSums(LayerStatistics):
     outer: tuple[Float[Tensor, "units d d"], Float[Tensor, "units d d"]]
     single: Three
 
-    @property
+    @cached_property
     def means(self) -> Three:
         return self.single.each(lambda x: x / self.n)
 
@@ -372,4 +372,9 @@ def merged(one: Statistics, other: Statistics, feature: FeatureMap) -> Statistic
 def stacked(rows: Sequence[Float[Tensor, "n layers units d"]]) -> Three:
     """Activations as they are kept: layers first, so that those of one layer lie together."""
     # A copy, whatever the strides, since what was given may be changed by whoever gave it.
-    return Three(*(rearrange(x, "n layers units d -> layers n units d").clone(memory_format=torch.contiguous_format) for x in rows))
+    return Three(
+        *(
+            rearrange(x, "n layers units d -> layers n units d").clone(memory_format=torch.contiguous_format)
+            for x in rows
+        )
+    )

@@ -31,8 +31,8 @@ _SHARD = "activations of a capture"
 _INDEX = "capture.json"
 # Numbers in a shard, which is in memory while it is filled and written: little beside any model. One of a large model
 # has some batches' worth all the same, so that the files are not too many.
-_SHARD_NUMBERS = 2**22
-_FEWEST = 32
+SHARD_NUMBERS = 2**22
+FEWEST = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +168,25 @@ def _name(layer: int, kind: str) -> str:
     return f"layers.{layer}.{kind}"
 
 
+def check_store(folder: str | os.PathLike[str]) -> None:
+    """Refuse a folder that cannot become a store, and is none.
+
+    Raises:
+        FileError: it is a file, or holds something else.
+    """
+    path = check_name(folder)
+    try:
+        if path.exists() and not path.is_dir():
+            raise FileError(f"{folder} is a file: expected a folder to keep a capture in")
+        # A temporary of a write that was killed is no content.
+        if path.is_dir() and not (path / _INDEX).exists() and any(one.name[0] != "." for one in path.iterdir()):
+            raise FileError(f"{folder} holds something else than a capture: expected an empty folder, or none")
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(f"cannot keep a capture in {folder}: {why(error)}") from error
+
+
 def begin_store(
     folder: str | os.PathLike[str],
     layers: Sequence[int],
@@ -190,17 +209,14 @@ def begin_store(
     """
     path = check_name(folder)
     facts = {"layers": list(layers), "site": site, "provenance": plain(provenance), "batches": plain(batches)}
+    check_store(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not any(path.iterdir()):
-            facts["shards"] = _shards(batches, max(_FEWEST, _SHARD_NUMBERS // (3 * math.prod(layout))))
+        if not (path / _INDEX).exists():
+            facts["shards"] = _shards(batches, max(FEWEST, SHARD_NUMBERS // (3 * math.prod(layout))))
             digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
             write_sealed_json(path / _INDEX, {"sea_lens": KIND, "id": digest, **facts})
-        elif not (path / _INDEX).exists():
-            raise FileError(f"{folder} holds something else than a capture: expected an empty folder, or none")
     except (OSError, ValueError) as error:
-        if isinstance(error, FileError):
-            raise
         raise FileError(f"cannot keep a capture in {folder}: {why(error)}") from error
     store = open_store(path)
     ours, theirs = (

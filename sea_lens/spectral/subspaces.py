@@ -61,8 +61,17 @@ class Subspaces:
     @classmethod
     def of(cls, keep: "Side", drop: "Side", centre: Float[Tensor, "units d"] | None = None) -> "Subspaces":
         """The two subspaces that were found."""
-        values, energies = zip(*((one.spectrum.values, one.spectrum.energy) for one in (keep, drop)), strict=True)
-        return cls(keep.factor, drop.factor, keep.ranks, drop.ranks, *values, *energies, centre)
+        return cls(
+            keep.factor,
+            drop.factor,
+            keep.ranks,
+            drop.ranks,
+            keep.spectrum.values,
+            drop.spectrum.values,
+            keep.spectrum.energy,
+            drop.spectrum.energy,
+            centre,
+        )
 
     @property
     def spectra(self) -> tuple[Spectrum, Spectrum]:
