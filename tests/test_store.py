@@ -69,15 +69,16 @@ def test_a_capture_goes_on_where_it_was(model, tmp_path, small_shards, monkeypat
     monkeypatch.setattr(stores.Store, "write", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sl.capture(model, demos, store=tmp_path / "store", **OPTIONS)
-    with pytest.raises(sl.FileError, match="the capture has not ended, .* shards are missing"):
+    with pytest.raises(sl.FileError, match=r"the capture has not ended, .* shards are missing"):
         sl.CrossCovariance.load(tmp_path / "store")
-    monkeypatch.setattr(
-        stores.Store,
-        "write",
-        lambda store, number, activations: read.append(number) or written(store, number, activations),
-    )
+
+    def noted(store, number, activations):
+        read.append(number)
+        written(store, number, activations)
+
+    monkeypatch.setattr(stores.Store, "write", noted)
     resumed = sl.capture(model, demos, store=tmp_path / "store", **OPTIONS)
-    assert read and min(read) == 2
+    assert read[0] == 2
     assert sl.fit(resumed).digest == sl.fit(whole).digest
     names = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "store").iterdir())
@@ -106,7 +107,7 @@ def test_a_store_of_another_capture_is_refused_before_anything_is_read(model, tm
     (tmp_path / "file").write_text("x")
     with pytest.raises(sl.FileError, match="file"):
         sl.capture(model, demos, store=tmp_path / "file", **OPTIONS)
-    with pytest.raises(sl.FileError, match="no such file|No such file"):
+    with pytest.raises(sl.FileError, match=r"(?i)no such file"):
         sl.CrossCovariance.load(tmp_path / "other")
 
 
@@ -160,9 +161,8 @@ def test_parts_of_two_stores_merge_to_the_whole(model, tmp_path):
     ]
     merged = parts[0] + parts[1]
     for layer in whole.layers:
-        torch.testing.assert_close(
-            merged.omega(layer, centre=True), whole.omega(layer, centre=True), rtol=0, atol=1e-12
-        )
+        found, expected = (one.omega(layer, centre=True) for one in (merged, whole))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 FIT = """

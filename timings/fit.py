@@ -5,8 +5,8 @@
 
 The released code makes each covariance in float32, decomposes it whole, and computes its matrix rank; the fit is
 `sl.fit_activations`. Both take turns on activations whose scales along random axes fall as j to the power of -decay (0
-is white noise, of which nearly all directions are needed). Printed are medians of the times, their ratio, the ranks, and
-the largest entry of the difference between the fit's projections and those of a full decomposition in float64.
+is white noise, of which nearly all directions are needed). Printed are medians of the processor times, their ratio, the
+ranks, and the largest entry of the difference between the projections and those of a full decomposition in float64.
 
 With --store, activations in bfloat16 of as many layers are written to a store, and a process of its own fits them:
 printed is the most memory that it held, and what it held before.
@@ -112,8 +112,8 @@ import sea_lens as sl
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 edit = sl.fit(sl.CrossCovariance.load(sys.argv[1]))
 ranks = list(edit.ranks.values())
-print(f"held before {before / 2**20:.2f} GiB, at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB,"
-      f" ranks up to {max(map(max, ranks))}")
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(f"held before {before / 2**20:.2f} GiB, at most {most / 2**20:.2f} GiB, ranks up to {max(map(max, ranks))}")
 """
 
 

@@ -96,6 +96,8 @@ def fit_to_size(
             below += size.below(found.ranks, side, keys[layer])
         subspaces[layer] = Subspaces.of(*sides, centre=means.neutral if centre else None).to("cpu", torch.float64)
         signatures[layer], distances[str(layer)] = signature(means)[0], centred_signature(means)
+        # So that the activations of two layers are never there at once.
+        del statistics, product
     if below:
         told = ", ".join(below[:4]) + (", …" if len(below) > 4 else "")
         warnings.warn(f"ranks above the numerical rank of the cross-covariances are cut to it: {told}", stacklevel=3)

@@ -226,6 +226,6 @@ class ThinProduct(Product):
 
 def _scaled(x: Float[Tensor, "units n d"]) -> tuple[Float[Tensor, "units n d"], Float[Tensor, " units"]]:
     """X over its largest modulus, and that: 1 where it is zero."""
-    largest = reduce(x.abs(), "units n d -> units", "max")
+    largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=(1, 2))
     scale = torch.where(largest > 0, largest, torch.ones_like(largest))
     return x / rearrange(scale, "units -> units 1 1"), scale

@@ -96,44 +96,47 @@ class LayerSums(LayerStatistics):
 
 @dataclass(frozen=True, eq=False)
 class LayerActivations(LayerStatistics):
-    """Mapped activations of one layer, float64.
+    """Activations of one layer; they are mapped, in float64, when they are needed.
 
     Attributes:
-        values: φ(h), φ(h⁺) and φ(h⁻), each (n, units, d).
+        raw: activations before φ, each (n, units, d).
+        feature: the map φ.
     """
 
-    values: Three
+    raw: Three
+    feature: FeatureMap
 
     @property
     def n(self) -> int:  # type: ignore[override]
-        return len(self.values.neutral)
+        return len(self.raw.neutral)
 
     @cached_property
     def means(self) -> Three:
-        return self.values.each(lambda x: reduce(x, "n units d -> units d", "mean"))
+        return Three(*(reduce(self._mapped(which), "n units d -> units d", "mean") for which in range(3)))
 
     def omega(self, side: int, *, centre: bool) -> Float[Tensor, "units d d"]:
-        h, other = self._centred(0, centre), self._centred(1 + side, centre)
+        h, other = self._mapped(0, centre), self._mapped(1 + side, centre)
         return einsum(h, other, "n units i, n units j -> units i j") / self.n
 
     def product(self, side: int, *, centre: bool) -> Product:
+        # What both sides share is computed once.
         neutral = self._centred_neutral if centre else self._neutral
-        return ThinProduct(neutral, Rows.of(self._centred(1 + side, centre)))
+        return ThinProduct(neutral, Rows.of(self._mapped(1 + side, centre)))
 
     def to(self, device: torch.device | str) -> "LayerActivations":
-        return LayerActivations(self.values.each(lambda x: x.to(device)))
+        return LayerActivations(self.raw.each(lambda x: x.to(device)), self.feature)
 
-    # What both sides share is computed once.
     @cached_property
     def _neutral(self) -> Rows:
-        return Rows.of(self._centred(0, False))
+        return Rows.of(self._mapped(0))
 
     @cached_property
     def _centred_neutral(self) -> Rows:
-        return Rows.of(self._centred(0, True))
+        return Rows.of(self._mapped(0, centre=True))
 
-    def _centred(self, which: int, centre: bool) -> Float[Tensor, "n units d"]:
-        return self.values[which] - self.means[which] if centre else self.values[which]
+    def _mapped(self, which: int, centre: bool = False) -> Float[Tensor, "n units d"]:
+        values = self.feature.forward(self.raw[which].double())
+        return values - self.means[which] if centre else values
 
 
 class Part(ABC):
@@ -253,12 +256,14 @@ class Activations(Statistics):
 
     def raw(self, index: int) -> Three:
         """Activations of one layer before φ, each (n, units, d), in the order of the demonstrations."""
-        found = [part.layer(index) for part in self.parts]
-        whole = Three(*(torch.cat(sides) for sides in zip(*found, strict=True)))
-        if self.order is None:
-            return whole
-        place = self.order.argsort()
-        return whole.each(lambda x: x[place.to(x.device)])
+        found = list(zip(*(part.layer(index) for part in self.parts), strict=True))
+        place = None if self.order is None else self.order.argsort()
+        sides = []
+        while found:
+            # One side after the other, so that only one is there twice.
+            whole = torch.cat(found.pop(0))
+            sides.append(whole if place is None else whole[place.to(whole.device)])
+        return Three(*sides)
 
     def in_one_part(self) -> "Activations":
         """The same in memory, in the order of the demonstrations."""
@@ -269,7 +274,7 @@ class Activations(Statistics):
     def layer(self, index: int, feature: FeatureMap) -> LayerStatistics:
         _, units, d = self.layout
         if self.n < d:
-            return LayerActivations(self.raw(index).each(lambda x: feature.forward(x.double())))
+            return LayerActivations(self.raw(index), feature)
         total = Sums.empty((1, units, d))
         for part in self.parts:
             total.add(part.layer(index).each(lambda x: x[None]), feature)
