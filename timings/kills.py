@@ -1,4 +1,4 @@
-"""Kills `evaluate`, `tune`, `attribute` and `fit` at random moments (kill -9), and compares the resumed with whole runs.
+"""Kills `evaluate`, `tune`, `attribute` and `fit` at random moments (kill -9), and compares resumed with whole runs.
 
     python timings/kills.py [--kills 20] [--seed 0] [--small]
 

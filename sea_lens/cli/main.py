@@ -19,7 +19,7 @@ from .._support import interrupts
 # Options whose values are files, folders or models.
 _NAMED = (
     *("--demonstrations", "--contrasts", "--edit", "--testbed", "--data", "--out", "--model"),
-    *("--side-effects", "--held-out", "--control"),
+    *("--side-effects", "--held-out", "--control", "--store"),
 )
 
 
