@@ -196,7 +196,7 @@ def _edit_linearly(
     ratio = x_norm / y_norm.masked_fill(vanished, 1.0)
     edited = y * ratio if fresh else y.mul_(ratio)
     # What was projected away has no direction to go to and stays as it is.
-    if _may_be(vanished):
+    if isinstance(strength, Tensor) or _may_be(vanished):
         edited = torch.where(vanished, unit, edited)
     if isinstance(strength, Tensor) or strength != 1:
         edited = unit + strength * (edited - unit) if fresh else edited.sub_(unit).mul_(strength).add_(unit)
