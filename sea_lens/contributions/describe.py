@@ -167,7 +167,7 @@ def _tokens(
 def _examples(edit: SpectralEdit, direction: Direction, neutral: Float[Tensor, "n units d"]) -> list[tuple[int, float]]:
     """Demonstrations of largest |aⱼ|, or |bⱼ| for a column of U⁻, as (index, aⱼ)."""
     unit, subspaces = direction.unit, edit.subspaces[direction.layer]
-    mapped = edit.feature.forward(neutral[:, unit])
+    mapped = edit.feature.forward(neutral[:, unit].to(subspaces.keep))
     centred = mapped if subspaces.centre is None else mapped - subspaces.centre[unit]
     factor = (subspaces.keep if direction.side == "+" else subspaces.drop)[unit, :, direction.index]
     fired = einsum(centred, factor, "n d, d -> n")

@@ -78,9 +78,43 @@ class ActivationEdit(Edit):
                 not broadcast, or an x that is no floating-point tensor.
             MismatchError: x is not as wide as the edit.
         """
+        at, strength, combine = self._chosen(layer, strength, combine)
+        self.check_activation(x)
+        return self.function(at, strength, combine)(x)
+
+    def module(self, layer: SupportsIndex, strength: Scalar = 1.0, combine: str | None = None) -> "EditModule":
+        """The edit of one layer as a module that `torch.compile` can trace whole, with gradients too.
+
+        Args:
+            layer, strength, combine: as where the edit is called.
+
+        Returns:
+            A module without parameters, which maps activations as the edit does; it raises as that for an activation.
+
+        Raises:
+            InputError: a layer that there is no edit for, an unknown `combine`, or a strength that is not finite.
+
+        Example:
+            >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+            >>> module = edit.module(1, strength=1.5)
+            >>> module
+            EditModule(layer=1, strength=1.5, combine='norm')
+        """
+        return EditModule(self, *self._chosen(layer, strength, combine))
+
+    def _chosen(self, layer: SupportsIndex, strength: Scalar, combine: str | None) -> tuple[int, float | Tensor, str]:
         combine, at, strength = self.choose_combine(combine), as_integer(layer, "layer"), as_strength(strength)
         if at not in self.layers:
             raise InputError(f"no edit for layer {at}: expected one of {list(self.layers)}")
+        return at, strength, combine
+
+    def check_activation(self, x: Any) -> None:
+        """Refuse what is no activation that the edit is for.
+
+        Raises:
+            InputError: it is no floating-point tensor.
+            MismatchError: it is not as wide as the edit.
+        """
         units, width = self.shape
         expected = (units, width) if self.at.per_head else (width,)
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -88,7 +122,6 @@ class ActivationEdit(Edit):
         if tuple(x.shape[-len(expected) :]) != expected:
             wanted = ", ".join(map(str, expected))
             raise MismatchError(f"the edit is for activations of shape (…, {wanted}), got {tuple(x.shape)}")
-        return self.function(at, strength, combine)(x)
 
     def function(self, layer: int, strength: float | Tensor, combine: str) -> Callable[[Tensor], Tensor]:
         """The map from an activation to the edited one; what does not depend on the activation is settled here."""
@@ -164,6 +197,28 @@ class ActivationEdit(Edit):
         """Hooks that do arithmetic only: what `check` settled is not asked again at every token."""
         lens = Lens.of(model)
         return [lens.hook(name, function) for name, function in self.functions(model, where)]
+
+
+class EditModule(torch.nn.Module):
+    """An edit at one layer as a module; made by `ActivationEdit.module`.
+
+    Attributes:
+        layer, strength, combine: how the edit acts.
+    """
+
+    def __init__(self, edit: ActivationEdit, layer: int, strength: float | Tensor, combine: str) -> None:
+        super().__init__()
+        self.layer, self.strength, self.combine = layer, strength, combine
+        self._check, self._function = edit.check_activation, edit.function(layer, strength, combine)
+
+    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The edited activations; never in place."""
+        self._check(x)
+        return self._function(x)
+
+    def extra_repr(self) -> str:
+        """What the module's repr shows."""
+        return f"layer={self.layer}, strength={self.strength}, combine={self.combine!r}"
 
 
 def at_positions(lens: Lens, positions: Positions, function: HookFunction) -> HookFunction:

@@ -3,9 +3,11 @@
 Tensors only: nothing here knows of models or files.
 """
 
+from typing import NamedTuple
+
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._support.saturation import saturate
@@ -75,6 +77,45 @@ def combine_projections(
     return positive() / 2 + negative() / 2, back
 
 
+class ThinProducts(NamedTuple):
+    """Both projections as two thin products, where φ is the identity and nothing is centred: y = x + (x D) E.
+
+    Attributes:
+        down, up: D and E; with both subspaces, [U⁺ U⁻] and [U⁺ −U⁻]ᵀ.
+        adds: whether x is a part of y, as it is but for U⁺ alone.
+        terms: how many projections y is the sum of.
+    """
+
+    down: Float[Tensor, "units d k"]
+    up: Float[Tensor, "units k d"]
+    adds: bool
+    terms: int
+
+    @staticmethod
+    def of(subspaces: Subspaces, combine: str) -> "ThinProducts":
+        """Those of a way to combine; arguments as in `edit_activation`."""
+        keep, drop = subspaces.keep, subspaces.drop
+        if combine == "reverse":
+            keep, drop = drop, keep
+        if combine == "positive_only":
+            return ThinProducts(keep, keep.mT.contiguous(), adds=False, terms=1)
+        if combine == "negative_only":
+            return ThinProducts(drop, -drop.mT.contiguous(), adds=True, terms=1)
+        return ThinProducts(torch.cat([keep, drop], -1), torch.cat([keep.mT, -drop.mT], -2), adds=True, terms=2)
+
+    def sum(self, x: Float[Tensor, "*batch units d"]) -> Float[Tensor, "*batch units d"]:
+        """y: the sum of the terms, a new tensor."""
+        if len(self.down) == 1:
+            # Matrices proper, which are multiplied and added in one go.
+            rows = x.reshape(-1, x.shape[-1])
+            coordinates = rows @ self.down[0]
+            y = torch.addmm(rows, coordinates, self.up[0]) if self.adds else coordinates @ self.up[0]
+            return y.reshape(x.shape)
+        coordinates = einsum(x, self.down, "... units d, units d k -> ... units k")
+        moved = einsum(coordinates, self.up, "... units k, units k d -> ... units d")
+        return x + moved if self.adds else moved
+
+
 def edit_activation(
     x: Float[Tensor, "*batch units d"],
     subspaces: Subspaces,
@@ -82,6 +123,7 @@ def edit_activation(
     *,
     strength: float | int | Float[Tensor, "..."] = 1.0,
     combine: str = "norm",
+    products: ThinProducts | None = None,
 ) -> Float[Tensor, "*batch units d"]:
     """Edit activations, each vector on its own (docs/method.md 3).
 
@@ -95,22 +137,22 @@ def edit_activation(
         strength: a number, or a tensor that broadcasts against (*batch, units), differentiable.
         combine: `norm` as above; `average` is y / 2 without rescaling; `positive_only` and `negative_only` take one
             of the two terms, rescaled; `reverse` swaps the two subspaces (the paper's ablations).
+        products: of these subspaces and `combine`, where `is_linear`; made anew where they are not given.
 
     Returns:
         The edited activations. Finite input never gives NaN, and what would overflow saturates. Except with `average`,
         norms are kept at strength 1, zero stays zero, and a vector whose y vanishes has no direction to go to and stays
         as it is.
     """
-    if combine == "reverse":
-        subspaces = subspaces.reversed()
     largest = torch.finfo(x.dtype).max
     if isinstance(strength, Tensor):
         strength = saturate(rearrange(strength.to(x), "... -> ... 1"))
     else:
         strength = max(-largest, min(strength, largest))
-    is_linear = feature.is_identity and subspaces.centre is None and combine != "average"
-    if is_linear and not torch.is_grad_enabled():
-        return _edit_linearly(x, subspaces, strength, combine)
+    if is_linear(subspaces, feature, combine):
+        return _edit_linearly(x, products or ThinProducts.of(subspaces, combine), strength)
+    if combine == "reverse":
+        subspaces = subspaces.reversed()
     y, back = combine_projections(x, subspaces, feature, combine)
     scale, y_scale = power_of_two_scale(x), power_of_two_scale(y)
     if combine == "average":
@@ -127,64 +169,65 @@ def edit_activation(
     return saturate((unit_x + strength * (edited - unit_x)) * scale)
 
 
-def _edit_linearly(
-    x: Float[Tensor, "*batch units d"],
-    subspaces: Subspaces,
-    strength: float | int | Float[Tensor, "..."],
-    combine: str,
-) -> Float[Tensor, "*batch units d"]:
-    """`edit_activation` where φ is the identity, nothing is centred and no gradient is wanted.
+def is_linear(subspaces: Subspaces, feature: FeatureMap, combine: str) -> bool:
+    """Whether an edit is two thin products and a rescale (docs/method.md 3.6)."""
+    return feature.is_identity and subspaces.centre is None and combine != "average"
 
-    So it is in generation and scoring, at every token of every edited layer. A power of two changes no rounding, so
-    that every step is the one of the general way, whether it is taken at the scale of x or at scale one (docs/method.md
-    3.6). The code works in few buffers of the size of x, since fresh memory costs more than the arithmetic.
+
+def _edit_linearly(
+    x: Float[Tensor, "*batch units d"], products: ThinProducts, strength: float | int | Float[Tensor, "..."]
+) -> Float[Tensor, "*batch units d"]:
+    """`edit_activation` where φ is the identity and nothing is centred.
+
+    So it mostly is, at every token of every edited layer. A power of two changes no rounding, so that every step is the
+    same at the scale of x as at scale one (docs/method.md 3.6). Without gradients the code works in few buffers of the
+    size of x, since fresh memory costs more than the arithmetic.
     """
+    fresh = torch.is_grad_enabled()
     unit, scale, x_norm = x, None, _length(x)
     if not _are_moderate(x_norm, strength):
         scale = power_of_two_scale(x)
         unit = x / scale
         x_norm = _length(unit)
     # Twice the y of the general way where it has two terms; only the direction counts.
-    halves = 1 if combine in ("positive_only", "negative_only") else 2
-    if combine == "positive_only":
-        y = _onto(unit, subspaces.keep)
-    else:
-        y = _onto(unit, subspaces.drop).neg_().add_(unit)
-        if combine != "negative_only":
-            y.add_(_onto(unit, subspaces.keep))
+    y = products.sum(unit)
     y_norm = _length(y)
-    vanished = y_norm <= halves * ROUNDINGS * torch.finfo(x.dtype).eps * x_norm
+    vanished = y_norm <= products.terms * ROUNDINGS * torch.finfo(x.dtype).eps * x_norm
+    ratio = x_norm / y_norm.masked_fill(vanished, 1.0)
+    edited = y * ratio if fresh else y.mul_(ratio)
     # What was projected away has no direction to go to and stays as it is.
-    if isinstance(strength, Tensor):
-        weight = torch.where(vanished, 0.0, strength)
-    else:
-        weight = torch.full_like(y_norm, strength).masked_fill_(vanished, 0.0)
-    y.mul_(x_norm / y_norm.masked_fill_(vanished, 1.0))
-    y.sub_(unit).mul_(weight).add_(unit)
-    return y if scale is None else saturate(y.mul_(scale))
+    if isinstance(strength, Tensor) or _may_be(vanished):
+        edited = torch.where(vanished, unit, edited)
+    if isinstance(strength, Tensor) or strength != 1:
+        edited = unit + strength * (edited - unit) if fresh else edited.sub_(unit).mul_(strength).add_(unit)
+    return edited if scale is None else saturate(edited * scale)
 
 
 def _are_moderate(norms: Float[Tensor, "*batch 1"], strength: float | int | Float[Tensor, "..."]) -> bool:
     """Whether vectors of these norms can do without a scale: none vanishes, and the edited ones cannot overflow."""
-    # Any other device would have to be waited for.
-    if norms.device.type != "cpu" or isinstance(strength, Tensor) or norms.numel() == 0:
+    if not _can_be_looked_at(norms) or isinstance(strength, Tensor) or abs(strength) > 2**30 or norms.numel() == 0:
         return False
     try:
-        low, high = (end.item() for end in norms.aminmax())
+        low, high = (end.item() for end in norms.detach().aminmax())
     except RuntimeError:
         # Inside torch.func.vmap there are no numbers to look at.
         return False
-    return low >= 2**-30 and high <= 2**30 and abs(strength) <= 2**30
+    return low >= 2**-30 and high <= 2**30
+
+
+def _may_be(mask: Bool[Tensor, "*batch 1"]) -> bool:
+    """Whether a mask may hold anywhere: False only where it was seen not to."""
+    try:
+        return not _can_be_looked_at(mask) or bool(mask.any())
+    except RuntimeError:
+        return True
+
+
+def _can_be_looked_at(x: Tensor) -> bool:
+    """Whether numbers are at hand: any other device would have to be waited for, and a compiler has none."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _length(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
-    """Euclidean norm, where nothing overflows."""
-    return x.square().sum(dim=-1, keepdim=True).sqrt_()
-
-
-def _onto(unit: Float[Tensor, "*batch units d"], factor: Float[Tensor, "units d k"]) -> Float[Tensor, "*batch units d"]:
-    """U Uᵀ x as two thin products."""
-    if len(factor) == 1:
-        return unit @ factor[0] @ factor[0].T
-    coordinates = einsum(unit, factor, "... units d, units d k -> ... units k")
-    return einsum(coordinates, factor, "... units k, units d k -> ... units d")
+    """Euclidean norm, where nothing overflows; of the zero vector 0, with slope 0."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)

@@ -23,7 +23,7 @@ from ..edits.saved import (
 )
 from ..edits.where import Defaults
 from ..errors import InputError
-from .arithmetic import COMBINES, edit_activation
+from .arithmetic import COMBINES, ThinProducts, edit_activation, is_linear
 from .features import FeatureMap, recorded_feature_map
 from .ranks import DROP, KEEP, Size
 from .singular import Spectrum
@@ -67,7 +67,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
     signatures: Mapping[int, float]
     provenance: Mapping[str, Any]
     defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)
-    _cast: dict[tuple[int, torch.device, torch.dtype], Subspaces] = field(
+    _cast: dict[tuple[int, torch.device, torch.dtype, str], tuple[Subspaces, ThinProducts | None]] = field(
         default_factory=dict, repr=False, compare=False
     )
 
@@ -121,12 +121,15 @@ class SpectralEdit(SavedEdit, ActivationEdit):
     def edit_units(
         self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | int | Tensor, combine: str
     ) -> Float[Tensor, "*batch units d"]:
-        key = (layer, x.device, x.dtype)
+        key = (layer, x.device, x.dtype, combine)
         if key not in self._cast:
             # What is made in inference mode could never be part of a backward pass later on.
             with torch.inference_mode(False):
-                self._cast[key] = self.subspaces[layer].to(x.device, x.dtype)
-        return edit_activation(x, self._cast[key], self.feature, strength=strength, combine=combine)
+                subspaces = self.subspaces[layer].to(x.device, x.dtype)
+                linear = is_linear(subspaces, self.feature, combine)
+                self._cast[key] = subspaces, ThinProducts.of(subspaces, combine) if linear else None
+        subspaces, products = self._cast[key]
+        return edit_activation(x, subspaces, self.feature, strength=strength, combine=combine, products=products)
 
     def tensors(self) -> dict[str, Tensor]:
         """Factors in float64, never d × d matrices."""
