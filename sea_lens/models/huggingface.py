@@ -13,6 +13,7 @@ import torch
 
 from .._support.arguments import listed
 from ..errors import FileError, SeaLensError, SeaLensWarning, UnsupportedModelError
+from .configuration import text_config
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,30 @@ def failures_named(name: str) -> Iterator[None]:
         raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
 
 
+@contextlib.contextmanager
+def _read_if_converted(name: str, dtype: torch.dtype | None) -> Iterator[None]:
+    """Let transformers read weights that it converts, one after the other, where it would map their file into memory.
+
+    Pages of a mapped file stay in memory until all weights are converted. Weights that are not converted stay where
+    they are in the file, and are best mapped.
+    """
+    from transformers import AutoConfig, modeling_utils
+
+    if dtype in (None, getattr(text_config(AutoConfig.from_pretrained(name)), "dtype", None)):
+        yield
+        return
+    opened = modeling_utils.safe_open
+
+    def read(*args: Any, **options: Any) -> Any:
+        return opened(*args, **({**options, "backend": "pread"} if "backend" in options else options))
+
+    try:
+        modeling_utils.safe_open = read
+        yield
+    finally:
+        modeling_utils.safe_open = opened
+
+
 def load_huggingface(name: str, dtype: torch.dtype | None) -> tuple[Any, Any, Unmatched]:
     """The Hugging Face model, its tokenizer, and the weights that only one of folder and model has.
 
@@ -97,7 +122,7 @@ def load_huggingface(name: str, dtype: torch.dtype | None) -> tuple[Any, Any, Un
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-    with failures_named(name):
+    with failures_named(name), _read_if_converted(name, dtype):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype or "auto",

@@ -90,7 +90,7 @@ def _loaded(
             unmatched.refuse(name)
         torch_dtype = _stored_dtype(hf_model) if torch_dtype is None else torch_dtype
         own_tokenizer, more_ends = copy.deepcopy(tokenizer), end_tokens(hf_model)
-        reference = _reference(name, hf_model, target, stays=kinds == ["bridge"]) if check else None
+        reference = _reference(name, hf_model, target) if check else None
         for kind in kinds:
             try:
                 model = _MAKERS[kind](name, hf_model, copy.deepcopy(tokenizer), target, torch_dtype)
@@ -112,15 +112,11 @@ def _loaded(
     raise AssertionError("one backend returns or raises")
 
 
-def _reference(name: str, hf_model: Any, device: torch.device, *, stays: bool) -> Reference:
-    """What the Hugging Face model says, on the device that its successor will be on; `stays` leaves it there."""
+def _reference(name: str, hf_model: Any, device: torch.device) -> Reference:
+    """What the Hugging Face model says, on the device that its successor will be on."""
     with failures_named(f"{name} (as Hugging Face model)"):
         probe = Probe.of(text_config(hf_model.config).vocab_size, context_length(hf_model.config) or _LONG_ENOUGH)
-        reference = Reference.of(hf_model.to(device).eval(), probe)
-        if not stays:
-            # A HookedTransformer is made beside it, and there may not be room for both.
-            hf_model.to("cpu")
-        return reference
+        return Reference.of(hf_model.to(device).eval(), probe)
 
 
 def _device(device: str | torch.device | None) -> torch.device:
