@@ -33,9 +33,7 @@ def random_llama(folder: Path, arguments: argparse.Namespace) -> None:
 
     width = arguments.width
     sizes = {"hidden_size": width, "intermediate_size": width * 11 // 4, "num_attention_heads": max(width // 64, 1)}
-    config = AutoConfig.for_model(
-        "llama", vocab_size=arguments.vocabulary, num_hidden_layers=arguments.layers, **sizes
-    )
+    config = AutoConfig.for_model("llama", vocab_size=arguments.vocabulary, num_hidden_layers=arguments.layers, **sizes)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, arguments.stored))
     model.save_pretrained(folder)

@@ -44,7 +44,8 @@ def run(
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = "float32",
+    dtype: opt.DtypeOption = "auto",
+    device_map: opt.DeviceMapOption = None,
 ) -> None:
     """Fit a spectral edit from a file of demonstrations."""
     opt.check_format(form)
@@ -57,7 +58,7 @@ def run(
     choice = opt.read_layers(layers)
     check_output_file(out, {"--demonstrations": demonstrations, "--model": model})
     demos = opt.read_demonstrations(demonstrations, form, limit)
-    loaded = opt.open_model(model, backend, device, dtype)
+    loaded = opt.open_model(model, backend, device, dtype, device_map)
     size.check_width(Site.of(site).shape(Lens.of(loaded))[1])
     covariance = capture(
         loaded,

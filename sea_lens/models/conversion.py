@@ -13,7 +13,7 @@ from .configuration import context_length
 from .huggingface import failures_named
 
 
-def as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def as_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     """The model as a HookedTransformer, nothing folded or centred.
 
     Raises:
@@ -21,7 +21,7 @@ def as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dt
     """
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
-    hf_config = hf_model.config.to_dict()
+    hf_config, device = hf_model.config.to_dict(), hf_model.device
     with failures_named(f"{name} (as HookedTransformer)"), _config_source(name, hf_config) as source:
         cfg = loading_from_pretrained.get_pretrained_model_config(
             source, fold_ln=False, device=str(device), dtype=dtype
@@ -33,7 +33,7 @@ def as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dt
         cfg.model_name = Path(name).name
         # Weights that torch has made and nobody has written to take no memory yet.
         model = HookedTransformer(cfg, tokenizer, move_to_device=False)
-        state = loading_from_pretrained.get_pretrained_state_dict(source, cfg, hf_model.to(device), dtype=dtype)
+        state = loading_from_pretrained.get_pretrained_state_dict(source, cfg, hf_model, dtype=dtype)
         # TransformerLens's own `load_and_process_state_dict` makes a copy of all weights in float32 first.
         model.load_state_dict(_own_weights(model.fill_missing_keys(state), dtype), strict=False, assign=True)
         return model.to(device)
@@ -115,7 +115,7 @@ def _config_source(name: str, hf_config: dict[str, Any]) -> Iterator[str]:
         yield str(inner)
 
 
-def as_bridge(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def as_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     """The model as a TransformerBridge, which wraps the modules of the Hugging Face model.
 
     Raises:
@@ -123,7 +123,9 @@ def as_bridge(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dt
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    # Where accelerate has put it, TransformerLens looks itself.
+    device = None if getattr(hf_model, "hf_device_map", None) else str(hf_model.device)
     with failures_named(f"{name} (as TransformerBridge)"):
         return TransformerBridge.boot_transformers(
-            name, hf_model=hf_model.to(device), tokenizer=tokenizer, device=str(device), dtype=dtype
+            name, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
         )
