@@ -107,14 +107,15 @@ def effect(
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = "float32",
+    dtype: opt.DtypeOption = "auto",
+    device_map: opt.DeviceMapOption = None,
 ) -> None:
     """Measure an edit's effect on contrasts, with a paired interval."""
     loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     items = opt.read_contrasts(contrasts, limit)
     inputs = {"--edit": edit, "--contrasts": contrasts, "--model": model}
     folder = None if out is None else output_folder(out, inputs)
-    loaded = opt.open_model(model, backend, device, dtype)
+    loaded = opt.open_model(model, backend, device, dtype, device_map)
     common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     result = measure_effect(loaded, loaded_edit, items, **where, **common)
     console.print(str(result), highlight=False, soft_wrap=True)
@@ -152,7 +153,8 @@ def attribute(
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = "float32",
+    dtype: opt.DtypeOption = "auto",
+    device_map: opt.DeviceMapOption = None,
 ) -> None:
     """Trace an edit's effect to layers, positions, singular directions and heads."""
     loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
@@ -173,7 +175,7 @@ def attribute(
     folder = output_folder(out, inputs)
     unfinished = folder / f"{RESULTS}.partial"
     check_output_file(unfinished, inputs)
-    loaded = opt.open_model(model, backend, device, dtype)
+    loaded = opt.open_model(model, backend, device, dtype, device_map)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(loaded, loaded_edit, items, **where, **common, progress=True)
     if names is None:
@@ -224,12 +226,13 @@ def check(
     out: Annotated[Path | None, typer.Option("--out", help="The table to write (JSON).")] = None,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = "float32",
+    dtype: opt.DtypeOption = "auto",
+    device_map: opt.DeviceMapOption = None,
 ) -> None:
     """Is the model what it should be, and does what is done to it work? Exit status 1 where something is not."""
     if out is not None:
         check_output_file(out, {"--model": model})
-    loaded = opt.open_model(model, backend, device, dtype)
+    loaded = opt.open_model(model, backend, device, dtype, device_map)
     report = check_model(loaded)
     console.print(f"{Lens.of(loaded).name}, {Lens.of(loaded).backend}", highlight=False, markup=False)
     console.print(str(report), highlight=False, markup=False, soft_wrap=True)

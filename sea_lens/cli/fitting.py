@@ -52,7 +52,8 @@ def run(
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = "float32",
+    dtype: opt.DtypeOption = "auto",
+    device_map: opt.DeviceMapOption = None,
 ) -> None:
     """Fit a spectral edit from a file of demonstrations."""
     opt.check_format(form)
@@ -67,7 +68,7 @@ def run(
     if store is not None:
         check_store(store)
     demos = opt.read_demonstrations(demonstrations, form, limit)
-    loaded = opt.open_model(model, backend, device, dtype)
+    loaded = opt.open_model(model, backend, device, dtype, device_map)
     size.check_width(Site.of(site).shape(Lens.of(loaded))[1])
     covariance = capture(
         loaded,

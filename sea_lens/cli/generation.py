@@ -37,7 +37,8 @@ def run(
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = "float32",
+    dtype: opt.DtypeOption = "auto",
+    device_map: opt.DeviceMapOption = None,
 ) -> None:
     """Continue prompts, unedited or under an edit: greedily, or drawing tokens."""
     Sampling(temperature, top_p, top_k, seed)
@@ -49,7 +50,7 @@ def run(
     else:
         given = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
         opt.refuse_without_edit(compare=compare or None, **given)
-    loaded = opt.open_model(model, backend, device, dtype)
+    loaded = opt.open_model(model, backend, device, dtype, device_map)
     common: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

@@ -25,7 +25,12 @@ ModelOption = Annotated[
 ]
 BackendOption = Annotated[str, typer.Option(help="TransformerLens backend: auto, hooked or bridge.")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU if there is one.")]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+DtypeOption = Annotated[
+    str, typer.Option(help="float32, bfloat16, float16, or auto: float32 on a CPU, on a GPU that of the weights.")
+]
+DeviceMapOption = Annotated[
+    str | None, typer.Option(help="auto, balanced or sequential: over all GPUs, instead of --device.")
+]
 BatchSizeOption = Annotated[int, typer.Option(help="Sequences at a time.", min=1, max=LARGEST)]
 PrependBosOption = Annotated[bool, typer.Option(help="One BOS in front of every text.")]
 EditOption = Annotated[Path, typer.Option("--edit", help="A fitted edit of any method (safetensors).")]
@@ -132,9 +137,9 @@ def read_contrasts(path: Path, limit: int | None) -> Contrasts:
     return Contrasts.from_jsonl(path, limit=limit)
 
 
-def open_model(name: str, backend: str, device: str | None, dtype: str) -> Any:
+def open_model(name: str, backend: str, device: str | None, dtype: str, device_map: str | None = None) -> Any:
     """Load a model; "testbed" is the shipped one."""
-    return load_model(str(TESTBED) if name == "testbed" else name, backend, device, dtype)  # type: ignore[arg-type]
+    return load_model(str(TESTBED) if name == "testbed" else name, backend, device, dtype, device_map=device_map)
 
 
 def edit_and_where(

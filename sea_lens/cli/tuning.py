@@ -57,7 +57,8 @@ def run(
     batch_size: opt.BatchSizeOption = 16,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
-    dtype: opt.DtypeOption = "float32",
+    dtype: opt.DtypeOption = "auto",
+    device_map: opt.DeviceMapOption = None,
 ) -> None:
     """Choose an edit's options on a dev split: the best of a grid that a budget allows."""
     opt.check_format(form)
@@ -92,7 +93,7 @@ def run(
     side = None if side_effects is None else Task.read("perplexity", side_effects)
     check_scores([maximise, *limits], [task] if side is None else [task, side])
     unseen = None if held_out is None else Task.read(benchmark, held_out)
-    loaded = opt.open_model(model, backend, device, dtype)
+    loaded = opt.open_model(model, backend, device, dtype, device_map)
     if journal.exists():
         console.print(f"going on from {journal}", highlight=False, soft_wrap=True)
     found = tune(

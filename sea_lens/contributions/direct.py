@@ -104,7 +104,7 @@ def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) ->
 
     def save(name: str) -> HookFunction:
         def hook(x: Tensor) -> None:
-            seen[name] = x[rows, last].double()
+            seen[name] = x[rows, last].double().to(lens.device)
 
         return hook
 
@@ -112,7 +112,7 @@ def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) ->
         def hook(x: Tensor) -> Tensor:
             edited = function(x)
             assert edited is not None
-            displacements[name] = edited[rows, last].double() - x[rows, last].double()
+            displacements[name] = (edited[rows, last].double() - x[rows, last].double()).to(lens.device)
             return edited
 
         return hook

@@ -134,10 +134,10 @@ def _steps(
 
 def _first_order(unedited: _Clean, edited: _Clean) -> Float[Tensor, "batch heads"]:
     layers = [
-        einsum(slope.float(), (after.float() - before.float()), "batch pos head d, batch pos head d -> batch head")
+        einsum(slope.float(), after.float() - before.float(), "batch pos head d, batch pos head d -> batch head").cpu()
         for slope, before, after in zip(unedited.slopes, unedited.z, edited.z, strict=True)
     ]
-    return rearrange(layers, "layer batch head -> batch (layer head)").double().cpu()
+    return rearrange(layers, "layer batch head -> batch (layer head)").double()
 
 
 def _exchange(

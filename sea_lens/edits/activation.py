@@ -158,7 +158,7 @@ class ActivationEdit(Edit):
         """(hook point, function of the activation) for each layer of `where`, which `check` returned."""
         lens = Lens.of(model)
         placed = {
-            layer: strength.to(lens.device) if isinstance(strength, Tensor) else strength
+            layer: strength.to(lens.layer_device(layer)) if isinstance(strength, Tensor) else strength
             for layer, strength in where.strengths.items()
         }
         functions: list[tuple[str, HookFunction]] = [

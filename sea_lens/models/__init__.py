@@ -8,6 +8,7 @@ again, where that is exact), `sampling` and `decoding` (continuing prompts), `te
 once), `demonstration_texts`, `tree_passes` and `reading` (the activations of demonstrations); then whether the model is
 what it should be: `configuration` (what short texts do not show), `processing` (what was done to the weights),
 `evaluation_mode`, `reference` (the plain Hugging Face model), `probes` (what is measured), `check_report` and `facts`
-(what it is measured against) and `check` (all of it); `huggingface`, `conversion` and `load`; then changes that no hook
-point can make: `forward_stand_in`, `logit_hooks`, `prefix` (tokens in front of everything) and `weight_changes`.
+(what it is measured against) and `check` (all of it); `placement` (on which devices, in how many bits), `huggingface`,
+`conversion`, `attention` (with patterns or without) and `load`; then changes that no hook point can make:
+`forward_stand_in`, `logit_hooks`, `prefix` (tokens in front of everything) and `weight_changes`.
 """

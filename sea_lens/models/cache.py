@@ -90,7 +90,15 @@ class Past:
         begun_whole = self.state is None and self.mask is not None
         if begun_whole or found.way == "whole" or not (found.padded or bool(whole[:, 0].all())):
             return None, None
-        logits, state = cached_pass(self.lens, tokens, whole, self.state, renamed=found.way == "renamed")
+        try:
+            logits, state = cached_pass(self.lens, tokens, whole, self.state, renamed=found.way == "renamed")
+        except torch.OutOfMemoryError:
+            raise
+        # Fused attention cannot run where a cache holds less than the mask says; what is wrong otherwise is so again
+        # in the pass that reads the rows whole.
+        except RuntimeError:
+            distrust(self.lens)
+            return None, None
         if not holds(state, whole.shape[1] + self.lens.prefix_length):
             distrust(self.lens)
             return None, None

@@ -13,7 +13,7 @@ from .configuration import context_length
 from .huggingface import failures_named
 
 
-def as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def as_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     """The model as a HookedTransformer, nothing folded or centred.
 
     Raises:
@@ -21,7 +21,7 @@ def as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dt
     """
     from transformer_lens import HookedTransformer, loading_from_pretrained
 
-    hf_config = hf_model.config.to_dict()
+    hf_config, device = hf_model.config.to_dict(), hf_model.device
     with failures_named(f"{name} (as HookedTransformer)"), _config_source(name, hf_config) as source:
         cfg = loading_from_pretrained.get_pretrained_model_config(
             source, fold_ln=False, device=str(device), dtype=dtype
@@ -31,12 +31,32 @@ def as_hooked(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dt
         if source in _GEMMA_TEMPLATES.values() and source != name:
             cfg = _resized_gemma(cfg, hf_config)
         cfg.model_name = Path(name).name
-        state = loading_from_pretrained.get_pretrained_state_dict(source, cfg, hf_model, dtype=dtype)
+        # Weights that torch has made and nobody has written to take no memory yet.
         model = HookedTransformer(cfg, tokenizer, move_to_device=False)
-        model.load_and_process_state_dict(
-            state, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
-        )
+        state = loading_from_pretrained.get_pretrained_state_dict(source, cfg, hf_model, dtype=dtype)
+        # TransformerLens's own `load_and_process_state_dict` makes a copy of all weights in float32 first.
+        model.load_state_dict(_own_weights(model.fill_missing_keys(state), dtype), strict=False, assign=True)
         return model.to(device)
+
+
+def _own_weights(state: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Weights of which no two are the same memory, so that one can be changed without another.
+
+    They are those of the Hugging Face model itself, seen in the shapes of TransformerLens, wherever they can be.
+    """
+    taken: set[int] = set()
+    own = {}
+    for name, given in state.items():
+        weight = given.detach()
+        if weight.is_floating_point():
+            weight = weight.to(dtype)
+        repeats = any(size > 1 and step == 0 for size, step in zip(weight.shape, weight.stride(), strict=True))
+        # A tied unembedding is the embedding.
+        if repeats or (weight.numel() and weight.data_ptr() in taken):
+            weight = weight.clone()
+        taken.add(weight.data_ptr())
+        own[name] = weight
+    return own
 
 
 # TransformerLens 3.9 knows Gemmas by their hub names alone; for a local folder one of them serves as template.
@@ -95,7 +115,7 @@ def _config_source(name: str, hf_config: dict[str, Any]) -> Iterator[str]:
         yield str(inner)
 
 
-def as_bridge(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def as_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     """The model as a TransformerBridge, which wraps the modules of the Hugging Face model.
 
     Raises:
@@ -103,7 +123,9 @@ def as_bridge(name: str, hf_model: Any, tokenizer: Any, device: torch.device, dt
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    # Where accelerate has put it, TransformerLens looks itself.
+    device = None if getattr(hf_model, "hf_device_map", None) else str(hf_model.device)
     with failures_named(f"{name} (as TransformerBridge)"):
         return TransformerBridge.boot_transformers(
-            name, hf_model=hf_model.to(device), tokenizer=tokenizer, device=str(device), dtype=dtype
+            name, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
         )

@@ -27,17 +27,19 @@ _COMPUTES_OTHERWISE = "load it with the other backend, or a newer TransformerLen
 
 def deviation_from(lens: Lens, logits: Tensor, reference: Reference) -> float:
     """Largest difference between logits of the probe and the reference's, relative to the largest logit."""
-    given, expected = logits.float(), reference.logits.float()
     # Centring moves all logits of a position by one number, which no probability shows.
-    if unembedding_centred(lens.model):
-        given, expected = given - given.mean(-1, keepdim=True), expected - expected.mean(-1, keepdim=True)
-    width = min(given.shape[-1], expected.shape[-1])
-    read = reference.probe.mask.bool()
-    given, expected = given[read][:, :width], expected[read][:, :width]
-    same = given == expected
-    distances = torch.where(same, 0.0, (given - expected).abs())
-    finite = expected[expected.isfinite()]
-    return largest(distances) / max(finite.abs().max().item() if len(finite) else 0.0, torch.finfo(torch.float32).tiny)
+    centred = unembedding_centred(lens.model)
+    width = min(logits.shape[-1], reference.logits.shape[-1])
+    worst, scale = 0.0, torch.finfo(torch.float32).tiny
+    # A position at a time: all logits once more, in float32 and on the way to it, would take more memory than a layer.
+    for at in reference.probe.mask.bool().nonzero().tolist():
+        given, expected = (one[tuple(at)].float() for one in (logits, reference.logits))
+        if centred:
+            given, expected = given - given.mean(), expected - expected.mean()
+        given, expected = given[:width], expected[:width]
+        worst = max(worst, largest(torch.where(given == expected, 0.0, (given - expected).abs())))
+        scale = max(scale, largest(expected[expected.isfinite()].abs()))
+    return worst / scale
 
 
 def conversion(lens: Lens, deviation: float) -> Fact:

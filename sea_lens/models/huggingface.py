@@ -13,6 +13,8 @@ import torch
 
 from .._support.arguments import listed
 from ..errors import FileError, SeaLensError, SeaLensWarning, UnsupportedModelError
+from .configuration import text_config
+from .placement import Placement
 
 
 @dataclass(frozen=True)
@@ -85,19 +87,47 @@ def failures_named(name: str) -> Iterator[None]:
         raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
 
 
-def load_huggingface(name: str, dtype: torch.dtype | None) -> tuple[Any, Any, Unmatched]:
+@contextlib.contextmanager
+def _read_if_converted(name: str, dtype: torch.dtype | None) -> Iterator[None]:
+    """Let transformers read weights that it converts, one after the other, where it would map their file into memory.
+
+    Pages of a mapped file stay in memory until all weights are converted. Weights that are not converted stay where
+    they are in the file, and are best mapped.
+    """
+    import transformers
+
+    if dtype in (None, getattr(text_config(transformers.AutoConfig.from_pretrained(name)), "dtype", None)):
+        yield
+        return
+    modeling: Any = transformers.modeling_utils
+    opened = modeling.safe_open
+
+    def read(*args: Any, **options: Any) -> Any:
+        return opened(*args, **({**options, "backend": "pread"} if "backend" in options else options))
+
+    try:
+        modeling.safe_open = read
+        yield
+    finally:
+        modeling.safe_open = opened
+
+
+def load_huggingface(
+    name: str, dtype: torch.dtype | None, placed: Placement | None = None
+) -> tuple[Any, Any, Unmatched]:
     """The Hugging Face model, its tokenizer, and the weights that only one of folder and model has.
 
     Args:
         name: of a hub model, or a folder.
         dtype: None for what the weights are stored in.
+        placed: where to put the model; by default the CPU.
 
     Raises:
         UnsupportedModelError: one of them cannot be loaded; says why.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-    with failures_named(name):
+    with failures_named(name), _read_if_converted(name, dtype):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype or "auto",
@@ -105,8 +135,11 @@ def load_huggingface(name: str, dtype: torch.dtype | None) -> tuple[Any, Any, Un
             output_loading_info=True,
             # Told below, with the shapes.
             ignore_mismatched_sizes=True,
+            **({} if placed is None else placed.options),
         )
         model, found = loaded
+        if placed is not None and placed.device is not None and model.device != placed.device:
+            model = model.to(placed.device)
     if found["mismatched_keys"]:
         weight, given, expected = min(found["mismatched_keys"])
         raise UnsupportedModelError(

@@ -308,7 +308,8 @@ class Lens(Parts):
         def saver(name: str) -> HookFunction:
             def save(x: Tensor) -> None:
                 x = x[:, self.prefix_length :]
-                seen[name] = x if reduce is None else reduce(x, name)
+                # The layers of a model may lie on several devices.
+                seen[name] = (x if reduce is None else reduce(x, name)).to(self.device)
                 if len(seen) == len(names):
                     raise _ForwardStopped
 

@@ -11,13 +11,15 @@ import torch
 
 from .._support.text_rows import shown
 from ..errors import FileError, InputError, UnsupportedModelError
+from .attention import ATTENTIONS, fuse, unfuse
 from .cache_probe import mend_own_cache, tell_of_own_cache
 from .check import checked
 from .configuration import context_length, text_config
 from .conversion import as_bridge, as_hooked
 from .huggingface import Unmatched, failures_named, load_huggingface, quiet
 from .lens import Lens, end_tokens
-from .reference import Probe, Reference
+from .placement import Placement
+from .reference import Probe, Read, Reference
 
 BACKENDS = ("auto", "hooked", "bridge")
 _MAKERS = {"hooked": as_hooked, "bridge": as_bridge}
@@ -38,6 +40,9 @@ def load_model(
     dtype: torch.dtype | str | None = "auto",
     *,
     check: bool = True,
+    attention: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
+    quantization_config: Any = None,
 ) -> Any:
     """Load a language model in TransformerLens with its weights as trained: nothing folded, nothing centred.
 
@@ -52,26 +57,40 @@ def load_model(
             an accelerator what the weights are stored in.
         check: compare the model with the Hugging Face model, and see that hooks and reading with a cache work
             (`check_model`). False takes whatever TransformerLens makes of it.
+        attention: how a bridge computes attention. "auto": by torch's `scaled_dot_product_attention` where it can be
+            and logits are those of Hugging Face's own attention, except in layers where a hook asks for scores,
+            pattern or anything else that it does not hold; "sdpa": the same, or an error; "eager": always with
+            patterns, as a HookedTransformer does.
+        device_map: how accelerate spreads the model over several devices, in place of `device`: "auto", "balanced",
+            "sequential" or a dict from modules to devices, as in Hugging Face; by a bridge alone.
+        quantization_config: one of Hugging Face's configurations, for weights in 8 or 4 bits; by a bridge alone.
 
     Returns:
         A HookedTransformer or TransformerBridge in evaluation mode, its parameters frozen.
 
     Raises:
-        InputError: unknown backend or dtype, a device that cannot be used, or what can be no name.
+        InputError: unknown backend, dtype or attention, a device that cannot be used, or what can be no name.
         FileError: a local folder that does not exist or has no `config.json`, or weights that lack a part of the model.
         UnsupportedModelError: Hugging Face, this TransformerLens, or its HookedTransformer cannot load the model, or
-            makes another model of it; says by how much it deviates.
+            makes another model of it; says by how much it deviates. A device map or a quantisation that TransformerLens
+            does not take.
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
-    target = _device(device)
-    torch_dtype = _dtype(dtype, target)
+    if attention not in ATTENTIONS:
+        raise InputError(f"unknown attention {attention!r}: expected one of {', '.join(ATTENTIONS)}")
+    if only := _only_by_bridge(attention, device_map, quantization_config):
+        if backend == "hooked":
+            raise InputError(f"{only} is for a TransformerBridge: expected backend 'bridge' or 'auto'")
+        backend = "bridge"
+    placed = Placement.of(device, device_map, quantization_config)
+    torch_dtype = _dtype(dtype, placed)
     name = _resolved(name_or_path)
     available = hooked_available()
     if backend == "hooked" and not available:
         raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
     kinds = [kind for kind in ("hooked", "bridge") if backend in (kind, "auto") and (kind != "hooked" or available)]
-    model, unmatched = _loaded(name, kinds, target, torch_dtype, check=check)
+    model, unmatched = _loaded(name, kinds, placed, torch_dtype, attention, check=check)
     if check:
         # Not before, since all else that is said on the way is silenced.
         unmatched.warn(Lens.of(model).name)
@@ -80,28 +99,26 @@ def load_model(
 
 
 def _loaded(
-    name: str, kinds: list[str], target: torch.device, torch_dtype: torch.dtype | None, *, check: bool
+    name: str, kinds: list[str], placed: Placement, torch_dtype: torch.dtype | None, attention: str, *, check: bool
 ) -> tuple[Any, Unmatched]:
     """The model as the first of some kinds that can be made and is right, and what did not match."""
     # What is made in inference mode could never be part of a backward pass later on.
     with quiet(), torch.inference_mode(False):
-        hf_model, tokenizer, unmatched = load_huggingface(name, torch_dtype)
+        hf_model, tokenizer, unmatched = load_huggingface(name, torch_dtype, placed)
         if check:
             unmatched.refuse(name)
         torch_dtype = _stored_dtype(hf_model) if torch_dtype is None else torch_dtype
         own_tokenizer, more_ends = copy.deepcopy(tokenizer), end_tokens(hf_model)
-        reference = _reference(name, hf_model, target, stays=kinds == ["bridge"]) if check else None
+        with failures_named(f"{name} (as Hugging Face model)"):
+            reference = _reference(hf_model.eval()) if check else None
         for kind in kinds:
             try:
-                model = _MAKERS[kind](name, hf_model, copy.deepcopy(tokenizer), target, torch_dtype)
+                model = _MAKERS[kind](name, hf_model, copy.deepcopy(tokenizer), torch_dtype)
                 model = model.eval().requires_grad_(False)
                 lens = Lens.of(model)
                 lens.own_tokenizer, lens.source, lens.more_ends = own_tokenizer, name, more_ends
                 lens.trusted, lens.unmatched = not check, unmatched
-                read = None
-                if reference is not None:
-                    found, read = checked(lens, reference)
-                    found.refuse(f"{lens.name} as {kind}")
+                read = _right(lens, attention, reference)
                 if kind == "bridge":
                     with failures_named(f"{name} (as TransformerBridge)"):
                         mend_own_cache(lens, read)
@@ -112,32 +129,51 @@ def _loaded(
     raise AssertionError("one backend returns or raises")
 
 
-def _reference(name: str, hf_model: Any, device: torch.device, *, stays: bool) -> Reference:
-    """What the Hugging Face model says, on the device that its successor will be on; `stays` leaves it there."""
-    with failures_named(f"{name} (as Hugging Face model)"):
-        probe = Probe.of(text_config(hf_model.config).vocab_size, context_length(hf_model.config) or _LONG_ENOUGH)
-        reference = Reference.of(hf_model.to(device).eval(), probe)
-        if not stays:
-            # A HookedTransformer is made beside it, and there may not be room for both.
-            hf_model.to("cpu")
-        return reference
+def _right(lens: Lens, attention: str, reference: Reference | None) -> Read | None:
+    """Settle how a model computes attention, refuse one that is not the reference's, and return what it read.
+
+    Raises:
+        UnsupportedModelError: it is another model, or fused attention was asked for and cannot be had.
+    """
+    why = "TransformerLens computes it with patterns" if lens.backend == "hooked" else None
+    if attention != "eager" and why is None:
+        why = fuse(lens.model)
+    if attention == "sdpa" and why is not None:
+        raise UnsupportedModelError(f"{lens.name} cannot compute attention by sdpa: {why}: expected attention='eager'")
+    if reference is None:
+        return None
+    if attention == "auto" and why is None:
+        # What Hugging Face itself computes otherwise in the two ways is computed in the one that has patterns.
+        with contextlib.suppress(UnsupportedModelError):
+            found, read = checked(lens, reference)
+            found.refuse(lens.name)
+            return read
+        unfuse(lens.model)
+    found, read = checked(lens, reference)
+    found.refuse(f"{lens.name} as {lens.backend}")
+    return read
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-        torch.zeros(1, device=target).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
-    return target
+def _reference(hf_model: Any) -> Reference:
+    """What the Hugging Face model says."""
+    probe = Probe.of(text_config(hf_model.config).vocab_size, context_length(hf_model.config) or _LONG_ENOUGH)
+    return Reference.of(hf_model, probe)
 
 
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype | None:
+def _only_by_bridge(attention: str, device_map: Any, quantization_config: Any) -> str | None:
+    """The option that only a bridge has, if one was given."""
+    given = {
+        "attention='sdpa'": attention == "sdpa",
+        "device_map": device_map is not None,
+        "quantization_config": quantization_config is not None,
+    }
+    return next((name for name, is_given in given.items() if is_given), None)
+
+
+def _dtype(dtype: torch.dtype | str | None, placed: Placement) -> torch.dtype | None:
     """What to load in; None for what the weights are stored in."""
     if dtype in (None, "auto"):
-        return torch.float32 if device.type == "cpu" else None
+        return torch.float32 if placed.on_cpu else None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in _DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: expected 'auto', float32, bfloat16, float16 or float64")

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -49,8 +50,12 @@ class Parts:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's first parameter lies."""
+        """Where the model's first parameter lies: tokens go in and logits come out there, and readings are kept."""
         return next(self.model.parameters()).device
+
+    def layer_device(self, layer: int) -> torch.device:
+        """Where a layer's weights lie, and so its activations: a model may be spread over several devices."""
+        return next(self.points.blocks[layer].parameters()).device
 
     @property
     def double_device(self) -> torch.device:
@@ -101,7 +106,17 @@ class Parts:
 
     def attention_weight(self, layer: int) -> Float[Tensor, "heads d_head d_model"]:
         """W_O of a layer, by query head."""
-        return self.points.blocks[layer].attn.W_O.detach()
+        attention = self.points.blocks[layer].attn
+        try:
+            weight = attention.W_O.detach()
+        # Weights in few bits cannot be read; what they do to each unit can.
+        except NotImplementedError:
+            units = torch.eye(self.n_heads * self.d_head, dtype=self.dtype, device=self.layer_device(layer))
+            project = attention.o.original_component
+            with torch.no_grad():
+                written = project(units) - project(torch.zeros_like(units[:1]))
+            weight = rearrange(written, "(heads d_head) d_model -> heads d_head d_model", heads=self.n_heads)
+        return weight.to(self.device)
 
     def attention_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
         """b_O of a layer, None for a model that has none."""
@@ -110,4 +125,4 @@ class Parts:
             bias = self.points.blocks[layer].attn.b_O
         except (AttributeError, TypeError):
             bias = None
-        return bias.detach() if isinstance(bias, Tensor) else None
+        return bias.detach().to(self.device) if isinstance(bias, Tensor) else None

@@ -79,5 +79,7 @@ def _pusher(row: int, push: Tensor, calls: list[int], layer: int) -> Callable[[T
 
 
 def largest(distances: Tensor) -> float:
-    """The largest of some distances, infinite where one is no number."""
+    """The largest of some distances, infinite where one is no number, and 0 where there are none."""
+    if not distances.numel():
+        return 0.0
     return distances.nan_to_num(nan=float("inf"), posinf=float("inf")).max().item()

@@ -63,7 +63,8 @@ def probe_norm(lens: Lens, path: str) -> Norm:
     if not lens.has_point(point):
         raise UnsupportedModelError(f"model {lens.name!r} has no hook point {point!r}: its norm cannot be taken apart")
     # Entries far from 0 and from their mean, whatever the width, so that dividing by n is safe.
-    alternating = 1.0 - 2.0 * (torch.arange(lens.d_model, device=lens.device) % 2)
+    device = next((one.device for one in module.parameters()), lens.device)
+    alternating = 1.0 - 2.0 * (torch.arange(lens.d_model, device=device) % 2)
     inputs = [alternating, -alternating, torch.ones_like(alternating)]
     normalized: list[Tensor] = []
     outputs = []
@@ -74,7 +75,7 @@ def probe_norm(lens: Lens, path: str) -> Norm:
     bias = (outputs[0] + outputs[1]) / 2
     gain = (outputs[0] - outputs[1]) / (2 * n)
     centres = normalized[2].abs().max() < 1e-3 * normalized[0].abs().max()
-    return Norm(gain, bias, centres=bool(centres))
+    return Norm(gain.to(lens.device), bias.to(lens.device), centres=bool(centres))
 
 
 def head_outputs(
@@ -117,7 +118,8 @@ class LogitReadout:
 
     def columns(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
         """Columns of W_U for some tokens, on the last axis."""
-        flat = self.lens.unembedding[:, tokens.flatten().to(self.lens.device)].T.double()
+        weight = self.lens.unembedding
+        flat = weight[:, tokens.flatten().to(weight.device)].T.double().to(self.lens.device)
         return flat.reshape(*tokens.shape, flat.shape[-1])
 
     def logits(
@@ -127,7 +129,7 @@ class LogitReadout:
         normed = self.norm.apply_linearly(x, scale) + self.norm.bias
         raw = einsum(normed, self.columns(tokens), "batch d, batch n d -> batch n")
         if (bias := self.lens.unembedding_bias) is not None:
-            raw = raw + bias[tokens.to(self.lens.device)].double()
+            raw = raw + bias[tokens.to(bias.device)].double().to(raw.device)
         cap = self.lens.soft_cap
         return raw if cap is None else cap * torch.tanh(raw / cap)
 
@@ -168,7 +170,8 @@ class EarlyExit:
         # The scale of an activation that is zero is the root of epsilon.
         scales: list[Tensor] = []
         with torch.no_grad(), lens.hooks([(point, lambda x: scales.append(x.detach()))]):
-            lens.model.ln_final(torch.zeros(1, 1, lens.d_model, device=lens.device, dtype=lens.dtype))
+            device = lens.layer_device(lens.n_layers - 1)
+            lens.model.ln_final(torch.zeros(1, 1, lens.d_model, device=device, dtype=lens.dtype))
         epsilon = scales[0].double().square().max().item()
         return cls(norm, epsilon, lens.unembedding, lens.unembedding_bias, lens.soft_cap)
 

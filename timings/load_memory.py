@@ -1,0 +1,95 @@
+"""Peak memory of loading a model, over the size of its weights.
+
+    python timings/load_memory.py [--model M] [--width 1024] [--layers 12] [--vocabulary 32000]
+                                  [--stored bfloat16] [--dtype bfloat16]
+
+Each load is a process of its own, and so is the idle one that it is held against, which has imported the same and has
+loaded the shipped model. The peak is the most that was resident at once (`ru_maxrss`), pages of a weights' file that
+are mapped into memory included. Without --model, a random Llama is made and loaded.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+import sea_lens as sl
+from sea_lens.models.load import hooked_available
+from sea_lens.testbed.bed import PATH as TESTBED
+from sea_lens.testbed.tokenizer import word_tokenizer
+
+# What ru_maxrss counts in.
+_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+def random_llama(folder: Path, arguments: argparse.Namespace) -> None:
+    """Write a Llama with random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    width = arguments.width
+    sizes = {"hidden_size": width, "intermediate_size": width * 11 // 4, "num_attention_heads": max(width // 64, 1)}
+    config = AutoConfig.for_model("llama", vocab_size=arguments.vocabulary, num_hidden_layers=arguments.layers, **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, arguments.stored))
+    model.save_pretrained(folder)
+    word_tokenizer([f"w{number}" for number in range(508)], 512).save_pretrained(folder)
+
+
+def peak_of(name: str | None, backend: str, dtype: str) -> tuple[int, int]:
+    """Peak bytes of a process that loads a model, or only the shipped one, and bytes of the model's weights."""
+    said = in_child(["--child", backend, "--dtype", dtype, *(["--model", name] if name else [])]).split()
+    return int(said[-2]), int(said[-1])
+
+
+def in_child(given: list[str]) -> str:
+    """What this script prints when it is run with other arguments."""
+    return subprocess.run([sys.executable, __file__, *given], check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def child(name: str | None, backend: str, dtype: str) -> None:
+    """Load, and print the peak and the size of the weights in bytes."""
+    torch.set_num_threads(1)
+    sl.load_model(TESTBED, backend, "cpu", dtype)
+    model = sl.load_model(name, backend, "cpu", dtype) if name else torch.nn.Module()
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT, size)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", help="Hugging Face name or folder; a random Llama by default")
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--stored", default="bfloat16", help="dtype of the random Llama's file")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype that it is loaded in")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if arguments.child == "make":
+        random_llama(Path(arguments.model), arguments)
+        return
+    if arguments.child:
+        child(arguments.model, arguments.child, arguments.dtype)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        name = arguments.model or folder
+        if not arguments.model:
+            # Not here, since a process is charged with the peak of the one that started it.
+            in_child([*sys.argv[1:], "--child", "make", "--model", folder])
+        print(f"{'backend':10}{'weights, MB':>14}{'idle, MB':>12}{'peak, MB':>12}{'(peak - idle) / weights':>26}")
+        for backend in ("hooked", "bridge") if hooked_available() else ("bridge",):
+            idle, _ = peak_of(None, backend, arguments.dtype)
+            peak, size = peak_of(name, backend, arguments.dtype)
+            numbers = "".join(f"{value / 1e6:{width}.0f}" for value, width in ((size, 14), (idle, 12), (peak, 12)))
+            print(f"{backend:10}{numbers}{(peak - idle) / size:26.2f}")
+
+
+if __name__ == "__main__":
+    main()
