@@ -55,7 +55,7 @@ def log_probs(
     for places, shared in _families(rows.plan, items):
         past = Past(lens, 1)
         if shared:
-            _, past = past.read(torch.tensor([rows.plan.inputs[places[0]][:shared]]), prompts=[shared + 1])
+            past = past.extended(torch.tensor([rows.plan.inputs[places[0]][:shared]]), prompts=[shared + 1])
         alone, by_length = _grouped_by_prompt(rows.plan, places, items, shared)
         rows.read_all(past, shared, alone)
         for length, groups in sorted(by_length.items(), reverse=True):
@@ -63,7 +63,7 @@ def log_probs(
                 some = groups[begin : begin + batch_size]
                 prompts = torch.tensor([rows.plan.inputs[group[0]][shared:length] for group in some])
                 # What is read together stands before the last token of every prompt.
-                _, read = past.select([0] * len(some)).read(prompts, prompts=[length + 1] * len(some))
+                read = past.select([0] * len(some)).extended(prompts, prompts=[length + 1] * len(some))
                 which = {row: place for place, group in enumerate(some) for row in group}
                 rows.read_all(read, length, list(which), which.__getitem__)
     return rows.totals()
@@ -128,10 +128,9 @@ class _Rows:
         for batch in batches([self.plan.inputs[place][length:] for place in order], self.batch_size):
             chosen = [order[row] for row in batch.rows]
             prompts = [self.plan.prompts[place] for place in chosen]
-            logits, _ = past.select([row_of(place) for place in chosen]).read(batch.tokens, batch.mask, prompts)
-            row, position, token, index = self.plan.entries(chosen, length).to(logits.device)
-            scores = logits[row, position].float().log_softmax(-1).gather(1, token[:, None])[:, 0]
-            self.sums.index_add_(0, index.cpu(), scores.double().cpu())
+            found, _ = past.select([row_of(place) for place in chosen]).predict(batch.tokens, batch.mask, prompts)
+            row, position, token, index = self.plan.entries(chosen, length)
+            self.sums.index_add_(0, index, found.log_probs(row, position, token).double().cpu())
 
     def totals(self) -> Float[Tensor, " spans"]:
         check_log_probs(self.sums)
