@@ -84,7 +84,7 @@ class Scorer:
         return cls(lens, tuple(planned), plan.n)
 
     def batch_log_probs(self, batch: ScoringBatch) -> Float[Tensor, " n"]:
-        """Log-probability of each entry of a batch under the model as it is now, in float32 at least, differentiable."""
+        """Log-probability of each entry of a batch under the model as it is now, float32 at least, differentiable."""
         with telling(self.lens, batch.prompts.tolist()):
             found = predict(self.lens, batch.tokens, batch.mask)
         return found.log_probs(batch.row, batch.position, batch.token)

@@ -46,7 +46,7 @@ class Past:
         mask: Int[Tensor, "batch pos"] | None = None,
         prompts: Sequence[int] | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], "Past"]:
-        """Logits of the next tokens, in float32 at least, and the past that includes them; arguments as in `predict`."""
+        """Logits of the next tokens, float32 at least, and the past that includes them; arguments as in `predict`."""
         found, past = self.predict(tokens, mask, prompts)
         return found.whole(), past
 
@@ -68,7 +68,9 @@ class Past:
         """
         past, found = self._extended(tokens, mask, prompts)
         if found is None:
-            assert past.tokens is not None and past.mask is not None and past.prompts is not None
+            assert past.tokens is not None
+            assert past.mask is not None
+            assert past.prompts is not None
             with torch.no_grad(), telling(self.lens, past.prompts, self._before):
                 apart = cached_reading(self.lens, past.mask.shape[1] + self.lens.prefix_length).apart
                 found = whole_pass(self.lens, past.tokens, past.mask, apart=apart)

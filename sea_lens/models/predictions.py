@@ -63,7 +63,7 @@ class Predictions:
     def log_probs(
         self, row: Int[Tensor, " n"], position: Int[Tensor, " n"], token: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """log p(token | row up to and with position), in float32 at least; differentiable."""
+        """Log p(token | row up to and with position), in float32 at least; differentiable."""
         return self.scores(row, position, token)[0]
 
     def scores(

@@ -23,7 +23,8 @@ from .lens import Lens
 from .logit_hooks import changes_logits
 from .standing import Held, Standing
 
-_TOKENS = 4
+# Of two texts: few, since each takes numbers as large as the vocabulary.
+_TOKENS = 2
 # Raw logits that g is measured with, in powers of ten: it is linear at the smallest, and capped at the largest.
 _SMALLEST, _LARGEST = -4.0, 4.0
 _LEAST_LIMIT, _ROUNDINGS = 1e-5, 2.0
@@ -108,6 +109,7 @@ class PutOff(ForwardStandIn):
         self.read: list[Tensor] = []
 
     def run(self, asked: Any) -> Tensor:
+        """Keep the states, and give one number for each."""
         states = asked.args[1]
         self.read.append(states)
         return states[..., :1]
