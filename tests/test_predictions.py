@@ -59,12 +59,10 @@ def assert_the_same(lens: Lens) -> None:
         assert torch.allclose(where_they_count(lens), everywhere(lens), atol=1e-5)
 
 
-@pytest.fixture(params=["gemma2 cap 5", "granite multipliers", "phi", "gpt2", "cohere", "mpt"])
+@pytest.fixture(params=["gemma2 cap 5", "granite multipliers", "phi", "gpt2", "cohere logit_scale 0.5"])
 def odd_model(request, backend, tmp_path):
     """Models with a soft cap, scaled logits, a bias, tied weights."""
-    case = next((case for case in CASES if case.name == request.param), None)
-    if case is None:
-        pytest.skip("not among the configurations")
+    (case,) = (case for case in CASES if case.name == request.param)
     try:
         return sl.load_model(case.write(tmp_path / "model"), backend)
     except sl.UnsupportedModelError:
@@ -174,6 +172,7 @@ def in_place_of_forward(module: Any):
         del vars(module)["forward"]
 
 
+@pytest.mark.filterwarnings("ignore:A forward hook edited hook_scale")
 def test_hooks_of_a_users_own_still_act(model):
     lens = Lens.of(model)
     inside = getattr(model, "original_model", model)
@@ -193,7 +192,7 @@ def test_hooks_of_a_users_own_still_act(model):
             assert torch.equal(where_they_count(lens), plain)
 
 
-def test_new_weights_are_the_ones_that_are_used(load_tiny, backend, model_folders):
+def test_new_weights_are_the_ones_that_are_used(backend, model_folders):
     model = sl.load_model(str(model_folders["llama"]), backend)
     lens = Lens.of(model)
     with torch.no_grad():
@@ -201,11 +200,7 @@ def test_new_weights_are_the_ones_that_are_used(load_tiny, backend, model_folder
         lens.unembedding.mul_(1.5)
         assert (where_they_count(lens) - plain).abs().max() > 1e-3
         assert_the_same(lens)
-        parameter = (
-            model.unembed.W_U
-            if hasattr(model.unembed, "_parameters") and "W_U" in dict(model.unembed.named_parameters())
-            else model.unembed.original_component.weight
-        )
+        parameter = next(model.unembed.parameters())
         parameter.data = parameter.data * 2
         assert_the_same(lens)
 
@@ -245,9 +240,7 @@ def test_no_large_logits_are_made(wide):
     prompts = [" ".join(f"w{30 * i + j}" for j in range(30)) for i in range(8)]
     items = sl.Contrasts([sl.Contrast(prompt, " w5", " w6") for prompt in prompts])
     scorer = contrast_scorer(model, items)
-    spans = [
-        span for prompt in prompts for one in completion_spans(lens, prompt, [" w5", " w6 w7"]) for span in one.spans
-    ]
+    spans = [span for text in prompts for one in completion_spans(lens, text, [" w5", " w6 w7"]) for span in one.spans]
     of_spans = [i // 2 for i in range(len(spans))]
     asked: list[Callable[[], object]] = [
         scorer.log_probs,
