@@ -6,9 +6,9 @@ activations are read and edited), `tokens` (texts to tokens), `token_positions` 
 `forward_stand_in`, `logit_hooks` (changes of all logits), `bare` (passes without what stands in a model), `unembedding`
 and `predictions` (logits where they count), `readout` (norms, heads and the unembedding), `cached_pass`, `cache_probe`
 and `cache` (what has been read is not read again, where that is exact), `sampling` and `decoding` (continuing prompts),
-`reading` (the activations of demonstrations); then whether the model is what it should be: `configuration` (what short texts do not show),
-`processing` (what was done to the weights), `evaluation_mode`, `reference` (the plain Hugging Face model), `probes`
-(what is measured), `check_report` and `facts` (what it is measured against) and `check` (all of it); `huggingface`,
-`conversion` and `load`; then more changes that no hook point can make: `prefix` (tokens
-in front of everything) and `weight_changes`.
+`reading` (the activations of demonstrations); then whether the model is what it should be: `configuration` (what short
+texts do not show), `processing` (what was done to the weights), `evaluation_mode`, `reference` (the plain Hugging Face
+model), `probes` (what is measured), `check_report` and `facts` (what it is measured against) and `check` (all of it);
+`huggingface`, `conversion` and `load`; then more changes that no hook point can make: `prefix` (tokens in front of
+everything) and `weight_changes`.
 """

@@ -1,4 +1,4 @@
-"""What a pass predicts, with logits made only where somebody asks for them, a part of the vocabulary at a time.
+"""What a pass predicts; logits are made where somebody asks for them, in parts of the vocabulary (docs/method.md 6.13).
 
 Nothing of size (batch, pos, vocabulary) is made, unless a model's logits cannot be made apart from its pass
 (`models.unembedding`). Gradients reach activations; what the parts of the vocabulary need is then computed once more in

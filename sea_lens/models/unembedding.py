@@ -1,4 +1,4 @@
-"""The unembedding as a function of its own, so that logits are made only where they count (docs/method.md 6.10).
+"""The unembedding as a function of its own, so that logits are made only where they count (docs/method.md 6.13).
 
 A model's logits are g(x · W_U + b_U), with x what its unembedding reads and g(r) = scale · r or cap · tanh(scale · r /
 cap), the same for every token. Both are measured once for each model, with the model's own modules: one pass in which
@@ -74,8 +74,11 @@ class Unembedding:
             start, stop: the tokens.
         """
         given = states.to(device=self.weight.device, dtype=self.weight.dtype)
-        bias = None if self.bias is None else self.bias[start:stop]
-        return self._behind(torch.nn.functional.linear(given, self.weight[start:stop], bias))
+        weight, bias = self.weight[start:stop], None if self.bias is None else self.bias[start:stop]
+        if weight.device.type == "cpu" and weight.dtype.itemsize == 2:
+            # With a HookedTransformer's weight as it lies, (d_model, d_vocab), a CPU takes ten times as long.
+            weight = weight.contiguous()
+        return self._behind(torch.nn.functional.linear(given, weight, bias))
 
     def _behind(self, raw: Float[Tensor, "*batch block"]) -> Float[Tensor, "*batch block"]:
         wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
