@@ -74,7 +74,7 @@ class Perplexity(Benchmark):
                     losses.index_add_(0, text, -predicted.log_probs(row, position, token).double().cpu())
             tokens += torch.bincount(text, minlength=len(items))
             if unedited is not None:
-                divergences.index_add_(0, text, unedited.divergence(predicted, row, position).cpu())
+                divergences.index_add_(0, text, unedited.divergence(predicted, row, position))
         if not torch.isfinite(losses).all():
             worst = items[int((~torch.isfinite(losses)).nonzero()[0])].row
             raise ActivationError(f"the model gives row {worst} a log-likelihood that is not finite")

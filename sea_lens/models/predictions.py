@@ -6,7 +6,7 @@ the backward pass instead of being kept.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,18 +94,17 @@ class Predictions:
         parts = list(blocks(len(states), d_vocab, device))
         # Kept for the backward pass, all parts together would be the logits that are not to be made.
         again = len(parts) > 1 and torch.is_grad_enabled() and states.requires_grad
-        sums, largest, picked = [], [], []
-        for start, stop in parts:
+        sums, largest = (_by_part(parts, len(states), states) for _ in range(2))
+        picked = _by_part(parts, len(which), states)
+        for at, (start, stop) in enumerate(parts):
             arguments = (states, which, token, start, stop)
-            found = (
+            sums[at], largest[at], picked[at] = (
                 checkpoint(self._of_block, *arguments, use_reentrant=False, preserve_rng_state=False)
                 if again
                 else self._of_block(*arguments)
             )
-            for collected, value in zip((sums, largest, picked), found, strict=True):
-                collected.append(value)
-        total, top, own = torch.stack(sums).logsumexp(0), torch.stack(largest).amax(0), torch.stack(picked).sum(0)
-        return own - total[which], own >= top[which]
+        own = picked.sum(0)
+        return own - sums.logsumexp(0)[which], own >= largest.amax(0)[which]
 
     def _of_block(
         self,
@@ -124,7 +123,7 @@ class Predictions:
     def divergence(
         self, other: "Predictions", row: Int[Tensor, " n"], position: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """KL(these ‖ others) at some positions, in nats, float64, without gradient.
+        """KL(these ‖ others) at some positions, in nats, float64 on the CPU, without gradient.
 
         Σ p (log p − log q) is made of the same sum within each part of the vocabulary and the weight of the part.
         """
@@ -135,20 +134,25 @@ class Predictions:
 
     def _divergence(self, other: "Predictions", row: Tensor, position: Tensor) -> Float[Tensor, " n"]:
         mine, others = self._at(row, position), other._at(row, position)
-        own_sums, other_sums, differences = [], [], []
-        for start, stop in blocks(len(mine), self.unembedding.d_vocab, mine.device):
+        # Several tensors of a part's size stand side by side here.
+        parts = list(blocks(4 * len(mine), self.unembedding.d_vocab, mine.device))
+        own_sums, other_sums, differences = (_by_part(parts, len(mine), mine) for _ in range(3))
+        for at, (start, stop) in enumerate(parts):
             p, q = self.unembedding.block(mine, start, stop), other.unembedding.block(others, start, stop)
-            own_sums.append(p.logsumexp(-1).double())
-            other_sums.append(q.logsumexp(-1).double())
+            own_sums[at], other_sums[at] = p.logsumexp(-1), q.logsumexp(-1)
             # What has no probability contributes nothing.
-            weighted = torch.where(p.isneginf(), 0.0, p.softmax(-1) * (p - q))
-            differences.append(weighted.sum(-1, dtype=torch.float64))
-        own = torch.stack(own_sums)
-        total = (own.softmax(0) * torch.stack(differences)).sum(0)
-        return total - own.logsumexp(0) + torch.stack(other_sums).logsumexp(0)
+            differences[at] = torch.where(p.isneginf(), 0.0, p.softmax(-1) * (p - q)).sum(-1)
+        own, others, differences = (x.cpu().double() for x in (own_sums, other_sums, differences))
+        return (own.softmax(0) * differences).sum(0) - own.logsumexp(0) + others.logsumexp(0)
 
     def _at(self, row: Int[Tensor, " n"], position: Int[Tensor, " n"]) -> Float[Tensor, "n width"]:
         return self.states[row.to(self.states.device), position.to(self.states.device)]
+
+
+def _by_part(parts: Sequence[tuple[int, int]], n: int, like: Tensor) -> Float[Tensor, "parts n"]:
+    """Room for what each part of the vocabulary gives."""
+    # Made at once: small tensors between large ones would keep the memory of these from being used again.
+    return torch.empty(len(parts), n, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
 
 
 class _Predicted:
@@ -169,7 +173,8 @@ class _Predicted:
         if len(read) > 1:
             raise UnsupportedModelError(f"model {self._lens.name!r} called its unembedding {len(read)} times in a pass")
         # A prefix stands in front of the positions that come back.
-        return Predictions(read[0][:, read[0].shape[1] - returned.shape[1] :], self._unembedding)
+        states = read[0][:, read[0].shape[1] - returned.shape[1] :]
+        return Predictions(states.to(self._unembedding.weight.device), self._unembedding)
 
 
 @contextlib.contextmanager
