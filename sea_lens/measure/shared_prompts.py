@@ -161,9 +161,10 @@ class _Rows:
         for batch in batches([self.plan.inputs[place][length:] for place in order], self.batch_size):
             chosen = [order[row] for row in batch.rows]
             prompts = [self.plan.prompts[place] for place in chosen]
-            found, _ = past.select([row_of(place) for place in chosen]).predict(batch.tokens, batch.mask, prompts)
+            found, read = past.select([row_of(place) for place in chosen]).predict(batch.tokens, batch.mask, prompts)
             row, position, token, index = self.plan.entries(chosen, length)
-            if not alone:
+            # Without a cache, a row may be read otherwise than a longer one that begins alike (LongRoPE).
+            if not alone and read.state is not None:
                 begun = [(row_of(place), self.plan.prompts[place]) for place in chosen]
                 row, position = _first_alike(batch.tokens, begun)[:, row, position]
             log_probs, best = found.scores(row, position, token)
