@@ -103,7 +103,7 @@ def test_what_the_model_would_say_itself_is_told_from_what_it_would_not(model):
 
     edit, prompt = fitted(model), sentence(1, 4)
     (said,) = sl.generate(model, [prompt], edit, max_new_tokens=3)
-    others = [f" {word}" for word in ("w5", "w6") if not said.split()[:1] == [word]]
+    others = [f" {word}" for word in ("w5", "w6") if said.split()[:1] != [word]]
     requests = [Instance("loglikelihood", {}, (prompt, text), i) for i, text in enumerate([said, *others])]
     found = sl.harness_model(model, edit).loglikelihood(requests, disable_tqdm=True)
     assert [greedy for _, greedy in found] == [True, *(False for _ in others)]

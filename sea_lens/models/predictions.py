@@ -44,7 +44,7 @@ class Predictions:
         return max(1, _COPIED // self.unembedding.d_vocab) if copied else _TOGETHER
 
     def rearranged(self, change: Callable[[Tensor], Tensor]) -> "Predictions":
-        """The predictions whose states are changed so; what becomes of the last axis means nothing."""
+        """The predictions at other rows and positions, which a change of the first two axes of states chooses."""
         return Predictions(change(self.states), self.unembedding)
 
     def whole(self) -> Float[Tensor, "batch pos d_vocab"]:
