@@ -98,6 +98,17 @@ def test_generation_in_the_harness_is_ours(model):
     ]
 
 
+def test_what_the_model_would_say_itself_is_told_from_what_it_would_not(model):
+    from lm_eval.api.instance import Instance
+
+    edit, prompt = fitted(model), sentence(1, 4)
+    (said,) = sl.generate(model, [prompt], edit, max_new_tokens=3)
+    others = [f" {word}" for word in ("w5", "w6") if said.split()[:1] != [word]]
+    requests = [Instance("loglikelihood", {}, (prompt, text), i) for i, text in enumerate([said, *others])]
+    found = sl.harness_model(model, edit).loglikelihood(requests, disable_tqdm=True)
+    assert [greedy for _, greedy in found] == [True, *(False for _ in others)]
+
+
 def test_an_edit_of_another_model_is_refused(model):
     edit = fitted(model)
     other = replace(edit, provenance={"model": {"n_layers": 99}}, _cast={})

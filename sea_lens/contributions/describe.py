@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction, Lens
+from ..models.predictions import predict
 from ..models.readout import FINAL_NORM, head_outputs, probe_norm
 from ..models.token_positions import acting, telling
 from ..models.tokens import Batch, batches
@@ -120,7 +121,7 @@ def _before_edits(
 
     hooks = [(name, watching(name, function)) for name, function in functions]
     with torch.no_grad(), lens.hooks(hooks), telling(lens, prompts):
-        lens.forward(batch.tokens, batch.mask)
+        predict(lens, batch.tokens, batch.mask)
     return seen, acts
 
 

@@ -21,6 +21,7 @@ from ..edits.base import Edit
 from ..errors import DemonstrationError, UnsupportedModelError
 from ..measure.scorer import EncodedContrasts
 from ..models.lens import FINAL_NORM, HookFunction, Lens
+from ..models.predictions import predict
 from ..models.readout import LogitReadout, Norm, attention_bias, head_outputs, probe_norm
 from ..models.tokens import Batch, batches
 from .results import HeadContributions
@@ -126,7 +127,7 @@ def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) ->
             names.append(lens.norm_scale(norm))
     hooks = [(name, displacing(name, function)) for name, function in functions]
     with lens.hooks([*hooks, *((name, save(name)) for name in names)]):
-        logits = lens.forward(tokens, mask)[rows, last].double()
+        logits = predict(lens, tokens, mask).logits(rows, last).double()
     return _Run(seen, displacements, logits)
 
 

@@ -2,35 +2,34 @@
 
 import contextlib
 from collections.abc import Iterable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from .._support.progress import tracked
 from ..edits.base import Edit
 from ..edits.where import Where
 from ..errors import InputError
+from ..measure.shared_prompts import scores
+from ..measure.spans import Span
 from ..models.decoding import continue_prompts
 from ..models.lens import Lens
-from ..models.token_positions import telling
 from ..models.tokens import pad, tokenise
+
+# Batches between two steps of the progress bar.
+_TOGETHER = 16
 
 
 class _AsHuggingFace:
-    """What `HFLM` asks of a Hugging Face model: a configuration, a device, and logits."""
+    """What `HFLM` asks of a Hugging Face model: a configuration and a device."""
 
     def __init__(self, lens: Lens) -> None:
-        self.lens = lens
         self.device = lens.device
         self.config = PretrainedConfig()
-
-    def __call__(self, tokens: Int[Tensor, "batch pos"]) -> SimpleNamespace:
-        # The harness pads on the right, which no token of a causal model sees.
-        return SimpleNamespace(logits=self.lens.forward(tokens, torch.ones_like(tokens)))
 
 
 class EditedLM(HFLM):
@@ -50,8 +49,6 @@ class EditedLM(HFLM):
         self.lens, self.edit, self.where, self.prepend_bos = Lens.of(model), edit, where, prepend_bos
         # The harness gives rolling log-likelihoods a token in front itself.
         self._whole_texts = False
-        # Of what is to be scored now: the lengths that the prompt of an input may have.
-        self._prompts: dict[tuple[int, ...], set[int]] = {}
         with self._edited():
             room = self.lens.n_ctx
         options: dict[str, Any] = {
@@ -99,51 +96,43 @@ class EditedLM(HFLM):
         rows = [self.tok_encode(text, left_truncate_len=left_truncate_len) for text in strings]
         return pad(rows, left=padding_side == "left")
 
-    def _model_call(
-        self, inps: Int[Tensor, "batch pos"], attn_mask: Tensor | None = None, labels: Tensor | None = None
-    ) -> Float[Tensor, "batch pos d_vocab"]:
-        with torch.no_grad(), self._edited():
-            if not self._prompts:
-                return self.model(inps).logits  # type: ignore[operator]
-            inputs = [self._input(row) for row in inps.tolist()]
-            mask = pad(inputs)[1]
-            with telling(self.lens, [self._prompt(tokens) for tokens in inputs]):
-                return self.lens.forward(inps[:, : mask.shape[1]], mask)
-
     def _loglikelihood_tokens(
-        self, requests: Iterable[tuple[Any, list[int], list[int]]], *args: Any, **kwargs: Any
+        self,
+        requests: Iterable[tuple[Any, list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        """The harness's own, which says nothing of prompts to the model; an edit at some positions asks for them."""
+        """Log-likelihood of each continuation behind its context, and whether it is what the model would say itself.
+
+        In place of the harness's own, which makes logits over the vocabulary at every position, and says nothing of
+        prompts to the model.
+        """
         requests = list(requests)
-        try:
-            if self.where is not None and self.where.positions != "all":
-                for _, context, continuation in requests:
-                    room = int(self.max_length)  # type: ignore[attr-defined]
-                    tokens = tuple((context + continuation)[-(room + 1) :][:-1])
-                    prompt = max(len(tokens) - len(continuation) + 1, 0)
-                    if self._whole_texts:
-                        prompt = int(tokens[:1] == (self.prefix_token_id,))  # type: ignore[attr-defined]
-                    self._prompts.setdefault(tokens, set()).add(prompt)
-            return super()._loglikelihood_tokens(requests, *args, **kwargs)  # type: ignore[misc]
-        finally:
-            self._prompts = {}
+        found: list[tuple[float, bool]] = []
+        size = override_bs or int(self.batch_size)  # type: ignore[attr-defined]
+        parts = [requests[start : start + _TOGETHER * size] for start in range(0, len(requests), _TOGETHER * size)]
+        for part in tracked(parts, "log-likelihoods", len(parts), show=not disable_tqdm):
+            contexts: dict[tuple[int, ...], int] = {}
+            items = [contexts.setdefault(tuple(context), len(contexts)) for _, context, _ in part]
+            spans = [self._span(context, continuation) for _, context, continuation in part]
+            with self._edited():
+                log_probs, greedy = scores(self.lens, spans, items, batch_size=size)
+            answers = list(zip(log_probs.tolist(), greedy.tolist(), strict=True))
+            for (asked, _, _), answer in zip(part, answers, strict=True):
+                # Parts of whole texts have no name to be kept under.
+                if asked is not None:
+                    self.cache_hook.add_partial("loglikelihood", asked, answer)
+            found += answers
+        return found
 
-    def _input(self, row: list[int]) -> tuple[int, ...]:
-        """The input that a row is, without the harness's padding of zeros on the right."""
-        padding = next((n for n, token in enumerate(reversed(row)) if token != 0), len(row))
-        for length in range(len(row), len(row) - padding - 1, -1):
-            if tuple(row[:length]) in self._prompts:
-                return tuple(row[:length])
-        raise InputError("the harness asks for other inputs than its requests have, so that prompts cannot be told")
-
-    def _prompt(self, tokens: tuple[int, ...]) -> int:
-        lengths = self._prompts[tokens]
-        if len(lengths) > 1:
-            raise InputError(
-                f"the harness scores {len(tokens)} tokens at once as prompts of {sorted(lengths)} tokens: expected "
-                f"positions 'all', or requests that are scored one by one"
-            )
-        return next(iter(lengths))
+    def _span(self, context: list[int], continuation: list[int]) -> Span:
+        """What the harness asks for, cut at its left end to fit the context as the harness does."""
+        room = int(self.max_length)  # type: ignore[attr-defined]
+        tokens = tuple((context + continuation)[-(room + 1) :])
+        start = len(tokens) - len(continuation)
+        if self._whole_texts:
+            return Span(tokens, start, int(tokens[:1] == (self.prefix_token_id,)))  # type: ignore[attr-defined]
+        return Span(tokens, start)
 
     def _model_generate(
         self, context: Int[Tensor, "batch pos"], max_length: int, stop: Sequence[str], **generation_kwargs: Any

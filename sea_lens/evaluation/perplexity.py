@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from .._support.text_rows import ending, read_text, shown
 from ..errors import ActivationError, FileError
-from ..measure.spans import Span, text_spans
+from ..measure.spans import Plan, Span, text_spans
+from ..models.predictions import Predictions, predict
 from ..models.token_positions import telling
-from ..models.tokens import batches
+from ..models.tokens import Batch, batches
 from .benchmark import Asker, Benchmark, Item, Totals, ratio
 
 if TYPE_CHECKING:
@@ -63,25 +62,26 @@ class Perplexity(Benchmark):
                 fitted = text_spans(asker.lens, item.fields["text"], prepend_bos=asker.prepend_bos, what=what)
                 plan += [(place, span) for span in fitted.spans]
         losses, divergences = (torch.zeros(len(items), dtype=torch.float64) for _ in range(2))
-        tokens = [0] * len(items)
-        for batch in batches([span.tokens[:-1] for _, span in plan], asker.batch_size):
-            chosen = [plan[row] for row in batch.rows]
-            unedited = _predictions(asker, batch.tokens, batch.mask, chosen) if asker.has_edit else None
+        tokens = torch.zeros(len(items), dtype=torch.int64)
+        spans = Plan.of([span for _, span in plan], apart=range(len(plan)))
+        for batch in batches(spans.inputs, asker.batch_size):
+            row, position, token, index = spans.entries(batch.rows)
+            text = torch.tensor([plan[at][0] for at in index.tolist()])
+            unedited = _predictions(asker, batch, spans) if asker.has_edit else None
             with asker.edited():
-                predicted = _predictions(asker, batch.tokens, batch.mask, chosen)
-            for row, (place, span) in enumerate(chosen):
-                wanted = torch.tensor(span.tokens[span.start :], device=predicted[row].device)
-                losses[place] -= predicted[row].gather(1, wanted[:, None]).double().sum().cpu()
-                tokens[place] += len(wanted)
-                if unedited is not None:
-                    divergences[place] += _divergence(unedited[row], predicted[row]).cpu()
+                predicted = _predictions(asker, batch, spans)
+                with torch.no_grad():
+                    losses.index_add_(0, text, -predicted.log_probs(row, position, token).double().cpu())
+            tokens += torch.bincount(text, minlength=len(items))
+            if unedited is not None:
+                divergences.index_add_(0, text, unedited.divergence(predicted, row, position))
         if not torch.isfinite(losses).all():
             worst = items[int((~torch.isfinite(losses)).nonzero()[0])].row
             raise ActivationError(f"the model gives row {worst} a log-likelihood that is not finite")
         return [
             {
                 "row": item.row,
-                "tokens": tokens[place],
+                "tokens": int(tokens[place]),
                 "bytes": len(item.fields["text"].encode()),
                 "loss": losses[place].item(),
                 "kl": divergences[place].item(),
@@ -106,20 +106,6 @@ class Perplexity(Benchmark):
         }
 
 
-def _predictions(
-    asker: Asker, tokens: Tensor, mask: Tensor, chosen: Sequence[tuple[int, Span]]
-) -> list[Float[Tensor, "scored d_vocab"]]:
-    """Log-probabilities over the vocabulary for each scored token of each row."""
-    with torch.no_grad(), telling(asker.lens, [span.prompt_length for _, span in chosen]):
-        logits = asker.lens.forward(tokens, mask)
-    return [
-        logits[row, span.start - 1 : len(span.tokens) - 1].float().log_softmax(-1)
-        for row, (_, span) in enumerate(chosen)
-    ]
-
-
-def _divergence(
-    unedited: Float[Tensor, "scored d_vocab"], edited: Float[Tensor, "scored d_vocab"]
-) -> Float[Tensor, ""]:
-    """Σ over tokens of KL(unedited ‖ edited), in nats."""
-    return torch.nn.functional.kl_div(edited.double(), unedited.double(), log_target=True, reduction="sum")
+def _predictions(asker: Asker, batch: Batch, spans: Plan) -> Predictions:
+    with torch.no_grad(), telling(asker.lens, [spans.prompts[place] for place in batch.rows]):
+        return predict(asker.lens, batch.tokens, batch.mask)

@@ -17,6 +17,7 @@ from .._support.arguments import as_integer
 from ..errors import DemonstrationError
 from ..models.check import ensure_usable
 from ..models.lens import Lens
+from ..models.predictions import predict
 from ..models.token_positions import telling
 from ..models.tokens import batches, encode, encode_completions
 from ..texts.demonstrations import Contrasts
@@ -83,11 +84,10 @@ class Scorer:
         return cls(lens, tuple(planned), plan.n)
 
     def batch_log_probs(self, batch: ScoringBatch) -> Float[Tensor, " n"]:
-        """Log-probability of each entry of a batch under the model as it is now, in float32, differentiable."""
+        """Log-probability of each entry of a batch under the model as it is now, float32 at least, differentiable."""
         with telling(self.lens, batch.prompts.tolist()):
-            logits = self.lens.forward(batch.tokens, batch.mask)
-        log_probs = logits[batch.row, batch.position].float().log_softmax(-1)
-        return log_probs[torch.arange(len(batch.token)), batch.token.to(log_probs.device)]
+            found = predict(self.lens, batch.tokens, batch.mask)
+        return found.log_probs(batch.row, batch.position, batch.token)
 
     @property
     def token_counts(self) -> Int[Tensor, " completions"]:

@@ -7,10 +7,11 @@ over its row alone.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
-from jaxtyping import Float
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
@@ -44,18 +45,25 @@ def log_probs(
         ActivationError: a log-probability is NaN or infinite.
         UnsupportedModelError, InputError: the model is not what it should be, or drops out units at random.
     """
+    return scores(lens, spans, items, batch_size=batch_size)[0]
+
+
+def scores(
+    lens: Lens, spans: Sequence[Span], items: Sequence[int], *, batch_size: int = 16
+) -> tuple[Float[Tensor, " spans"], Bool[Tensor, " spans"]]:
+    """`log_probs`, and whether each span's scored tokens are the most probable ones; arguments and errors as there."""
     ensure_usable(lens)
     batch_size = as_integer(batch_size, "batch_size", least=1)
     if not spans:
-        return torch.zeros(0, dtype=torch.float64)
+        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.bool)
     rows = _Rows(lens, Plan.of(spans), batch_size)
     if lens.has_foreign_hooks() or asks_for_whole_rows(lens):
-        rows.read_all(Past(lens, 1), 0, range(len(rows.plan.inputs)))
+        rows.read_all(Past(lens, 1), 0, range(len(rows.plan.inputs)), alone=True)
         return rows.totals()
     for places, shared in _families(rows.plan, items):
         past = Past(lens, 1)
         if shared:
-            _, past = past.read(torch.tensor([rows.plan.inputs[places[0]][:shared]]), prompts=[shared + 1])
+            past = past.extended(torch.tensor([rows.plan.inputs[places[0]][:shared]]), prompts=[shared + 1])
         alone, by_length = _grouped_by_prompt(rows.plan, places, items, shared)
         rows.read_all(past, shared, alone)
         for length, groups in sorted(by_length.items(), reverse=True):
@@ -63,7 +71,7 @@ def log_probs(
                 some = groups[begin : begin + batch_size]
                 prompts = torch.tensor([rows.plan.inputs[group[0]][shared:length] for group in some])
                 # What is read together stands before the last token of every prompt.
-                _, read = past.select([0] * len(some)).read(prompts, prompts=[length + 1] * len(some))
+                read = past.select([0] * len(some)).extended(prompts, prompts=[length + 1] * len(some))
                 which = {row: place for place, group in enumerate(some) for row in group}
                 rows.read_all(read, length, list(which), which.__getitem__)
     return rows.totals()
@@ -113,26 +121,57 @@ def _unscored(span: Span) -> int:
     return min(span.start, span.prompt_length) - 1
 
 
+def _first_alike(tokens: Int[Tensor, "batch pos"], begun: Sequence[Hashable]) -> Int[Tensor, "2 batch pos"]:
+    """For each position, the first row and position behind the same tokens, in rows that have begun alike."""
+    known: dict[Hashable, int] = {}
+    first: list[tuple[int, int]] = []
+    found = []
+    for row, (beginning, of_row) in enumerate(zip(begun, tokens.tolist(), strict=True)):
+        at: Hashable = beginning
+        for position, token in enumerate(of_row):
+            at = known.setdefault((at, token), len(first))
+            if at == len(first):
+                first.append((row, position))
+            found.append(first[at])
+    return rearrange(torch.tensor(found), "(batch pos) place -> place batch pos", batch=len(tokens))
+
+
 class _Rows:
     """Reads the inputs of a plan, and adds up the log-probabilities that it asks for."""
 
     def __init__(self, lens: Lens, plan: Plan, batch_size: int) -> None:
         self.lens, self.plan, self.batch_size = lens, plan, batch_size
         self.sums = torch.zeros(plan.n, dtype=torch.float64)
+        self.missed = torch.zeros(plan.n, dtype=torch.int64)
 
     def read_all(
-        self, past: Past, length: int, places: Iterable[int], row_of: Callable[[int], int] = lambda place: 0
+        self,
+        past: Past,
+        length: int,
+        places: Iterable[int],
+        row_of: Callable[[int], int] = lambda place: 0,
+        *,
+        alone: bool = False,
     ) -> None:
-        """Read the rest of these inputs, of which `length` tokens have been read, after their rows of the past."""
+        """Read the rest of these inputs, of which `length` tokens have been read, after their rows of the past.
+
+        Where inputs begin alike, what is predicted there is asked for once, unless each must stand alone.
+        """
         order = list(places)
         for batch in batches([self.plan.inputs[place][length:] for place in order], self.batch_size):
             chosen = [order[row] for row in batch.rows]
             prompts = [self.plan.prompts[place] for place in chosen]
-            logits, _ = past.select([row_of(place) for place in chosen]).read(batch.tokens, batch.mask, prompts)
-            row, position, token, index = self.plan.entries(chosen, length).to(logits.device)
-            scores = logits[row, position].float().log_softmax(-1).gather(1, token[:, None])[:, 0]
-            self.sums.index_add_(0, index.cpu(), scores.double().cpu())
+            found, read = past.select([row_of(place) for place in chosen]).predict(batch.tokens, batch.mask, prompts)
+            row, position, token, index = self.plan.entries(chosen, length)
+            # Without a cache, a row may be read otherwise than a longer one that begins alike (LongRoPE).
+            if not alone and read.state is not None:
+                begun = [(row_of(place), self.plan.prompts[place]) for place in chosen]
+                row, position = _first_alike(batch.tokens, begun)[:, row, position]
+            log_probs, best = found.scores(row, position, token)
+            self.sums.index_add_(0, index, log_probs.double().cpu())
+            self.missed.index_add_(0, index, (~best).long().cpu())
 
-    def totals(self) -> Float[Tensor, " spans"]:
+    def totals(self) -> tuple[Float[Tensor, " spans"], Bool[Tensor, " spans"]]:
+        """Sums of log-probabilities, and whether no token was less than the most probable one."""
         check_log_probs(self.sums)
-        return self.sums
+        return self.sums, self.missed == 0

@@ -16,6 +16,7 @@ from torch import Tensor
 from .cache_probe import CachedReading, cached_reading, distrust
 from .cached_pass import cached_pass, holds, selected, whole_pass
 from .lens import Lens
+from .predictions import Predictions
 from .token_positions import telling
 
 
@@ -45,28 +46,63 @@ class Past:
         mask: Int[Tensor, "batch pos"] | None = None,
         prompts: Sequence[int] | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], "Past"]:
-        """Logits of the next tokens, and the past that includes them.
+        """Logits of the next tokens, float32 at least, and the past that includes them; arguments as in `predict`."""
+        found, past = self.predict(tokens, mask, prompts)
+        return found.whole(), past
+
+    def predict(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"] | None = None,
+        prompts: Sequence[int] | None = None,
+    ) -> tuple[Predictions, "Past"]:
+        """Predictions behind each of the next tokens, and the past that includes them.
 
         Args:
             tokens: as many rows as this past has.
             mask: 1 on tokens, 0 on padding; all tokens by default. Padding on the left is allowed only before a row's
-                very first token; rows that were padded on the right cannot be read on from. Logits of padding mean
+                very first token; rows that were padded on the right cannot be read on from. Predictions at padding mean
                 nothing.
             prompts: how many tokens of each row are its prompt, those read before counted; by default what was said
                 before, and at first all that is read.
         """
+        past, found = self._extended(tokens, mask, prompts)
+        if found is None:
+            assert past.tokens is not None
+            assert past.mask is not None
+            assert past.prompts is not None
+            with torch.no_grad(), telling(self.lens, past.prompts, self._before):
+                apart = cached_reading(self.lens, past.mask.shape[1] + self.lens.prefix_length).apart
+                found = whole_pass(self.lens, past.tokens, past.mask, apart=apart)
+            found = found.rearranged(lambda states: states[:, states.shape[1] - tokens.shape[1] :])
+        return found, past
+
+    def extended(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        mask: Int[Tensor, "batch pos"] | None = None,
+        prompts: Sequence[int] | None = None,
+    ) -> "Past":
+        """The past that includes the next tokens, where nobody asks what follows them; arguments as in `predict`.
+
+        Without a cache they are read when something that follows is.
+        """
+        return self._extended(tokens, mask, prompts)[0]
+
+    def _extended(
+        self, tokens: Tensor, mask: Tensor | None, prompts: Sequence[int] | None
+    ) -> "tuple[Past, Predictions | None]":
+        """The past with the next tokens, and what is predicted behind these; None where rows must be read whole."""
         new = torch.ones_like(tokens) if mask is None else mask
         new, tokens = new.to(self.lens.device), tokens.to(self.lens.device)
         whole = new if self.mask is None else torch.cat([self.mask, new], 1)
         read = tokens if self.tokens is None else torch.cat([self.tokens, tokens], 1)
-        known = prompts or self.prompts or new.sum(1).tolist()
+        known = tuple(prompts or self.prompts or new.sum(1).tolist())
         with torch.no_grad():
-            found = cached_reading(self.lens, whole.shape[1] + self.lens.prefix_length)
+            reading = cached_reading(self.lens, whole.shape[1] + self.lens.prefix_length)
             with telling(self.lens, known, self._before):
-                logits, state = self._read_on(tokens, whole, found)
-                if logits is None:
-                    logits = whole_pass(self.lens, read, whole, apart=found.apart)[:, read.shape[1] - tokens.shape[1] :]
-        return logits, replace(self, mask=whole, tokens=read, state=state, prompts=tuple(known))
+                found, state = self._read_on(tokens, whole, reading)
+        return replace(self, mask=whole, tokens=read, state=state, prompts=known), found
 
     def _before(self) -> list[list[int]]:
         """Tokens that each row has read."""
@@ -85,13 +121,13 @@ class Past:
             self, rows=len(rows), mask=self.mask[index], tokens=self.tokens[index], state=state, prompts=prompts
         )
 
-    def _read_on(self, tokens: Tensor, whole: Tensor, found: CachedReading) -> tuple[Tensor | None, Any]:
-        """Logits and the cache behind them; None for both where the rows must be read whole."""
+    def _read_on(self, tokens: Tensor, whole: Tensor, reading: CachedReading) -> tuple[Predictions | None, Any]:
+        """Predictions and the cache behind them; None for both where the rows must be read whole."""
         begun_whole = self.state is None and self.mask is not None
-        if begun_whole or found.way == "whole" or not (found.padded or bool(whole[:, 0].all())):
+        if begun_whole or reading.way == "whole" or not (reading.padded or bool(whole[:, 0].all())):
             return None, None
         try:
-            logits, state = cached_pass(self.lens, tokens, whole, self.state, renamed=found.way == "renamed")
+            found, state = cached_pass(self.lens, tokens, whole, self.state, renamed=reading.way == "renamed")
         except torch.OutOfMemoryError:
             raise
         # Fused attention cannot run where a cache holds less than the mask says; what is wrong otherwise is so again
@@ -102,4 +138,4 @@ class Past:
         if not holds(state, whole.shape[1] + self.lens.prefix_length):
             distrust(self.lens)
             return None, None
-        return logits, state
+        return found, state

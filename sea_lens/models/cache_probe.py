@@ -6,9 +6,7 @@ What is looked for is no rounding: a cache that forgets changes logits by as muc
 edit's among them, are set aside for its length, so that it measures the model.
 """
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import SeaLensWarning
+from .bare import without_hooks
 from .cached_pass import cached_pass, holds, keep_cache_under_old_name, keys, selected, whole_pass
 from .lens import Lens
 from .reference import Probe, Read
@@ -135,10 +134,10 @@ def _measured(lens: Lens, beyond: int, read: Read | None) -> CachedReading:
         # Texts so short are read whole in no time.
         return CachedReading("whole", False, None, None, limit)
     ways: tuple[Way, ...] = ("own",) if lens.backend == "hooked" else ("own", "renamed")
-    with torch.no_grad(), _without_hooks(lens):
+    with torch.no_grad(), without_hooks(lens):
         for padding in (0,) if beyond else (_PADDING, 0):
             text = _Text.of(lens, beyond, padding, read)
-            reference = whole_pass(lens, text.tokens, text.mask) if text.logits is None else text.logits
+            reference = whole_pass(lens, text.tokens, text.mask).whole() if text.logits is None else text.logits
             if not bool(reference[text.mask.bool()].max() < float("inf")):
                 # Where there are no numbers there is nothing to compare.
                 return CachedReading("whole", False, None, None, limit)
@@ -202,8 +201,8 @@ def _deviation(
     def step(begin: int, end: int, rows: Tensor, past: Any) -> Any:
         nonlocal worst, remembered
         known = mask[rows, :end]
-        logits, new = cached_pass(lens, tokens[rows, begin:end], known, past, renamed=renamed)
-        off = (logits - reference[rows, begin:end]).abs()[known[:, begin:].bool()].max()
+        found, new = cached_pass(lens, tokens[rows, begin:end], known, past, renamed=renamed)
+        off = (found.whole() - reference[rows, begin:end]).abs()[known[:, begin:].bool()].max()
         # A NaN is no small deviation.
         worst = max(worst, float(off) / largest if bool(off.isfinite()) else float("inf"))
         remembered = remembered and holds(new, end + lens.prefix_length)
@@ -263,27 +262,3 @@ def _lengths_that_matter(lens: Lens) -> set[int]:
         if isinstance(value := getattr(config, name, None), int) and value > 0
     }
     return windows | _turning_lengths(lens)
-
-
-@contextlib.contextmanager
-def _without_hooks(lens: Lens) -> Iterator[None]:
-    """The model without what stands at its hook points or changes its logits, for the length of a context."""
-    points = {id(point): point for point in lens.model.hook_dict.values()}
-    emptied = [(point._forward_hooks, dict(point._forward_hooks)) for point in points.values()]
-
-    def put_back() -> None:
-        for functions, before in emptied:
-            functions.update(before)
-
-    try:
-        for functions, _ in emptied:
-            functions.clear()
-        with lens.observer.set_aside():
-            yield
-    finally:
-        try:
-            put_back()
-        except BaseException:
-            # An interrupt: it may be done again.
-            put_back()
-            raise

@@ -8,15 +8,17 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from .lens import Lens
+from .predictions import Predictions, predict, unembedding_put_off
 from .token_positions import telling_of_row
 
 
@@ -27,8 +29,8 @@ def cached_pass(
     state: Any,
     *,
     renamed: bool = False,
-) -> tuple[Float[Tensor, "batch pos d_vocab"], Any]:
-    """Logits of the next tokens, and the cache with them in it; the cache that was given stays as it is.
+) -> tuple[Predictions, Any]:
+    """What follows each of the next tokens, and the cache with them in it; the cache that was given stays as it is.
 
     Args:
         lens: the model.
@@ -42,10 +44,12 @@ def cached_pass(
     """
     if lens.backend == "hooked":
         return _hooked_pass(lens, tokens, mask[:, mask.shape[1] - tokens.shape[1] :], state)
-    logits, state = _bridge_pass(lens, tokens, mask, None if state is None else copied(state), renamed)
+    with unembedding_put_off(lens) as predicted:
+        logits, state = _bridge_pass(lens, tokens, mask, None if state is None else copied(state), renamed)
+        found = predicted(logits)
     if not hasattr(state, "layers") or not all(hasattr(layer, "keys") for layer in state.layers):
         raise UnsupportedModelError(f"model {lens.name!r} has no cache of keys and values to go on from")
-    return logits, state
+    return found, state
 
 
 def read_with_cache(
@@ -106,9 +110,10 @@ def _caught_cache(model: Any) -> Iterator[list[Any]]:
         yield caught
 
 
-def _hooked_pass(lens: Lens, tokens: Tensor, mask: Tensor, state: Any) -> tuple[Tensor, Any]:
+def _hooked_pass(lens: Lens, tokens: Tensor, mask: Tensor, state: Any) -> tuple[Predictions, Any]:
     state = _empty_hooked_cache(lens, len(tokens)) if state is None else copied(state)
-    return lens.model(tokens, attention_mask=mask, past_kv_cache=state, return_type="logits"), state
+    with unembedding_put_off(lens) as predicted:
+        return predicted(lens.model(tokens, attention_mask=mask, past_kv_cache=state, return_type="logits")), state
 
 
 def _empty_hooked_cache(lens: Lens, rows: int) -> Any:
@@ -190,10 +195,10 @@ def keep_cache_under_old_name(model: Any) -> None:
 
 def whole_pass(
     lens: Lens, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], *, apart: bool = False
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits without any cache, of rows that may be padded on the left, on the right, or on both sides.
+) -> Predictions:
+    """Predictions without any cache, in rows that may be padded on the left, on the right, or on both sides.
 
-    The rows are moved to the left, where they are exact on every backend. Logits of padding mean nothing.
+    The rows are moved to the left, where they are exact on every backend. Predictions at padding mean nothing.
 
     Args:
         lens: the model.
@@ -205,11 +210,11 @@ def whole_pass(
         for row in range(len(tokens)):
             with telling_of_row(lens, row):
                 found.append(whole_pass(lens, tokens[row : row + 1], mask[row : row + 1]))
-        return torch.cat(found)
+        return replace(found[0], states=torch.cat([one.states for one in found]))
     mask = mask.long()
     order = (1 - mask).argsort(dim=1, stable=True)
     width = int(mask.sum(1).max())
-    logits = lens.forward(tokens.gather(1, order)[:, :width], mask.gather(1, order)[:, :width])
-    places = (mask.cumsum(1) - 1).clamp(min=0).to(logits.device)
-    rows = torch.arange(len(tokens), device=logits.device)[:, None]
-    return logits[rows, places]
+    found = predict(lens, tokens.gather(1, order)[:, :width], mask.gather(1, order)[:, :width])
+    places = (mask.cumsum(1) - 1).clamp(min=0).to(found.states.device)
+    rows = torch.arange(len(tokens), device=places.device)[:, None]
+    return found.rearranged(lambda states: states[rows, places])

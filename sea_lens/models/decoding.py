@@ -70,9 +70,10 @@ def _continued(
     going = list(range(len(batch.rows)))
     tokens, mask, past = batch.tokens, batch.mask, Past(lens, len(batch.rows))
     for _ in range(max_new_tokens):
-        logits, past = past.read(tokens, mask)
-        _check_logits(logits[:, -1], [batch.rows[row] for row in going])
-        chosen = sampling.choose(logits[:, -1], [generators[row] for row in going])
+        found, past = past.predict(tokens, mask)
+        logits = found.last()
+        _check_logits(logits, [batch.rows[row] for row in going])
+        chosen = sampling.choose(logits, [generators[row] for row in going])
         still = []
         for place, (row, token) in enumerate(zip(going, chosen, strict=True)):
             if token in lens.ends:

@@ -66,6 +66,7 @@ class Lens(Parts):
         checked: what the check of the model found (`models.check`), None before it.
         trusted: whether the user asked `load_model` for no check.
         unmatched: names of weights that only one of the folder and the model has, where `load_model` read them.
+        unembedding_kept: how logits are made, once it was measured (`models.unembedding`).
     """
 
     def __init__(self, model: Any) -> None:
@@ -95,6 +96,7 @@ class Lens(Parts):
         self.checked: Any = None
         self.trusted = False
         self.unmatched: Any = None
+        self.unembedding_kept: Any = None
 
     @classmethod
     def of(cls, model: Any) -> "Lens":

@@ -30,6 +30,12 @@ def logits_hook(lens: Lens, function: LogitsFunction, begin: Callable[[int], Non
     return (_WrappedForward if lens.backend == "hooked" else _BridgeHook)(lens, function, begin)
 
 
+def changes_logits(lens: Lens) -> bool:
+    """Whether a change of all logits stands in a model."""
+    changes = (change for standing in lens.observer.standing for change in standing.changes)
+    return any(isinstance(change, _BridgeHook | _WrappedForward) for change in changes)
+
+
 class _BridgeHook(ModuleHook):
     """A torch hook on the Hugging Face model of a bridge; losses that the bridge computes follow the new logits."""
 
