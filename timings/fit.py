@@ -106,14 +106,19 @@ def write_store(folder: Path, layers: int, d: int, n: int, rank: int) -> None:
 
 
 FIT = """
-import sys, resource, torch
+import sys, torch
 torch.set_num_threads(1)
 import sea_lens as sl
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def most():
+    # Of this process alone: what getrusage says counts whatever started it.
+    status = open("/proc/self/status").read()
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20
+
+before = most()
 edit = sl.fit(sl.CrossCovariance.load(sys.argv[1]))
 ranks = list(edit.ranks.values())
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(f"held before {before / 2**20:.2f} GiB, at most {most / 2**20:.2f} GiB, ranks up to {max(map(max, ranks))}")
+print(f"held before {before:.2f} GiB, at most {most():.2f} GiB, ranks up to {max(map(max, ranks))}")
 """
 
 
