@@ -211,7 +211,7 @@ class EditModule(torch.nn.Module):
         self.layer, self.strength, self.combine = layer, strength, combine
         self._check, self._function = edit.check_activation, edit.function(layer, strength, combine)
 
-    def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def forward(self, x: Tensor) -> Tensor:
         """The edited activations; never in place."""
         self._check(x)
         return self._function(x)
