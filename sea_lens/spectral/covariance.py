@@ -26,7 +26,7 @@ from ..models.sites import SITES
 from .features import FeatureMap, feature_map, recorded_feature_map
 from .possible import check_possible
 from .runs import comparable, refuse_other_run
-from .signatures import signature
+from .signatures import centred_signature, signature
 from .statistics import Activations, InMemory, LayerStatistics, Statistics, Sums, Three, merged, stacked
 from .store import open_store
 
@@ -270,6 +270,10 @@ class CrossCovariance:
     def signature(self, layer: int) -> tuple[float, Float[Tensor, " 2"]]:
         """Signature of a layer and its explained variance (docs/method.md 2.5), as `signature` of its class means."""
         return signature(self.at(layer).means)
+
+    def centred_signature(self, layer: int) -> float:
+        """Distance of the class means of a layer (docs/method.md 2.5), in units of φ."""
+        return centred_signature(self.at(layer).means)
 
 
 def _statistics(tensors: Mapping[str, Tensor], layers: Sequence[int], n: Any) -> Statistics:
