@@ -664,7 +664,7 @@ def test_runs_that_are_killed_go_on_and_end_with_the_same_bytes():
         numbers = [int(part.split()[0]) for part in line.split(": ")[1].split(", ")]
         kills, runs, equal, left = numbers
         assert (kills, equal, left) == (2, runs, 0), ran.stdout
-    assert len(ran.stdout.strip().splitlines()) == 3
+    assert len(ran.stdout.strip().splitlines()) == 4
 
 
 # --- Two processes on one file --------------------------------------------------------------------------------------

@@ -201,3 +201,22 @@ def test_a_method_of_ones_own_saturates_too_and_never_gives_back_the_tensor_itse
     assert torch.equal(same, x)
     same.zero_()
     assert (x > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("combine", sl.COMBINES)
+@pytest.mark.parametrize("strength", [1.0, 0.0, -1.5, 2.0**40])
+def test_few_vectors_are_edited_as_any_number_is(dtype, combine, strength):
+    """Without gradients an edit takes as few steps as it can, which no result shows."""
+    generator = torch.Generator().manual_seed(0)
+    neutral, positive, negative = torch.randn(3, 40, 1, 12, generator=generator)
+    edit = sl.fit_activations(neutral, positive, negative, rank=(3, 4))
+    plain = torch.randn(2, 3, 12, generator=generator).to(dtype)
+    dropped = edit.subspaces[0].drop[0, :, 0].to(dtype)
+    special = [torch.zeros(12, dtype=dtype), dropped, plain[0, 0] * 1e-25, plain[0, 0] * 1e25, plain[0, 0] * torch.inf]
+    for x in (plain, plain[:1, :1], plain[0, 0], *special, torch.stack([plain[0, 0], *special[:4]]), plain[:0]):
+        with torch.no_grad():
+            few = edit(x, 0, strength, combine)
+        recorded = edit(x.clone().requires_grad_(), 0, strength, combine).detach()
+        torch.testing.assert_close(few, recorded, rtol=0, atol=0, equal_nan=True)
+        assert few.data_ptr() != x.data_ptr() or x.numel() == 0

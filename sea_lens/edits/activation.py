@@ -102,7 +102,7 @@ class ActivationEdit(Edit):
         """
         return EditModule(self, *self._chosen(layer, strength, combine))
 
-    def _chosen(self, layer: SupportsIndex, strength: Scalar, combine: str | None) -> tuple[int, float | Tensor, str]:
+    def _chosen(self, layer: Any, strength: Any, combine: Any) -> tuple[int, float | Tensor, str]:
         combine, at, strength = self.choose_combine(combine), as_integer(layer, "layer"), as_strength(strength)
         if at not in self.layers:
             raise InputError(f"no edit for layer {at}: expected one of {list(self.layers)}")

@@ -1,7 +1,7 @@
 """`SpectralEdit`: what was fitted, applied to activations, and what its file must hold (docs/method.md 3)."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, SupportsIndex
 
@@ -23,7 +23,7 @@ from ..edits.saved import (
 )
 from ..edits.where import Defaults
 from ..errors import InputError
-from .arithmetic import COMBINES, ThinProducts, edit_activation, is_linear
+from .arithmetic import COMBINES, ThinProducts, edit_activation, edit_few, is_linear
 from .features import FeatureMap, recorded_feature_map
 from .ranks import DROP, KEEP, Size
 from .singular import Spectrum
@@ -118,9 +118,28 @@ class SpectralEdit(SavedEdit, ActivationEdit):
             return keep[0], drop[0]
         return (keep, drop) if head is None else (keep[head], drop[head])
 
+    def function(self, layer: int, strength: float | Tensor, combine: str) -> Callable[[Tensor], Tensor]:
+        general = super().function(layer, strength, combine)
+        if self.at.per_head or isinstance(strength, Tensor):
+            return general
+
+        def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+            if x.dtype in (torch.float32, torch.float64):
+                _, products = self._factors(layer, x, combine)
+                if products is not None and (found := edit_few(x, products, strength)) is not None:
+                    return found
+            return general(x)
+
+        return edited
+
     def edit_units(
         self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | int | Tensor, combine: str
     ) -> Float[Tensor, "*batch units d"]:
+        subspaces, products = self._factors(layer, x, combine)
+        return edit_activation(x, subspaces, self.feature, strength=strength, combine=combine, products=products)
+
+    def _factors(self, layer: int, x: Tensor, combine: str) -> tuple[Subspaces, ThinProducts | None]:
+        """The subspaces of a layer on the device and in the dtype of x, and their products where the edit is linear."""
         key = (layer, x.device, x.dtype, combine)
         if key not in self._cast:
             # What is made in inference mode could never be part of a backward pass later on.
@@ -128,8 +147,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
                 subspaces = self.subspaces[layer].to(x.device, x.dtype)
                 linear = is_linear(subspaces, self.feature, combine)
                 self._cast[key] = subspaces, ThinProducts.of(subspaces, combine) if linear else None
-        subspaces, products = self._cast[key]
-        return edit_activation(x, subspaces, self.feature, strength=strength, combine=combine, products=products)
+        return self._cast[key]
 
     def tensors(self) -> dict[str, Tensor]:
         """Factors in float64, never d × d matrices."""
