@@ -1,7 +1,7 @@
 """The method of the title: from demonstrations to a fitted spectral edit.
 
-In reading order: `features` (the maps φ), `products` (a cross-covariance as a linear map, thin or whole), `statistics`
-(what a fit needs of demonstrations: activations or sums), `runs` (whether two captures go together), `store`
+In reading order: `features` (the maps φ), `products` (a cross-covariance as a linear map, thin or whole), `layer_statistics`
+and `statistics` (what a fit needs of one layer, and of all: activations or sums), `runs` (whether two captures go together), `store`
 (activations in a folder), `possible` and `signatures` (what statistics can be, and what they say of a layer),
 `covariance` (`CrossCovariance`), `singular` (the leading singular vectors alone), `ranks` (how many directions: an
 energy, or ranks), `subspaces` (what the decomposition keeps and drops), `arithmetic` (what an edit does to an

@@ -22,7 +22,8 @@ from ..texts.items import Demonstration
 from .covariance import CrossCovariance, refuse_non_finite
 from .edit import SpectralEdit
 from .features import FeatureMap, feature_map
-from .statistics import Activations, InMemory, Sums, Three, stacked
+from .layer_statistics import Three
+from .statistics import Activations, InMemory, Sums, stacked
 from .store import begin_store
 
 

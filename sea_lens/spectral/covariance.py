@@ -24,10 +24,11 @@ from .._support.storage import ImpossibleError, as_file_errors, read_tensors, wr
 from ..errors import ActivationError, InputError
 from ..models.sites import SITES
 from .features import FeatureMap, feature_map, recorded_feature_map
+from .layer_statistics import LayerStatistics, Three
 from .possible import check_possible
 from .runs import comparable, refuse_other_run
 from .signatures import centred_signature, signature
-from .statistics import Activations, InMemory, LayerStatistics, Statistics, Sums, Three, merged, stacked
+from .statistics import Activations, InMemory, Statistics, Sums, merged, stacked
 from .store import open_store
 
 KIND = "cross-covariance"

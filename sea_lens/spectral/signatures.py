@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from .statistics import Three
+from .layer_statistics import Three
 
 
 def signature(means: Three) -> tuple[float, Float[Tensor, " 2"]]:

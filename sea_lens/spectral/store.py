@@ -23,8 +23,9 @@ from .._support.json_files import plain, read_sealed_json, write_sealed_json
 from .._support.regular_files import check_name, why
 from .._support.storage import TensorFile, as_file_errors, write_tensors
 from ..errors import FileError, MismatchError
+from .layer_statistics import Three
 from .runs import comparable, refuse_other_run
-from .statistics import Activations, Part, Three, stacked
+from .statistics import Activations, Part, stacked
 
 KIND = "capture"
 _SHARD = "activations of a capture"
