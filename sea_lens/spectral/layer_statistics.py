@@ -1,4 +1,4 @@
-"""What a fit needs of one layer: means, Ω, and Ω as a linear map; from activations or from sums (docs/method.md 2.1)."""
+"""What a fit needs of one layer, from activations or from sums: means, and Ω as a linear map (docs/method.md 2.1)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
