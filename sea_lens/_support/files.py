@@ -11,6 +11,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from ..errors import FileError
+from .processes import is_first
 from .regular_files import check_name, what_is_there, why
 
 # No file system that is in use has longer names, in bytes.
@@ -38,7 +39,9 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise FileError(f"cannot write {path}: {why(error)}") from error
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | str | Iterable[bytes | memoryview]) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | str | Iterable[bytes | memoryview], *, by_any: bool = False
+) -> None:
     """Write a file whole or not at all: into a temporary neighbour first, then renamed over the target.
 
     The content is on disk before the new name is, and both are when this returns. Temporaries of writes of the same
@@ -47,10 +50,13 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str | Iterab
     Args:
         path: the file; a link, a device or a folder in its place is left alone.
         content: a text is written as UTF-8; several pieces one after the other.
+        by_any: whether any of several processes of a run writes this file, and not the first alone.
 
     Raises:
         FileError: as `check_writable`, or the disk is full.
     """
+    if not (by_any or is_first()):
+        return
     path = check_name(path)
     pieces = [content.encode("utf-8")] if isinstance(content, str) else content
     pieces = [pieces] if isinstance(pieces, bytes) else pieces
@@ -74,6 +80,12 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str | Iterab
     _living.pop(temporary.name, None)
     _synchronise(path.parent)
     _remove_leftovers(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file that is no longer needed, if it is there; of several processes of a run the first does."""
+    if is_first():
+        path.unlink(missing_ok=True)
 
 
 def _check_target(path: Path) -> None:

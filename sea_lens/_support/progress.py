@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from .processes import is_first
+
 Step = TypeVar("Step")
 
 
 def tracked(steps: Iterable[Step], description: str, total: int, *, show: bool = True) -> Iterator[Step]:
     """The steps one by one under a progress bar on stderr, in a terminal or a notebook; elsewhere without one."""
-    if not show:
+    if not (show and is_first()):
         yield from steps
         return
     # Imported here, since most of rich is not needed to import the package.

@@ -40,11 +40,16 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], *, kind: str, header: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    *,
+    kind: str,
+    header: Mapping[str, Any],
+    by_any: bool = False,
 ) -> None:
     """Write tensors as safetensors; `kind` says what the file is, `header` is any JSON content.
 
-    Equal arguments give equal bytes, in every process.
+    Equal arguments give equal bytes, in every process. `by_any` is for `write_atomically`.
 
     Raises:
         InputError: the header is no JSON content, or too long to be read again.
@@ -73,7 +78,7 @@ def write_tensors(
     seal = Seal()
     for piece in (prefix, *pieces):
         seal.update(piece)
-    write_atomically(path, [seal.put_into(prefix), *pieces])
+    write_atomically(path, [seal.put_into(prefix), *pieces], by_any=by_any)
 
 
 def bytes_of(tensor: Tensor) -> memoryview:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from .. import __version__
 from .._support.arguments import LARGEST
+from .._support.files import remove
 from .._support.json_files import plain, write_json
 from .._support.versions import versions
 from ..contributions.study import Study
@@ -191,7 +192,7 @@ def attribute(
     journal = Journal(unfinished, {**identity, "analyses": names, "versions": versions()}, "attribution")
     results = run_analyses(study, names, demos, control_draws, journal)
     write_attribution(folder, loaded, loaded_edit, study.effect, results, settings)
-    unfinished.unlink(missing_ok=True)
+    remove(unfinished)
     console.print(str(beside_controls(study.effect, results)), highlight=False, soft_wrap=True)
     for contributions in results.values():
         console.print(str(contributions), highlight=False, markup=False, soft_wrap=True)

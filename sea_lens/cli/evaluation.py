@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .._support.arguments import LARGEST
+from .._support.files import remove
 from .._support.json_files import write_json
 from ..errors import FileError, InputError
 from ..evaluation.registry import BENCHMARKS
@@ -83,7 +84,7 @@ def run(
         journal=journal,
     )
     evaluation.save(out)
-    journal.unlink(missing_ok=True)
+    remove(journal)
     table = Table("score", "value", "95 % interval", title=_title(evaluation))
     for name, row in evaluation.table().iterrows():
         table.add_row(str(name), f"{row.score:.4g}", f"[{row.low:.4g}, {row.high:.4g}]".replace("[", "\\["))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .._support.files import check_writable, write_atomically
+from .._support.processes import is_first
 from .._support.regular_files import why
 from ..errors import FileError
 from ..spectral.edit import SpectralEdit
@@ -36,7 +37,8 @@ def output_folder(path: str | os.PathLike[str], inputs: Inputs | None = None) ->
         # The outermost first, so that the innermost is the first to go.
         for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
             missing.mkdir(exist_ok=True)
-            atexit.register(_remove_empty, missing.absolute())
+            if is_first():
+                atexit.register(_remove_empty, missing.absolute())
         figures = [entry for entry in folder.iterdir() if entry.suffix == ".png"]
     except (OSError, ValueError) as error:
         raise FileError(f"cannot write to {path}: {why(error)}") from error

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .._support import interrupts
+from .._support import interrupts, processes
+from .._support.processes import is_first
 
 # Options whose values are files, folders or models.
 _NAMED = (
@@ -42,13 +43,18 @@ def main() -> NoReturn:
 
     try:
         with interrupts.raised():
+            processes.start()
+            if not processes.is_first():
+                sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
             from .commands import app
 
             _refuse_empty(sys.argv)
             status = app(standalone_mode=False)
+            # What the first writes is there before any of them has ended.
+            processes.wait()
     except SeaLensError as error:
         # What a model computes is no input of the user's.
-        status = 1 if isinstance(error, ActivationError) else 2
+        status = 1 if isinstance(error, (ActivationError, processes.LostProcessError)) else 2
         _fail(naming_the_option(" ".join(str(error).split()), sys.argv), status)
     except KeyboardInterrupt:
         _fail("interrupted", interrupts.STATUS)
@@ -110,9 +116,12 @@ def _fail_to_print(error: OSError) -> NoReturn:
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
     """A warning as one line, without the place in the code, which says nothing to whoever runs a command."""
-    print(f"sea-lens: {' '.join(str(message).split())}", file=sys.stderr)
+    if is_first():
+        print(f"sea-lens: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    print(f"sea-lens: {message}", file=sys.stderr)
+    # What stops one process of a run stops all, and one says so.
+    if is_first():
+        print(f"sea-lens: {message}", file=sys.stderr)
     sys.exit(status)

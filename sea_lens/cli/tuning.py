@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .._support.files import remove
 from ..errors import InputError
 from ..evaluation.choosing import check_choose, check_scores
 from ..evaluation.run import Task
@@ -112,7 +113,7 @@ def run(
         **grid,
     )
     found.save(folder)
-    journal.unlink(missing_ok=True)
+    remove(journal)
     shown = ["feature", "energy", "centre", "layers", "strength", *found.unedited]
     table = Table(*shown, title=f"{benchmark}, {len(task.items)} items: {found.rule}")
     for row in found.table.to_dict("records"):

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_number
+from .._support.processes import shared
 from ..edits.base import Edit
 from ..measure.scorer import ScoringBatch
 from ..models.check import refuse_inference_tensors
@@ -159,15 +160,22 @@ def _added(sums: list[Tensor], more: list[Tensor]) -> list[Tensor]:
 
 def node(study: Study, t: float, shares: Sequence[Shares]) -> list[list[Float[Tensor, "contrasts *parts"]]]:
     """Shares of each layer in df/dt at strengths t·s, for each contrast, in each of several ways."""
-    items: list[list[Tensor]] = [[] for _ in shares]
-    for batch in study.scorer.batches:
-        for place, slope in enumerate(_slopes(study, t, batch)):
-            for of_way, way in zip(items, shares, strict=True):
-                with torch.no_grad():
-                    values = way(slope).double().cpu()
-                if place == len(of_way):
-                    of_way.append(torch.zeros(study.scorer.n // 2, *values.shape[1:], dtype=torch.float64))
-                of_way[place].index_add_(0, batch.items, values)
+
+    def of_batch(batch: ScoringBatch) -> list[list[Tensor]]:
+        slopes = _slopes(study, t, batch)
+        with torch.no_grad():
+            return [[way(slope).double().cpu() for slope in slopes] for way in shares]
+
+    batches = study.scorer.batches
+    found = shared(batches, of_batch)
+    items = [
+        [torch.zeros(study.scorer.n // 2, *values.shape[1:], dtype=torch.float64) for values in of_way]
+        for of_way in found[0]
+    ]
+    for batch, of_ways in zip(batches, found, strict=True):
+        for totals, of_way in zip(items, of_ways, strict=True):
+            for total, values in zip(totals, of_way, strict=True):
+                total.index_add_(0, batch.items, values)
     return items
 
 

@@ -20,6 +20,7 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.processes import mine, summed
 from .._support.progress import tracked
 from ..edits.base import Edit
 from ..errors import UnsupportedModelError
@@ -98,9 +99,15 @@ def patched(study: Study, methods: Mapping[str, Sequence[Edit]], heads: Sequence
 
     found = {(key, method): empty(method) for key, some in wanted.items() for method in some}
     at_each = [1 if method == "gradient" else len(heads) for _, method in found]
-    steps = _steps(study, studies, found, heads)
-    for _ in tracked(steps, "patching", len(study.scorer.batches) * sum(at_each), show=study.progress):
-        pass
+    batches = mine(study.scorer.batches)
+
+    def filled() -> list[Tensor]:
+        steps = _steps(study, batches, studies, found, heads)
+        for _ in tracked(steps, "patching", len(batches) * sum(at_each), show=study.progress):
+            pass
+        return [tensor for one in found.values() for tensor in (one.items, one.effects)]
+
+    summed(filled)
     return {
         method: [found[id(edit), method] for edit in (study.edit, *controls)] for method, controls in methods.items()
     }
@@ -108,13 +115,14 @@ def patched(study: Study, methods: Mapping[str, Sequence[Edit]], heads: Sequence
 
 def _steps(
     study: Study,
+    batches: Sequence[ScoringBatch],
     studies: Mapping[int, Study],
     found: Mapping[tuple[int, str], Patched],
     heads: Sequence[Head],
 ) -> Iterator[None]:
     """Fill in what is found; one step for each batch of contrasts, edit, method and head."""
     with_slopes = any(method == "gradient" for _, method in found)
-    for batch in study.scorer.batches:
+    for batch in batches:
         unedited = _with_slopes(study, batch) if with_slopes else _clean(study, batch, [])
         for key, one in studies.items():
             hooks = one.activation_edit("patching").functions(one.model, one.where)

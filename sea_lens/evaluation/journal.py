@@ -15,6 +15,7 @@ from typing import Any
 from .._support.claims import Claim
 from .._support.files import write_atomically
 from .._support.json_files import plain
+from .._support.processes import is_first, of_first
 from .._support.regular_files import check_name, read_regular, why
 from .._support.seals import NO_SEAL, has_seal, sealed
 from .._support.strict_json import parse_json
@@ -45,10 +46,16 @@ class Journal:
         self.identity = json.loads(json.dumps(plain(identity)))
         self.parts: dict[int, Any] = {}
         self._seal = ""
+        self._claim: Claim | None = None
+        # The first of several processes alone reads and writes.
+        self.parts = of_first(self._begun)
+
+    def _begun(self) -> dict[int, Any]:
+        """The finished parts that the file has; what was cut short is taken off it."""
         try:
             there = self.path.exists()
         except (OSError, ValueError) as error:
-            raise FileError(f"{path}: {why(error)}") from error
+            raise FileError(f"{self.path}: {why(error)}") from error
         self._claim = Claim(self.path) if there else None
         # Whatever stands behind the last newline was cut short.
         content = read_regular(self.path) if there else b""
@@ -60,6 +67,7 @@ class Journal:
             # Written anew without what was cut short, whose rest would spoil the next line.
             write_atomically(self.path, b"".join(line + b"\n" for line in lines))
             self._claim = Claim(self.path)
+        return self.parts
 
     def _read(self, lines: list[bytes]) -> None:
         for number, line in enumerate(lines, start=1):
@@ -102,6 +110,9 @@ class Journal:
     def add(self, part: int, content: Any) -> None:
         """Note that the next part is finished; on disk when this returns."""
         assert part == len(self.parts)
+        if not is_first():
+            self.parts[part] = content
+            return
         begun = bool(self._seal)
         start = b"" if begun else self._line({self.run: self.identity})
         line = start + self._line({"part": part, "content": content})

@@ -10,6 +10,7 @@ from typing import Any, SupportsIndex
 
 from .._support.arguments import as_integer
 from .._support.json_files import plain
+from .._support.processes import count, shared
 from .._support.progress import tracked
 from .._support.text_rows import has_half_character
 from .._support.versions import versions
@@ -209,18 +210,22 @@ def evaluate(
     }
     notes = Journal(journal, provenance) if journal is not None else None
     parts = [items[start : start + PART] for start in range(0, len(items), PART)]
-    rows = []
-    for number, part in enumerate(tracked(parts, chosen.name, len(parts), show=progress)):
-        found = _noted(notes, number, part)
-        if found is None:
-            try:
-                found = plain(chosen.ask(asker, part))
-            except DemonstrationError as error:
-                raise DemonstrationError(f"{task.source}, {error}") from error
+    finished = [found for number, part in enumerate(parts) if (found := _noted(notes, number, part)) is not None]
+
+    def asked_of(part: Sequence[Item]) -> list[dict[str, Any]]:
+        try:
+            return plain(chosen.ask(asker, part))
+        except DemonstrationError as error:
+            raise DemonstrationError(f"{task.source}, {error}") from error
+
+    # As many parts at a time as there are processes, so that what is finished is noted at once.
+    rounds = range(len(finished), len(parts), count())
+    for start in tracked(rounds, chosen.name, len(rounds), show=progress):
+        for found in shared(parts[start : start + count()], asked_of):
             if notes is not None:
-                notes.add(number, found)
-        rows += found
-    return Evaluation(chosen, rows, provenance, seed)
+                notes.add(len(finished), found)
+            finished.append(found)
+    return Evaluation(chosen, [row for found in finished for row in found], provenance, seed)
 
 
 def _noted(notes: Journal | None, number: int, part: Sequence[Item]) -> list[dict[str, Any]] | None:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from .._support.processes import mine, summed
 from ..errors import DemonstrationError
 from ..models.check import ensure_usable
 from ..models.lens import Lens
@@ -104,9 +105,14 @@ class Scorer:
             ActivationError: one is NaN or infinite.
         """
         total = torch.zeros(self.n, dtype=torch.float64)
-        with torch.no_grad():
-            for batch in self.batches:
-                total.index_add_(0, batch.completion, self.batch_log_probs(batch).double().cpu())
+
+        def added() -> list[Tensor]:
+            with torch.no_grad():
+                for batch in mine(self.batches):
+                    total.index_add_(0, batch.completion, self.batch_log_probs(batch).double().cpu())
+            return [total]
+
+        summed(added)
         check_log_probs(total)
         return total
 

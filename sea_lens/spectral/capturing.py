@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from .._support.processes import mine, of_first, summed, together
 from .._support.progress import tracked
 from ..edits.in_model import warn_of_installed
 from ..edits.where import LayerChoice, choose_layers
@@ -110,10 +111,8 @@ class _ReadingOf:
     site: str
     layers: tuple[int, ...]
 
-    def batches(
-        self, numbers: Iterable[int] | None = None, *, progress: bool = False
-    ) -> Iterator[tuple[list[int], Readings]]:
-        """Some of the plan's batches, by default all: the indices of demonstrations, and their readings."""
+    def batches(self, numbers: Sequence[int], *, progress: bool = False) -> Iterator[tuple[list[int], Readings]]:
+        """Some of the plan's batches: the indices of demonstrations, and their readings."""
         for indices, three in self.plan.read(numbers, progress=progress):
             for kind, values in three._asdict().items():
                 refuse_non_finite(kind, values, [self.names[i] for i in indices], self.site, self.layers)
@@ -124,19 +123,25 @@ def _captured(
     empty: CrossCovariance, reading: _ReadingOf, device: torch.device | None, progress: bool
 ) -> CrossCovariance:
     """What was read, in memory: activations on the CPU, or their sums where there is a device to add them up on."""
-    layout = empty.statistics.layout
-    total = None if device is None else Sums.empty(layout, device)
-    parts: list[InMemory] = []
-    order: list[int] = []
-    for indices, three in reading.batches(progress=progress):
-        if total is None:
-            parts.append(InMemory(stacked([x.cpu() for x in three])))
-            order += indices
-        else:
-            total.add(stacked(three), empty.feature)
-    if total is not None:
-        return replace(empty, statistics=total.to("cpu"))
-    return replace(empty, statistics=Activations(layout, tuple(parts), torch.tensor(order)))
+    layout, numbers = empty.statistics.layout, mine(range(len(reading.plan.batches)))
+    if device is not None:
+        total = Sums.empty(layout, device)
+
+        def added() -> list[Tensor]:
+            for _, three in reading.batches(numbers, progress=progress):
+                total.add(stacked(three), empty.feature)
+            return [*total.outer, *total.single]
+
+        summed(added)
+        return replace(empty, statistics=replace(total, n=len(reading.names)).to("cpu"))
+
+    def read() -> list[tuple[list[int], InMemory]]:
+        found = reading.batches(numbers, progress=progress)
+        return [(indices, InMemory(stacked([x.cpu() for x in three]))) for indices, three in found]
+
+    found = [one for of_process in together(read) for one in of_process]
+    order = torch.tensor([index for indices, _ in found for index in indices])
+    return replace(empty, statistics=Activations(layout, tuple(part for _, part in found), order))
 
 
 def _stored(
@@ -144,11 +149,15 @@ def _stored(
 ) -> CrossCovariance:
     """What was read, in the shards of a folder; those that are there already are not read again."""
     batches, layout = reading.plan.batches, empty.statistics.layout
-    store = begin_store(folder, empty.layers, empty.site, empty.provenance, batches, layout)
-    missing = store.missing()
-    for number in tracked(missing, "capturing activations", len(missing), show=progress):
-        read = [[x.cpu() for x in three] for _, three in reading.batches(store.batches[number])]
-        store.write(number, [torch.cat(sides) for sides in zip(*read, strict=True)])
+    store = of_first(lambda: begin_store(folder, empty.layers, empty.site, empty.provenance, batches, layout))
+    missing = mine(of_first(store.missing))
+
+    def write() -> None:
+        for number in tracked(missing, "capturing activations", len(missing), show=progress):
+            read = [[x.cpu() for x in three] for _, three in reading.batches(store.batches[number])]
+            store.write(number, [torch.cat(sides) for sides in zip(*read, strict=True)])
+
+    together(write)
     return replace(empty, statistics=store.read())
 
 

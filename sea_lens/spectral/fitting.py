@@ -1,12 +1,14 @@
 """Fitting a spectral edit, from captured cross-covariances or from activations (docs/method.md 2)."""
 
 import warnings
-from typing import SupportsFloat
+from collections.abc import Sequence
+from typing import Any, NamedTuple, SupportsFloat
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.processes import shared
 from .._support.versions import versions
 from ..errors import ActivationError, InputError, MismatchError
 from ..models.sites import Site, unit_keys
@@ -72,44 +74,68 @@ def fit_to_size(
     if covariance.n == 0:
         raise ActivationError("no demonstrations to fit from")
 
-    centre, subspaces, below, rounding = bool(centre), {}, [], _rounding(covariance)
-    whole = whole_spectrum or size.needs_all_values
-    signatures, distances = {}, {}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for layer in covariance.layers:
-        statistics = covariance.at(layer).to(device)
-        means, sides = statistics.means, []
-        for side in (KEEP, DROP):
-
-            def ranks(spectrum: Spectrum, side: int = side, layer: int = layer) -> Tensor:
-                return size.ranks(spectrum, side, keys[layer])
-
-            try:
-                # Centring takes away the product of two means, and leaves the rounding of numbers of its size.
-                taken = rounding * means[0].norm(dim=-1) * means[1 + side].norm(dim=-1) if centre else None
-                # Where nothing tells negatives from each other nothing is dropped; an edit that keeps nothing is none.
-                product = statistics.product(side, centre=centre)
-                found = leading_subspace(product, ranks, taken, rounding, may_be_empty=side == DROP, whole=whole)
-            except ActivationError as error:
-                raise ActivationError(f"layer {layer}: {error}") from None
-            sides.append(found)
-            below += size.below(found.ranks, side, keys[layer])
-        subspaces[layer] = Subspaces.of(*sides, centre=means.neutral if centre else None).to("cpu", torch.float64)
-        signatures[layer], distances[str(layer)] = signature(means)[0], centred_signature(means)
-        # So that the activations of two layers are never there at once.
-        del statistics, product
+    asked = _Asked(size, bool(centre), whole_spectrum or size.needs_all_values, _rounding(covariance))
+    fitted = shared(covariance.layers, lambda layer: _fitted(covariance, layer, keys[layer], asked))
+    of_layer = dict(zip(covariance.layers, fitted, strict=True))
+    below = [told for one in fitted for told in one.below]
     if below:
         told = ", ".join(below[:4]) + (", …" if len(below) > 4 else "")
         warnings.warn(f"ranks above the numerical rank of the cross-covariances are cut to it: {told}", stacklevel=3)
     return SpectralEdit(
         site=covariance.site,
-        subspaces=subspaces,
+        subspaces={layer: one.subspaces for layer, one in of_layer.items()},
         feature=covariance.feature,
-        options={"centre": centre, "spectrum_power": size.power, **size.record},
+        options={"centre": asked.centre, "spectrum_power": size.power, **size.record},
         n=covariance.n,
-        signatures=signatures,
-        provenance={**covariance.provenance, "centred_signature": distances, "versions": versions()},
+        signatures={layer: one.signature for layer, one in of_layer.items()},
+        provenance={
+            **covariance.provenance,
+            "centred_signature": {str(layer): one.centred_signature for layer, one in of_layer.items()},
+            "versions": versions(),
+        },
     )
+
+
+class _Asked(NamedTuple):
+    """What a fit was asked for, the same for every layer."""
+
+    size: Size
+    centre: bool
+    whole: bool
+    rounding: float
+
+
+class _Fitted(NamedTuple):
+    """What a fit found of one layer; `below` names units that got fewer directions than were asked for."""
+
+    subspaces: Subspaces
+    signature: float
+    centred_signature: float
+    below: list[str]
+
+
+def _fitted(covariance: CrossCovariance, layer: int, keys: Sequence[Any], asked: _Asked) -> _Fitted:
+    """The fit of one layer, on a GPU where there is one."""
+    statistics = covariance.at(layer).to("cuda" if torch.cuda.is_available() else "cpu")
+    size, centre, rounding = asked.size, asked.centre, asked.rounding
+    means, sides, below = statistics.means, [], []
+    for side in (KEEP, DROP):
+
+        def ranks(spectrum: Spectrum, side: int = side) -> Tensor:
+            return size.ranks(spectrum, side, keys)
+
+        try:
+            # Centring takes away the product of two means, and leaves the rounding of numbers of its size.
+            taken = rounding * means[0].norm(dim=-1) * means[1 + side].norm(dim=-1) if centre else None
+            # Where nothing tells negatives from each other nothing is dropped; an edit that keeps nothing is none.
+            product = statistics.product(side, centre=centre)
+            found = leading_subspace(product, ranks, taken, rounding, may_be_empty=side == DROP, whole=asked.whole)
+        except ActivationError as error:
+            raise ActivationError(f"layer {layer}: {error}") from None
+        sides.append(found)
+        below += size.below(found.ranks, side, keys)
+    subspaces = Subspaces.of(*sides, centre=means.neutral if centre else None).to("cpu", torch.float64)
+    return _Fitted(subspaces, signature(means)[0], centred_signature(means), below)
 
 
 def _rounding(covariance: CrossCovariance) -> float:

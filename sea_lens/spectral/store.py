@@ -130,7 +130,7 @@ class Store:
             for kind, values in three._asdict().items()
             for index, layer in enumerate(self.layers)
         }
-        write_tensors(self._path(number), tensors, kind=_SHARD, header=self._header(number))
+        write_tensors(self._path(number), tensors, kind=_SHARD, header=self._header(number), by_any=True)
 
     def read(self) -> Activations:
         """All activations; they stay where they are until a layer is asked for.
