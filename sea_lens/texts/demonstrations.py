@@ -13,6 +13,7 @@ from .._support.files import write_atomically
 from .._support.text_rows import read_jsonl, text_field, write_jsonl
 from ..errors import DemonstrationError, FileError
 from . import readers
+from .datasets import dataset_rows, filled
 from .items import Contrast, Demonstration
 from .overlap import packed_questions
 
@@ -159,6 +160,50 @@ class Demonstrations(_Items[Demonstration]):
             Demonstration(item.neutral, item.negative, item.positive) if rng.random() < 0.5 else item for item in self
         )
         return Demonstrations(swapped, self.names)
+
+    @classmethod
+    def from_dataset(
+        cls,
+        source: Any,
+        *,
+        neutral: str,
+        positive: str,
+        negative: str,
+        config: str | None = None,
+        split: str = "train",
+        limit: int | None = None,
+    ) -> "Demonstrations":
+        """Demonstrations from a data set of Hugging Face's `datasets`, or from any rows, read one at a time.
+
+        Args:
+            source: a name on the Hugging Face hub, streamed from there; a `Dataset` or `IterableDataset`; or any
+                iterable of mappings.
+            neutral, positive, negative: format strings over the fields of a row, which make the three full texts.
+            config, split: of a name on the hub.
+            limit: use at most this many rows, the first ones.
+
+        Raises:
+            InputError: a template that uses no field or one that rows do not have, a limit below 1, or no data set.
+            FileError: a data set that cannot be fetched.
+            DemonstrationError: a row that no demonstration can be made from; names it.
+
+        Example:
+            >>> rows = [{"question": "2 + 2 =", "right": "4", "wrong": "5"}]
+            >>> demonstrations = sl.Demonstrations.from_dataset(
+            ...     rows, neutral="{question}", positive="{question} {right}", negative="{question} {wrong}"
+            ... )
+            >>> demonstrations[0].negative
+            '2 + 2 = 5'
+        """
+        first = None if limit is None else as_integer(limit, "limit", least=1)
+        templates = {"neutral": neutral, "positive": positive, "negative": negative}
+        fills = [filled(template, name) for name, template in templates.items()]
+        name = source if isinstance(source, str) else "data set"
+        items, names = [], []
+        for number, row in dataset_rows(source, config, split, first):
+            names.append(f"{name}, row {number}")
+            items.append(Demonstration(*(fill(names[-1], row) for fill in fills)))
+        return cls(items, names)
 
     @classmethod
     def from_halueval(
