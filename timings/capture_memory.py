@@ -2,8 +2,8 @@
 
     python timings/capture_memory.py --data qa_data.jsonl --model M [--counts 500 5000]
 
-The demonstrations are those of HaluEval's QA file, each with a number in front, so that they can be as many as are asked
-for. Each number of them is captured in a process of its own. Printed are the most memory that the process held, what it
+The demonstrations are those of HaluEval's QA file, each with a number in front, so that there can be as many as are
+asked for. Each count is captured in a process of its own. Printed are the most memory that the process held, what it
 held before the capture, and the ratio of the peaks to the first.
 """
 
