@@ -140,7 +140,9 @@ def test_a_process_that_is_killed_ends_all_with_one_error(given, tmp_path):
     thread.join()
     assert killed
     assert started.returncode != 0
-    assert told.count("sea-lens: ") == 1, told
+    # The other one says so, unless torchrun has ended it before; torchrun names the one that was killed.
+    assert told.count("sea-lens: ") <= 1, told
+    assert "SIGKILL" in told
     assert "Traceback (most recent call last)" not in told.split("torch/distributed/elastic")[0]
     assert not (tmp_path / "edit").exists()
 

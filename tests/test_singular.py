@@ -137,3 +137,17 @@ def test_the_size_of_activations_changes_no_direction(scale):
     torch.testing.assert_close(edits[0].projections(0)[0], edits[1].projections(0)[0], rtol=0, atol=1e-10)
     first = edits[1].subspaces[0].keep_values[0, 0].item()
     assert math.isclose(first, scale**2 * edits[0].subspaces[0].keep_values[0, 0].item(), rel_tol=1e-10)
+
+
+@pytest.mark.parametrize("n", [3, 300])
+def test_what_cancels_to_nothing_is_no_overflow(n):
+    """HᵀK is zero up to rounding though neither H nor K is: its energy must not come out below zero, or as NaN."""
+    generator = torch.Generator().manual_seed(0)
+    for d in (n + 2, 2 * n):
+        h, other = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
+        columns = torch.linalg.qr(h[:, : n - 1]).Q
+        h, other = columns @ (columns.T @ h), other - columns @ (columns.T @ other)
+        product = ThinProduct(Rows.of(h[:, None]), Rows.of(other[:, None]))
+        assert product.is_finite
+        assert (product.energy >= 0).all()
+        assert singular.leading(product, to_size(energy=0.998)) is None

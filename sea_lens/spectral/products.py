@@ -16,6 +16,8 @@ from torch import Tensor
 
 # Rows of a Gram matrix at a time: below the diagonal it is mirrored, which saves almost half of the work.
 _GRAM_BLOCKS = 4
+# Share of what it could be that the energy of a thin product must be, so that ten digits of it are right.
+_CANCELS = 1e-6
 
 
 class Product(ABC):
@@ -57,7 +59,7 @@ class Product(ABC):
     @property
     @abstractmethod
     def coordinates(self) -> int:
-        """Number of the coordinates that `square` works in."""
+        """Number of the coordinates that `square` works in; 0 where it would not tell the truth."""
 
     @abstractmethod
     def square(self, x: Float[Tensor, "units c m"]) -> Float[Tensor, "units c m"]:
@@ -147,6 +149,11 @@ class Rows:
             gram[:, :start, start:stop] = gram[:, start:stop, :start].mT
         return gram
 
+    @property
+    def energy(self) -> Float[Tensor, " units"]:
+        """Sum of the squares of all entries."""
+        return reduce(self.gram.diagonal(dim1=-2, dim2=-1), "units n -> units", "sum")
+
     @cached_property
     def root(self) -> Float[Tensor, "units n n"] | None:
         """Lower triangular L with L Lᵀ = gram up to rounding, None where rounding is too large for one.
@@ -155,7 +162,7 @@ class Rows:
         is found with L is only where to look (`spectral.singular`), and what is reported is computed from the rows.
         """
         gram = self.gram
-        size = torch.finfo(gram.dtype).eps * reduce(gram.diagonal(dim1=-2, dim2=-1), "units n -> units", "sum")
+        size = torch.finfo(gram.dtype).eps * self.energy
         for factor in (1.0, 100.0, 10_000.0):
             shifted = gram.clone()
             shifted.diagonal(dim1=-2, dim2=-1).add_(rearrange(factor * size, "units -> units 1"))
@@ -200,8 +207,8 @@ class ThinProduct(Product):
 
     @cached_property
     def energy(self) -> Float[Tensor, " units"]:
-        # ‖HᵀK‖² is the trace of HHᵀKKᵀ.
-        return reduce(self.neutral.gram * self.other.gram, "units i j -> units", "sum")
+        # ‖HᵀK‖² is the trace of HHᵀKKᵀ, which rounding can make less than nothing where it is next to nothing.
+        return reduce(self.neutral.gram * self.other.gram, "units i j -> units", "sum").clamp(min=0)
 
     def apply(self, x: Float[Tensor, "units d m"]) -> Float[Tensor, "units d m"]:
         return self.neutral.values.mT @ (self.other.values @ x)
@@ -211,7 +218,11 @@ class ThinProduct(Product):
 
     @property
     def coordinates(self) -> int:
-        return 0 if self.neutral.root is None else self.neutral.values.shape[1]
+        # Where nearly all of HᵀK cancels, the sum above is mostly rounding.
+        most = self.neutral.energy * self.other.energy
+        if self.neutral.root is None or (self.energy < _CANCELS * most).any():
+            return 0
+        return self.neutral.values.shape[1]
 
     def square(self, x: Float[Tensor, "units c m"]) -> Float[Tensor, "units c m"]:
         root = self.neutral.root
