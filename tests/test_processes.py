@@ -99,6 +99,22 @@ def test_two_processes_attribute_what_one_does(given, tmp_path):
     assert _rounded(numbers[1]) == _rounded(numbers[2])
 
 
+def test_two_processes_measure_effects_and_tune_as_one_does(given, tmp_path):
+    asked = {
+        "effect": ["--edit", given / "edit.safetensors", "--contrasts", given / "contrasts.jsonl", "--batch-size", "2"],
+        "tune": [
+            *("--demonstrations", given / "demos.jsonl", "--benchmark", "capability", "--data", given / "rows.jsonl"),
+            *("--maximise", "accuracy", "--energies", "0.9,0.99", "--limit", "60"),
+        ],
+    }
+    for name, options in asked.items():
+        for n in (1, 2):
+            ran = run(name, "--model", "testbed", *options, "--out", tmp_path / f"{name}{n}", processes=n)
+            assert ran.returncode == 0, ran.stderr
+            assert ran.stdout.count("wrote") == 1
+        assert contents(tmp_path / f"{name}1") == contents(tmp_path / f"{name}2") != {}
+
+
 def _rounded(content):
     if isinstance(content, dict):
         return {name: _rounded(one) for name, one in content.items()}

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .._support import interrupts, processes
-from .._support.processes import is_first
 
 # Options whose values are files, folders or models.
 _NAMED = (
@@ -116,12 +115,12 @@ def _fail_to_print(error: OSError) -> NoReturn:
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
     """A warning as one line, without the place in the code, which says nothing to whoever runs a command."""
-    if is_first():
+    if processes.is_first():
         print(f"sea-lens: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _fail(message: str, status: int) -> NoReturn:
     # What stops one process of a run stops all, and one says so.
-    if is_first():
+    if processes.is_first():
         print(f"sea-lens: {message}", file=sys.stderr)
     sys.exit(status)
