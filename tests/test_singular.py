@@ -68,6 +68,26 @@ def test_thin_factors_and_the_matrix_have_one_decomposition(n, d, units, seed):
         torch.testing.assert_close(product.apply_transposed(x) * product.scale[:, None, None], omega.mT @ x)
 
 
+@pytest.mark.parametrize("rank", [17, 40])
+@pytest.mark.parametrize("times", [17, 40, 60])
+def test_a_value_that_is_there_more_often_than_a_block_is_wide_is_found_as_often(rank, times):
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(2, 300, 300, generator=generator, dtype=torch.float64)).Q
+    values = torch.cat([torch.ones(times), 0.5 * 0.5 ** torch.arange(300.0 - times)]).double()
+    product = Matrix.of(((axes[0] * values) @ axes[1].T)[None])
+    found = singular.leading(product, to_size(rank=rank))
+    # Where the rank cuts through equal values there is no one subspace, and the full decomposition is to say which.
+    if rank < times:
+        assert found is None
+    elif found is not None:
+        beyond = rank - times
+        expected = axes[0][:, :times] @ axes[0][:, :times].T
+        expected += axes[0][:, times : times + beyond] @ axes[0][:, times : times + beyond].T
+        torch.testing.assert_close(found[0][0] @ found[0][0].T, expected, rtol=0, atol=1e-6)
+    left, _ = product.decomposition()
+    torch.testing.assert_close(left[0].T @ left[0], torch.eye(300).double(), rtol=0, atol=1e-10)
+
+
 def test_a_flat_spectrum_is_left_to_the_full_decomposition():
     h, plus = activations(0.0)
     found, omega = products(h, plus)

@@ -96,8 +96,7 @@ class Matrix(Product):
         return bool(torch.isfinite(self.scale).all())
 
     def decomposition(self) -> tuple[Float[Tensor, "units d k"], Float[Tensor, "units k"]]:
-        left, values, _ = torch.linalg.svd(self.matrix)
-        return left, values
+        return _left_and_values(self.matrix)
 
     @cached_property
     def energy(self) -> Float[Tensor, " units"]:
@@ -202,7 +201,7 @@ class ThinProduct(Product):
 
     def decomposition(self) -> tuple[Float[Tensor, "units d k"], Float[Tensor, "units k"]]:
         basis, right = self.neutral.factors
-        left, values, _ = torch.linalg.svd(right @ torch.linalg.qr(self.other.values.mT, mode="r").R.mT)
+        left, values = _left_and_values(right @ torch.linalg.qr(self.other.values.mT, mode="r").R.mT)
         return basis @ left, values
 
     @cached_property
@@ -211,10 +210,10 @@ class ThinProduct(Product):
         return reduce(self.neutral.gram * self.other.gram, "units i j -> units", "sum").clamp(min=0)
 
     def apply(self, x: Float[Tensor, "units d m"]) -> Float[Tensor, "units d m"]:
-        return self.neutral.values.mT @ (self.other.values @ x)
+        return _after(x, self.other.values, self.neutral.values.mT)
 
     def apply_transposed(self, x: Float[Tensor, "units d m"]) -> Float[Tensor, "units d m"]:
-        return self.other.values.mT @ (self.neutral.values @ x)
+        return _after(x, self.neutral.values, self.other.values.mT)
 
     @property
     def coordinates(self) -> int:
@@ -227,12 +226,36 @@ class ThinProduct(Product):
     def square(self, x: Float[Tensor, "units c m"]) -> Float[Tensor, "units c m"]:
         root = self.neutral.root
         assert root is not None
-        return root.mT @ (self.other.gram @ (root @ x))
+        return _after(x, root, self.other.gram, root.mT)
 
     def lifted(self, x: Float[Tensor, "units c m"]) -> Float[Tensor, "units d m"]:
         root = self.neutral.root
         assert root is not None
-        return self.neutral.values.mT @ (self.other.gram @ (root @ x))
+        return _after(x, root, self.other.gram, self.neutral.values.mT)
+
+
+def _left_and_values(
+    matrix: Float[Tensor, "units m n"],
+) -> tuple[Float[Tensor, "units m k"], Float[Tensor, "units k"]]:
+    """Left singular vectors and singular values, descending."""
+    try:
+        left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        # LAPACK's divide and conquer can fail where values repeat, and as a rule does not for the transposed matrix.
+        _, values, right = torch.linalg.svd(matrix.mT.contiguous(), full_matrices=False)
+        left = right.mT
+    return left, values
+
+
+def _after(x: Float[Tensor, "units d m"], *matrices: Float[Tensor, "units ..."]) -> Float[Tensor, "units i m"]:
+    """The last matrix @ … @ the first @ x.
+
+    Multiplied from the other side: with few columns that is up to twice as fast, since rows of x lie together.
+    """
+    rows = x.mT
+    for matrix in matrices:
+        rows = rows @ matrix.mT
+    return rows.mT
 
 
 def _scaled(x: Float[Tensor, "units n d"]) -> tuple[Float[Tensor, "units n d"], Float[Tensor, " units"]]:

@@ -5,6 +5,7 @@ from Ω itself, and counts only with a residual that is small beside the gap beh
 directions are asked for that nothing is saved, the full decomposition is computed. Tensors only.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,13 +19,15 @@ from .products import Product
 # Below this size the full decomposition takes no time to speak of.
 SMALL = 256
 # Columns of a block, and the share of all directions beyond which the full decomposition is as fast.
-_BLOCK, _MOST = 32, 0.5
+_BLOCK, _MOST = 16, 0.5
 # Columns by which a Krylov space grows, as a share, before it is looked at again.
-_GROWTH = 0.1
+_GROWTH = 0.25
 # The sine of the angle between what is found and what is sought, as far as a residual can tell.
 _ANGLE = 1e-8
 # How often what was found is multiplied by Ω, which takes away what rounding of its squares has left.
 _TRIES = 3
+# Random vectors, and multiplications of them, that look for what the space has left out.
+_PROBES, _STEPS = 4, 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +80,19 @@ def _krylov(product: Product, ranks_of: Ranks) -> tuple[Float[Tensor, "units c m
     size = product.coordinates
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1, size, _BLOCK, generator=generator, dtype=torch.float64).to(product.energy.device)
-    basis = newest = torch.linalg.qr(product.square(start)).Q
+    # Vectors lie in rows: they are multiplied, added to and read one beside the other.
+    newest = torch.linalg.qr(product.square(start)).Q.mT
+    basis = newest
     inner: list[Tensor] = []
     looked_at = 0
-    while basis.shape[-1] <= _MOST * size:
-        image = product.square(newest)
-        inner.append(basis.mT @ image)
+    while basis.shape[-2] <= _MOST * size:
+        image = product.square(newest.mT).mT
+        inner.append(image @ basis.mT)
         # Twice, since where little is new what is left of the first time is as large as its rounding.
-        once, beyond = torch.linalg.qr(image - basis @ inner[-1])
-        newest, turn = torch.linalg.qr(once - basis @ (basis.mT @ once))
-        width = basis.shape[-1]
+        once, beyond = torch.linalg.qr((image - inner[-1] @ basis).mT)
+        newest, turn = torch.linalg.qr(once - ((once.mT @ basis.mT) @ basis).mT)
+        newest = newest.mT
+        width = basis.shape[-2]
         if width > (1 + _GROWTH) * looked_at:
             looked_at = width
             squares, vectors = _eigenpairs(inner)
@@ -97,18 +103,35 @@ def _krylov(product: Product, ranks_of: Ranks) -> tuple[Float[Tensor, "units c m
                 residual = (turn @ beyond @ vectors[:, -_BLOCK:, :k]).norm()
                 # Squares as small as their rounding grow no better; what is read out of Ω itself may be all the same.
                 smallest = width * torch.finfo(squares.dtype).eps * squares[0, 0]
-                if residual <= torch.maximum(_ANGLE * (squares[0, k - 1] - squares[0, k]), smallest):
+                gap = squares[0, k - 1] - squares[0, k]
+                if residual <= torch.maximum(_ANGLE * gap, smallest):
+                    if _left_out(product, basis) > squares[0, k] + gap / 2 + smallest:
+                        return None
                     # A few more, so that those asked for stand apart from what is left out.
-                    return basis @ vectors[:, :, : k + _BLOCK // 2], k
-        basis = torch.cat([basis, newest], -1)
+                    return basis.mT @ vectors[:, :, : k + _BLOCK // 2], k
+        basis = torch.cat([basis, newest], -2)
     return None
 
 
+def _left_out(product: Product, basis: Float[Tensor, "units m c"]) -> Float[Tensor, ""]:
+    """A lower bound on the largest eigenvalue that a basis knows nothing of, close where it stands out.
+
+    A block from one random start has as many eigenvectors of one value as it has columns: where a value is there more
+    often, those found are right and some are missing, which no residual tells.
+    """
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(1, basis.shape[-1], _PROBES, generator=generator, dtype=torch.float64).to(basis.device)
+    for _ in range(_STEPS):
+        probe = torch.linalg.qr(start - basis.mT @ (basis @ start)).Q
+        start = product.square(probe)
+    return torch.linalg.eigvalsh(probe.mT @ start)[0, -1]
+
+
 def _eigenpairs(inner: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, descending, and eigenvectors of a symmetric matrix from its blocks of columns above the diagonal."""
-    width = inner[-1].shape[-2]
-    upper = torch.cat([torch.nn.functional.pad(block, (0, 0, 0, width - block.shape[-2])) for block in inner], -1)
-    squares, vectors = torch.linalg.eigh(upper, UPLO="U")
+    """Eigenvalues, descending, and eigenvectors of a symmetric matrix from its blocks of rows below the diagonal."""
+    width = inner[-1].shape[-1]
+    lower = torch.cat([torch.nn.functional.pad(block, (0, width - block.shape[-1])) for block in inner], -2)
+    squares, vectors = torch.linalg.eigh(lower)
     return squares.flip(-1).clamp(min=0), vectors.flip(-1)
 
 
@@ -122,7 +145,11 @@ def _least_rank(product: Product, values: Float[Tensor, "units m"], ranks_of: Ra
     if k <= values.shape[-1]:
         return k
     known = values.shape[-1] // 3
-    hopeful = torch.cat([values[:, :known], values[:, known : known + 1].expand(-1, product.size - known)], -1)
+    shares = (values / values[:, :1]).square()
+    # As many of that size as the energy has room for, or all of it would be more than all.
+    room = (energy - shares[:, :known].sum(-1)) / shares[:, known]
+    more = min(product.size - known, max(1, math.ceil(room.max().item())))
+    hopeful = torch.cat([values[:, :known], values[:, known : known + 1].expand(-1, more)], -1)
     return max(k, int(ranks_of(Spectrum(hopeful, energy)).max()))
 
 
