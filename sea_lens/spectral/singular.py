@@ -81,17 +81,14 @@ def _krylov(product: Product, ranks_of: Ranks) -> tuple[Float[Tensor, "units c m
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(1, size, _BLOCK, generator=generator, dtype=torch.float64).to(product.energy.device)
     # Vectors lie in rows: they are multiplied, added to and read one beside the other.
-    newest = torch.linalg.qr(product.square(start)).Q.mT
-    basis = newest
+    newest = torch.linalg.qr(product.square(start)).Q
+    basis = newest.mT
     inner: list[Tensor] = []
     looked_at = 0
     while basis.shape[-2] <= _MOST * size:
-        image = product.square(newest.mT).mT
-        inner.append(image @ basis.mT)
-        # Twice, since where little is new what is left of the first time is as large as its rounding.
-        once, beyond = torch.linalg.qr((image - inner[-1] @ basis).mT)
-        newest, turn = torch.linalg.qr(once - ((once.mT @ basis.mT) @ basis).mT)
-        newest = newest.mT
+        image = product.square(newest)
+        inner.append(image.mT @ basis.mT)
+        newest, beyond = _beside(basis, image)
         width = basis.shape[-2]
         if width > (1 + _GROWTH) * looked_at:
             looked_at = width
@@ -100,7 +97,7 @@ def _krylov(product: Product, ranks_of: Ranks) -> tuple[Float[Tensor, "units c m
             if k > _MOST * size:
                 return None
             if k < width:
-                residual = (turn @ beyond @ vectors[:, -_BLOCK:, :k]).norm()
+                residual = (beyond @ vectors[:, -_BLOCK:, :k]).norm()
                 # Squares as small as their rounding grow no better; what is read out of Ω itself may be all the same.
                 smallest = width * torch.finfo(squares.dtype).eps * squares[0, 0]
                 gap = squares[0, k - 1] - squares[0, k]
@@ -109,7 +106,7 @@ def _krylov(product: Product, ranks_of: Ranks) -> tuple[Float[Tensor, "units c m
                         return None
                     # A few more, so that those asked for stand apart from what is left out.
                     return basis.mT @ vectors[:, :, : k + _BLOCK // 2], k
-        basis = torch.cat([basis, newest], -2)
+        basis = torch.cat([basis, newest.mT], -2)
     return None
 
 
@@ -122,9 +119,17 @@ def _left_out(product: Product, basis: Float[Tensor, "units m c"]) -> Float[Tens
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(1, basis.shape[-1], _PROBES, generator=generator, dtype=torch.float64).to(basis.device)
     for _ in range(_STEPS):
-        probe = torch.linalg.qr(start - basis.mT @ (basis @ start)).Q
-        start = product.square(probe)
-    return torch.linalg.eigvalsh(probe.mT @ start)[0, -1]
+        start = product.square(_beside(basis, start)[0])
+    probe = _beside(basis, start)[0]
+    return torch.linalg.eigvalsh(probe.mT @ product.square(probe))[0, -1]
+
+
+def _beside(basis: Float[Tensor, "units m c"], x: Float[Tensor, "units c k"]) -> tuple[Tensor, Tensor]:
+    """(Q, R) of what x has outside the span of the basis's rows."""
+    # Twice, since where little is outside what is left of the first time is as large as its rounding.
+    once, size = torch.linalg.qr(x - basis.mT @ (basis @ x))
+    twice, turn = torch.linalg.qr(once - basis.mT @ (basis @ once))
+    return twice, turn @ size
 
 
 def _eigenpairs(inner: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
