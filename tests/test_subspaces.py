@@ -4,7 +4,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sea_lens.spectral.arithmetic import COMBINES, edit_activation
+from sea_lens.spectral.arithmetic import COMBINES, ThinProducts, edit_activation, edit_unseen
 from sea_lens.spectral.features import FEATURE_MAPS
 from sea_lens.spectral.products import Matrix
 from sea_lens.spectral.ranks import KEEP, Size
@@ -191,6 +191,26 @@ def test_the_ends_of_the_number_range_do_no_harm(dtype, name, combine, centre):
     for strength in (-2.0, 0.0, 1.0, 3.0):
         edited = edit_activation(x, fitted, FEATURE_MAPS[name], strength=strength, combine=combine)
         assert torch.isfinite(edited).all()
+
+
+@pytest.mark.parametrize("combine", [combine for combine in COMBINES if combine != "average"])
+@pytest.mark.parametrize("strength", [-2.0, 0.0, 0.7, 1.0, 3.0, 2.0**30])
+def test_an_edit_that_looks_at_no_number_is_the_edit(combine, strength):
+    """What is done on a CUDA device, where a number that is looked at has to be waited for; any device can do it."""
+    fitted = subspaces(8, 3, 2, dtype=torch.float32)
+    products = ThinProducts.of(fitted, combine)
+    generator = torch.Generator().manual_seed(1)
+    sizes = torch.tensor([1e-20, 1e-3, 1.0, 1e3, 1e30, 3e38 / 8])
+    usual = torch.randn(6, 50, 8, generator=generator) * sizes[:, None, None]
+    usual = torch.cat([usual.flatten(0, 1), torch.zeros(1, 8), fitted.drop[0].T[:2], fitted.keep[0].T[:2]])
+    expected = edit_activation(usual[:, None], fitted, IDENTITY, strength=strength, combine=combine)[:, 0]
+    with torch.no_grad():
+        found = edit_unseen(usual, products, strength)
+    scale = expected.abs().amax(-1, keepdim=True).clamp(min=1e-30)
+    torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=1e-5)
+    largest = torch.finfo(torch.float32).max
+    ends = torch.tensor([[largest] * 8, [largest, -largest] * 4, [1e-45] * 8, [largest, *([0.0] * 7)]])
+    assert torch.isfinite(edit_unseen(ends, products, strength)).all()
 
 
 @pytest.mark.parametrize("combine", COMBINES)

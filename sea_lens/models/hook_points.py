@@ -35,11 +35,14 @@ class HookPoints:
 
     def get(self, name: str) -> Any:
         """The hook point of this name, None where the model has none."""
+        return self._found(name, self.blocks)
+
+    def _found(self, name: str, blocks: Any) -> Any:
         parts = name.split(".")
         try:
             at = self.model
             if parts[0] == "blocks" and len(parts) > 2:
-                at, parts = self.blocks[int(parts[1])], parts[2:]
+                at, parts = blocks[int(parts[1])], parts[2:]
             for part in parts:
                 at = at[int(part)] if part.isdigit() else getattr(at, part)
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
@@ -48,7 +51,8 @@ class HookPoints:
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """All that are there, by name; one point may have several names."""
-        return ((name, point) for name in self.names if (point := self.get(name)) is not None)
+        blocks = self.blocks
+        return ((name, point) for name in self.names if (point := self._found(name, blocks)) is not None)
 
     def values(self) -> Iterator[Any]:
         """All that are there."""

@@ -244,10 +244,14 @@ class Lens(Parts):
 
     def has_foreign_hooks(self) -> bool:
         """Whether the model has hooks that neither sea_lens nor TransformerLens installed."""
-        functions = (function for point in self.points.values() for function in point._forward_hooks.values())
         return any(
-            hook_behind(function) is None and not came_with_the_model(function) for function in functions
-        ) or any(point.bwd_hooks for point in self.points.values())
+            point.bwd_hooks
+            or any(
+                hook_behind(function) is None and not came_with_the_model(function)
+                for function in point._forward_hooks.values()
+            )
+            for point in self.points.values()
+        )
 
     def hooks(self, functions: Iterable[tuple[str, HookFunction]], *, proven: bool = True) -> Held:
         """Hooks for the length of a context; removed also when it ends in an exception."""

@@ -16,6 +16,8 @@ from .subspaces import Subspaces
 
 # The y of `combine_projections` counts as projected away up to this many roundings of x (docs/method.md 3.2).
 ROUNDINGS = 16
+# A power of two by which products are made smaller, so that they are finite for every finite x of up to 2¹⁶ entries.
+_LOW = 2.0**-10
 COMBINES = ("norm", "average", "positive_only", "negative_only", "reverse")
 
 
@@ -85,6 +87,7 @@ class ThinProducts(NamedTuple):
         adds: whether x is a part of y, as it is but for U⁺ alone.
         terms: how many projections y is the sum of.
         matrices: D and E of the first unit.
+        low: D of the first unit times `_LOW`.
     """
 
     down: Float[Tensor, "units d k"]
@@ -92,6 +95,7 @@ class ThinProducts(NamedTuple):
     adds: bool
     terms: int
     matrices: tuple[Float[Tensor, "d k"], Float[Tensor, "k d"]]
+    low: Float[Tensor, "d k"]
 
     @staticmethod
     def of(subspaces: Subspaces, combine: str) -> "ThinProducts":
@@ -105,7 +109,7 @@ class ThinProducts(NamedTuple):
             down, up, adds, terms = drop, -drop.mT.contiguous(), True, 1
         else:
             down, up, adds, terms = torch.cat([keep, drop], -1), torch.cat([keep.mT, -drop.mT], -2), True, 2
-        return ThinProducts(down, up, adds, terms, (down[0], up[0]))
+        return ThinProducts(down, up, adds, terms, (down[0], up[0]), _LOW * down[0])
 
     def sum(self, x: Float[Tensor, "*batch units d"]) -> Float[Tensor, "*batch units d"]:
         """y: the sum of the terms, a new tensor."""
@@ -215,13 +219,17 @@ def edit_few(
     A step costs more than its arithmetic where a model reads one token at a time.
 
     Returns:
-        None where this way is not open: with gradients, on another device than a CPU, and for vectors that have to be
-        scaled or may vanish.
+        None where this way is not open: with gradients, on another device than a CPU or a CUDA device, and on a CPU for
+        vectors that have to be scaled or may vanish.
     """
-    # The end of what follows needs numbers that are at hand, and buffers that nobody else will look at.
-    if torch.is_grad_enabled() or not _can_be_looked_at(x) or len(products.down) != 1:
+    # The end of what follows needs buffers that nobody else will look at.
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(products.down) != 1:
         return None
     rows, (down, up) = x.reshape(-1, x.shape[-1]), products.matrices
+    if x.device.type == "cuda" and abs(strength) <= 2**30:
+        return edit_unseen(rows, products, strength).view(x.shape)
+    if x.device.type != "cpu":
+        return None
     coordinates = rows @ down
     y = torch.addmm(rows, coordinates, up) if products.adds else coordinates @ up
     x_norm, y_norm = _length(rows), _length(y)
@@ -243,6 +251,27 @@ def edit_few(
     if strength != 1:
         y.sub_(rows).mul_(strength).add_(rows)
     return y.view(x.shape)
+
+
+def edit_unseen(
+    rows: Float[Tensor, "rows d"], products: ThinProducts, strength: float | int
+) -> Float[Tensor, "rows d"]:
+    """`_edit_linearly` of one unit where looking at a number would mean waiting for the device (docs/method.md 3.6).
+
+    Products are made `_LOW` times as large and norms are summed in float64, in place of a scale for each vector: half
+    as many steps, each of which costs more to start than to run. Of vectors shorter than 2⁻⁹⁰ digits are lost.
+    """
+    coordinates, up = rows @ products.low, products.matrices[1]
+    y = torch.addmm(rows, coordinates, up, beta=_LOW) if products.adds else coordinates @ up
+    x_norm, y_norm = (torch.linalg.vector_norm(v, dim=-1, keepdim=True, dtype=torch.float64) for v in (rows, y))
+    # Not a number for the zero vector, which stays as it is as well.
+    ratio = x_norm / y_norm
+    lives = ratio < 1 / (_LOW * products.terms * ROUNDINGS * torch.finfo(rows.dtype).eps)
+    edited = saturate(torch.where(lives, y.mul_(ratio.to(y.dtype)), rows))
+    if strength == 1:
+        return edited
+    # Half of the difference, since the whole of it may overflow.
+    return saturate(torch.add(rows, torch.sub(edited.mul_(0.5), rows, alpha=0.5), alpha=2 * strength))
 
 
 def _are_moderate(norms: Float[Tensor, "*batch 1"], strength: float | int | Float[Tensor, "..."]) -> bool:

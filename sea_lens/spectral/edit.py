@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
+from .._support.saturation import saturate
 from .._support.storage import read_header
 from ..edits.activation import ActivationEdit
 from ..edits.saved import (
@@ -124,10 +125,10 @@ class SpectralEdit(SavedEdit, ActivationEdit):
             return general
 
         def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-            if x.dtype in (torch.float32, torch.float64):
-                _, products = self._factors(layer, x, combine)
-                if products is not None and (found := edit_few(x, products, strength)) is not None:
-                    return found
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            _, products = self._factors(layer, wide, combine)
+            if products is not None and (found := edit_few(wide, products, strength)) is not None:
+                return found if wide is x else saturate(found, x.dtype).to(x.dtype)
             return general(x)
 
         return edited
