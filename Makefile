@@ -7,7 +7,7 @@ BIN_NEWEST := .venv-newest/bin
 TESTS_NEWEST := tests/test_cases_cache.py tests/test_completions.py tests/test_harness.py tests/test_third_party.py
 PYTEST_OPTIONS ?= -n 2
 
-.PHONY: demo test test-notebooks test-bridge test-newest newest lint format notebooks clean
+.PHONY: demo test test-notebooks test-bridge test-newest newest lint format notebooks bench clean
 
 demo: .venv/.installed
 	$(BIN)/sea-lens demo --out demo
@@ -48,6 +48,10 @@ format: .venv/.installed
 # The notebooks are written as scripts; this makes the .ipynb files anew.
 notebooks: .venv/.installed
 	$(BIN)/jupytext --to ipynb $(filter-out notebooks/check_paired.py,$(wildcard notebooks/*.py))
+
+# Every measurement with a bar, on one thread each, about an hour: docs/timings.json and the table of it.
+bench: .venv/.installed
+	$(BIN)/python timings/bench.py
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

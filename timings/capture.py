@@ -10,20 +10,15 @@ but the first. --knowledge puts HaluEval's passage in front of every question, a
 """
 
 import argparse
-import random
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from measuring import DATA, Table, random_llama, take_turns
 from transformers.utils.logging import disable_progress_bar
 
 import sea_lens as sl
@@ -35,38 +30,12 @@ from sea_lens.texts.readers import QUESTION, QUESTION_WITH_KNOWLEDGE
 
 HEADS = 8
 VOCABULARY = 8000
-DATA = Path(__file__).parents[2] / "shared" / "data" / "halueval" / "qa_data.jsonl"
 
 
 def random_model(backend: str, texts: Sequence[str], layers: int, width: int) -> Any:
     """A Llama with random weights, and a tokenizer of pairs of bytes that was trained on these texts."""
-    inner = Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        show_progress=False,
-        initial_alphabet=alphabet,
-    )
-    inner.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=2048,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
     with tempfile.TemporaryDirectory() as folder:
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        random_llama(folder, texts, layers, width, HEADS, vocabulary=VOCABULARY)
         return sl.load_model(folder, backend, device="cpu", dtype="float32")
 
 
@@ -101,28 +70,12 @@ def bare_forwards(lens: Lens, batches: Sequence[Any]) -> None:
                     cached_pass(lens, rows.tokens, rows.mask, of_rows, renamed=batch.renamed)
 
 
-def quartiles(over: Sequence[float], under: Sequence[float]) -> str:
-    """Median and quartiles of the ratios, round by round."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(over, under, strict=True)], n=4)
-    return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def compare(ways: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Processor times of several ways, which take turns, in another order every round."""
-    times: list[list[float]] = [[] for _ in ways]
-    order = random.Random(0)
-    for _ in range(rounds):
-        for place in order.sample(range(len(ways)), len(ways)):
-            start = time.thread_time()
-            ways[place]()
-            times[place].append(time.thread_time() - start)
-    return times
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, default=DATA, help="HaluEval's qa_data.json")
+    parser.add_argument(
+        "--data", type=Path, default=DATA / "halueval" / "qa_data.jsonl", help="HaluEval's qa_data.json"
+    )
     parser.add_argument("--knowledge", action="store_true", help="the passage in front of every question")
     parser.add_argument("--backend", default="auto", help="auto (hooked where there is one), hooked or bridge")
     parser.add_argument("--layers", type=int, default=8)
@@ -130,7 +83,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=48, help="demonstrations")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[16, 48])
     parser.add_argument("--rounds", type=int, default=5)
+    Table.add_option(parser)
     arguments = parser.parse_args()
+    table = Table(arguments.json)
     torch.set_num_threads(1)
     disable_progress_bar()
     template = QUESTION_WITH_KNOWLEDGE if arguments.knowledge else QUESTION
@@ -158,12 +113,14 @@ def main() -> None:
         run = sum(rows.tokens.numel() for one in batches for rows in (one.stems, *one.others) if rows is not None)
         passes = sum(len(one.others) + (one.stems is not None) for one in batches)
         ways = [capture, partial(one_text_at_a_time, lens, texts, names), partial(bare_forwards, lens, batches)]
-        captured, one_by_one, bare = compare(ways, arguments.rounds)
+        captured, one_by_one, bare = take_turns(ways, arguments.rounds)
         seconds = statistics.median(captured)
         print(f"batch_size {size}: {run} tokens with padding in {passes} passes, {seconds:.2f} s")
-        print(f"    one text at a time / capture {quartiles(one_by_one, captured)}")
-        print(f"    bare passes / capture        {quartiles(bare, captured)}")
-        print(f"    means of activations are {apart:.0e} of the largest apart")
+        texts_are = "questions behind a passage" if arguments.knowledge else "questions"
+        name = f"capture, HaluEval's {texts_are}, {lens.n_layers} layers, width {lens.d_model}, {type(model).__name__}"
+        note = f"batch_size {size}, means {apart:.0e} of the largest apart"
+        table.ratio(f"{name}: time of one text at a time / capture", one_by_one, captured, "at least 1.8", note)
+        table.ratio(f"{name}: time of bare forward passes / capture", bare, captured, "at least 1.0", note)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Peak memory of a capture with a store, for more and more demonstrations.
 
-    python timings/capture_memory.py --data qa_data.jsonl --model M [--counts 500 5000]
+    python timings/capture_memory.py [--data qa_data.jsonl] [--model M] [--counts 500 5000]
 
 The demonstrations are those of HaluEval's QA file, each with a number in front, so that there can be as many as are
-asked for. Each count is captured in a process of its own. Printed are the most memory that the process held, what it
-held before the capture, and the ratio of the peaks to the first.
+asked for. Without a model, a random Llama of 4 layers and width 256 reads them. Each count is captured in a process of
+its own. Printed are the ratios of the peaks to the first, the most memory that each process held, and what it held
+before the capture.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from measuring import DATA, Table, random_llama
 
 CAPTURE = """
 import itertools, sys, torch
@@ -38,20 +41,29 @@ print(covariance.n, before, most())
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="HaluEval's qa_data.jsonl")
+    parser.add_argument(
+        "--data", type=Path, default=DATA / "halueval" / "qa_data.jsonl", help="HaluEval's qa_data.jsonl"
+    )
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 5000])
-    parser.add_argument("--model", required=True, help="Hugging Face name or folder")
+    parser.add_argument("--model", help="Hugging Face name or folder; a random Llama by default")
+    Table.add_option(parser)
     given = parser.parse_args()
-    first = None
-    for count in given.counts:
-        with tempfile.TemporaryDirectory() as folder:
-            asked = [sys.executable, "-c", CAPTURE, given.data, given.model, count, folder]
+    table, first = Table(given.json), None
+    with tempfile.TemporaryDirectory() as folder:
+        model = given.model or str(Path(folder) / "model")
+        if not given.model:
+            random_llama(model, [given.data.read_text(encoding="utf-8")], 4, 256, 4, vocabulary=4000)
+        for count in given.counts:
+            asked = [sys.executable, "-c", CAPTURE, given.data, model, count, Path(folder) / f"store{count}"]
             ran = subprocess.run([str(one) for one in asked], check=True, capture_output=True, text=True)
-        n, before, most = ran.stdout.split()
-        first = float(most) if first is None else first
-        print(
-            f"{n} demonstrations: {float(most):.0f} MB at most, {float(before):.0f} before; {float(most) / first:.3f}"
-        )
+            n, before, most = ran.stdout.split()
+            note = f"{float(most):.0f} MB at most, {float(before):.0f} before the capture"
+            if first is None:
+                first = float(most)
+                print(f"{n} demonstrations: {note}")
+            else:
+                what = f"capture with a store: peak memory, {n} / {given.counts[0]} demonstrations"
+                table.number(what, float(most) / first, "at most 1.05", note)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,15 @@ At site `z`, where each head has its own subspaces, the ranks are 8 and 32 by de
 """
 
 import argparse
-import random
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import PreTrainedTokenizerFast
-from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from measuring import Table, random_llama, take_turns
 from transformers.utils.logging import disable_progress_bar
 
 import sea_lens as sl
@@ -47,28 +40,8 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 3e-2}
 
 def random_model(backend: str, dtype: str) -> Any:
     """A Llama with random weights."""
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
-    inner = Tokenizer(WordLevel({word: i for i, word in enumerate([*special, *map(str, range(WORDS))])}, "<unk>"))
-    inner.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=3 * WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=LENGTH,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
     with tempfile.TemporaryDirectory() as folder:
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        random_llama(folder, [], LAYERS, WIDTH, HEADS, vocabulary=WORDS, context=LENGTH)
         return sl.load_model(folder, backend, device="cpu", dtype=dtype)
 
 
@@ -133,12 +106,6 @@ def hooked(points: Sequence[tuple[Any, Callable[..., torch.Tensor]]]) -> Iterato
 
 
 @contextmanager
-def plain() -> Iterator[None]:
-    """Nothing at all."""
-    yield
-
-
-@contextmanager
 def installed(edit: sl.Edit, model: Any, combine: str, strength: float) -> Iterator[None]:
     """An edit in all layers of a model, for the length of a context."""
     handle = edit.install(model, strength=strength, combine=combine)
@@ -146,32 +113,6 @@ def installed(edit: sl.Edit, model: Any, combine: str, strength: float) -> Itera
         yield
     finally:
         handle.remove()
-
-
-def seconds(forward: Callable[[], object]) -> float:
-    """Processor time of one pass, which runs in this thread alone: time that others hold the core does not count."""
-    start = time.thread_time()
-    forward()
-    return time.thread_time() - start
-
-
-def quartiles(over: Sequence[float], under: Sequence[float]) -> str:
-    """Median and quartiles of the ratios, round by round."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(over, under, strict=True)], n=4)
-    return f"{middle:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def compare(
-    ways: Sequence[Callable[[], AbstractContextManager[None]]], forward: Callable[[], object], rounds: int
-) -> list[list[float]]:
-    """Times of a pass in each of several contexts, which take turns, in another order every round."""
-    times: list[list[float]] = [[] for _ in ways]
-    order = random.Random(0)
-    for _ in range(rounds):
-        for place in order.sample(range(len(ways)), len(ways)):
-            with ways[place]():
-                times[place].append(seconds(forward))
-    return times
 
 
 def main() -> None:
@@ -184,7 +125,9 @@ def main() -> None:
     parser.add_argument("--dtype", choices=TOLERANCES, default="float32")
     parser.add_argument("--ranks", type=int, nargs="+", default=None)
     parser.add_argument("--rounds", type=int, default=30)
+    Table.add_option(parser)
     arguments = parser.parse_args()
+    table = Table(arguments.json)
     torch.set_num_threads(1)
     site, combine, strength = arguments.site, arguments.combine, arguments.strength
     ranks = arguments.ranks or ([8, 32] if site == "z" else [8, 64])
@@ -213,7 +156,7 @@ def main() -> None:
             for layer in range(LAYERS)
         ]
         ways = (
-            plain,
+            nullcontext,
             lambda functions=functions: hooked(functions),
             lambda edit=edit: installed(edit, model, combine, strength),
         )
@@ -225,13 +168,14 @@ def main() -> None:
             change, error = (((logits[i] - logits[2]).norm() / logits[2].norm()).item() for i in (0, 1))
             if not error <= TOLERANCES[arguments.dtype]:
                 raise SystemExit(f"rank {rank}: bare hooks and edit differ by {error:.1e} of the logits")
-            times = compare([*ways, ways[1]], forward, arguments.rounds)
+            times = take_turns([forward] * 4, arguments.rounds, [*ways, ways[1]])
         unedited, bare, edited, bare_again = times
         print(f"rank {rank}: plain forward {1000 * statistics.median(unedited):.0f} ms")
-        print(f"    bare / plain   {quartiles(bare, unedited)}")
-        print(f"    edited / plain {quartiles(edited, unedited)}")
-        print(f"    edited / bare  {quartiles(edited, bare)}")
-        print(f"    bare / bare    {quartiles(bare_again, bare)} (what the measurement itself is worth)")
+        name = f"forward pass, rank {rank}, {site}, {type(model).__name__}"
+        table.ratio(f"{name}: bare hook / plain", bare, unedited)
+        table.ratio(f"{name}: edited / plain", edited, unedited)
+        table.ratio(f"{name}: edited / bare hook", edited, bare, "at most 1.02")
+        table.ratio(f"{name}: bare hook / itself, what the measurement is worth", bare_again, bare)
         print(f"    logits: bare and edited differ by {error:.1e} of their norm, plain and edited by {change:.1e}")
 
 

@@ -18,15 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from measuring import Table, take_turns
 from torch import Tensor
 
 import sea_lens as sl
 from sea_lens.spectral.store import begin_store
+
+# Up to this share of all directions they are few; beyond it nearly all of the decomposition is needed.
+FEW = 0.1
 
 
 def activations(n: int, d: int, decay: float, seed: int = 0) -> list[Float[Tensor, "n d"]]:
@@ -58,20 +61,16 @@ def _rank(values: Tensor, energy: float) -> int:
     return int((shares >= energy).int().argmax()) + 1
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """Processor time of a call."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
-def compare(n: int, d: int, decay: float, rounds: int, energy: float) -> str:
+def compare(table: Table, n: int, d: int, decay: float, rounds: int, energy: float) -> None:
     """One row of the table."""
     h, plus, minus = activations(n, d, decay)
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(seconds(lambda: sl.fit_activations(h[:, None], plus[:, None], minus[:, None], energy=energy)))
-        theirs.append(seconds(lambda: released(h, plus, minus, energy)))
+    ours, theirs = take_turns(
+        [
+            lambda: sl.fit_activations(h[:, None], plus[:, None], minus[:, None], energy=energy),
+            lambda: released(h, plus, minus, energy),
+        ],
+        rounds,
+    )
     edit = sl.fit_activations(h[:, None], plus[:, None], minus[:, None], energy=energy)
     error, ranks = 0.0, []
     for side, other in enumerate((plus, minus)):
@@ -81,11 +80,19 @@ def compare(n: int, d: int, decay: float, rounds: int, energy: float) -> str:
         projection = edit.projections(0)[side]
         found = projection if side == 0 else torch.eye(d, dtype=torch.float64) - projection
         error = max(error, (found - leading @ leading.T).abs().max().item())
-    middle, other = statistics.median(ours), statistics.median(theirs)
-    same = "equal" if tuple(ranks) == edit.ranks[0] else f"{tuple(ranks)} in full"
-    return (
-        f"d {d} N {n} decay {decay:3.1f}: fit {middle:6.2f} s, released {other:6.2f} s, ratio {other / middle:5.1f}, "
-        f"ranks {edit.ranks[0]} {same}, error {error:.0e}"
+    if edit.ranks[0] != tuple(ranks):
+        raise SystemExit(f"d {d}, N {n}, decay {decay}: ranks {edit.ranks[0]}, in full {tuple(ranks)}")
+    name = f"fit, d {d}, N {n}, spectrum of activations falling as j^-{decay:g}, K {energy:g}, ranks {edit.ranks[0]}"
+    wanted = ("at least 15" if d >= 4096 else "at least 10") if max(ranks) <= FEW * n else ""
+    note = f"{statistics.median(ours):.2f} s; projections within {error:.0e} of those of a full decomposition"
+    table.ratio(f"{name}: time of the released arithmetic / fit", theirs, ours, wanted, note)
+    with tempfile.TemporaryDirectory() as folder:
+        edit.save(Path(folder) / "edit.safetensors")
+        size = (Path(folder) / "edit.safetensors").stat().st_size
+    table.number(
+        f"saved edit, d {d}, ranks {edit.ranks[0]}: bytes / two dense float32 matrices",
+        size / (2 * 4 * d * d),
+        "at most 0.05" if max(ranks) <= FEW * n else "",
     )
 
 
@@ -117,8 +124,7 @@ def most():
 
 before = most()
 edit = sl.fit(sl.CrossCovariance.load(sys.argv[1]))
-ranks = list(edit.ranks.values())
-print(f"held before {before:.2f} GiB, at most {most():.2f} GiB, ranks up to {max(map(max, ranks))}")
+print(before, most())
 """
 
 
@@ -135,22 +141,26 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=8192)
     parser.add_argument("--demonstrations", type=int, default=2000)
     parser.add_argument("--rank-of-signal", type=int, default=40)
+    Table.add_option(parser)
     given = parser.parse_args()
+    table = Table(given.json)
     torch.set_num_threads(given.threads)
     if given.store:
         with tempfile.TemporaryDirectory() as folder:
             write_store(Path(folder), given.layers, given.width, given.demonstrations, given.rank_of_signal)
             start = time.perf_counter()
             found = subprocess.run([sys.executable, "-c", FIT, folder], check=True, capture_output=True, text=True)
-            print(
-                f"{given.layers} layers, d {given.width}, N {given.demonstrations}: {found.stdout.strip()}, "
-                f"{time.perf_counter() - start:.0f} s"
+            before, most = map(float, found.stdout.split())
+            name = (
+                f"fit from a store, {given.layers} layers, d {given.width}, N {given.demonstrations}: peak memory, GiB"
             )
+            note = f"{before:.2f} before the fit, {time.perf_counter() - start:.0f} s"
+            table.number(name, most, "at most 2", note)
         return
     for size in given.sizes:
         d, n = map(int, size.split("x"))
         for decay in given.decays:
-            print(compare(n, d, decay, given.rounds, given.energy), flush=True)
+            compare(table, n, d, decay, given.rounds, given.energy)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ one round, in processor time; its median and quartiles are printed.
 """
 
 import argparse
-import random
 import statistics
+from contextlib import nullcontext
+from functools import partial
 
 import edit as edits
 import torch
+from measuring import Table, take_turns
 from transformers.utils.logging import disable_progress_bar
 
 import sea_lens as sl
@@ -29,12 +31,13 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=9)
+    Table.add_option(parser)
     arguments = parser.parse_args()
+    table = Table(arguments.json)
     torch.set_num_threads(1)
     disable_progress_bar()
     model = edits.random_model(arguments.backend, "float32")
     print(f"{type(model).__name__}, {edits.LAYERS} layers, width {edits.WIDTH}, {arguments.rounds} rounds")
-    order = random.Random(0)
     for rows in arguments.prompts:
         generator = torch.Generator().manual_seed(1)
         prompts = torch.randint(4, edits.WORDS, (rows, PROMPT), generator=generator)
@@ -45,15 +48,12 @@ def main() -> None:
         generate()
         for rank in arguments.ranks:
             edit = edits.random_edit(rank, "mlp_out")
-            times: list[list[float]] = [[], []]
-            for _ in range(arguments.rounds):
-                for way in order.sample(range(2), 2):
-                    with edits.installed(edit, model, "norm", 1.0) if way else edits.plain():
-                        times[way].append(edits.seconds(generate))
-            each = 1000 * statistics.median(times[0]) / arguments.new_tokens
-            print(
-                f"{rows} prompts, rank {rank}: {each:.1f} ms a step; edited {edits.quartiles(*times)} of plain's speed"
-            )
+            within = [nullcontext, partial(edits.installed, edit, model, "norm", 1.0)]
+            unedited, edited = take_turns([generate] * 2, arguments.rounds, within)
+            each = 1000 * statistics.median(unedited) / arguments.new_tokens
+            name = f"generation, {rows} prompt{'s' if rows > 1 else ''}, rank {rank}, {type(model).__name__}"
+            note = f"{each:.1f} ms a step without an edit"
+            table.ratio(f"{name}: tokens per second, edited / plain", unedited, edited, "at least 0.95", note)
 
 
 if __name__ == "__main__":

@@ -4,40 +4,24 @@
                                   [--stored bfloat16] [--dtype bfloat16]
 
 Each load is a process of its own, and so is the idle one that it is held against, which has imported the same and has
-loaded the shipped model. The peak is the most that was resident at once (`ru_maxrss`), pages of a weights' file that
-are mapped into memory included. Without --model, a random Llama is made and loaded.
+loaded the shipped model. The peak is the most that was resident at once (Linux), pages of a weights' file that are
+mapped into memory included. Without --model, a random Llama is made and loaded.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
 import warnings
-from pathlib import Path
 
 import torch
+from measuring import Table, random_llama, resident
 
 import sea_lens as sl
 from sea_lens.models.load import hooked_available
 from sea_lens.testbed.bed import PATH as TESTBED
-from sea_lens.testbed.tokenizer import word_tokenizer
 
-# What ru_maxrss counts in.
-_UNIT = 1 if sys.platform == "darwin" else 1024
-
-
-def random_llama(folder: Path, arguments: argparse.Namespace) -> None:
-    """Write a Llama with random weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    width = arguments.width
-    sizes = {"hidden_size": width, "intermediate_size": width * 11 // 4, "num_attention_heads": max(width // 64, 1)}
-    config = AutoConfig.for_model("llama", vocab_size=arguments.vocabulary, num_hidden_layers=arguments.layers, **sizes)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, arguments.stored))
-    model.save_pretrained(folder)
-    word_tokenizer([f"w{number}" for number in range(508)], 512).save_pretrained(folder)
+WANTED = {"hooked": "at most 2.2", "bridge": "at most 1.3"}
 
 
 def peak_of(name: str | None, backend: str, dtype: str) -> tuple[int, int]:
@@ -57,7 +41,7 @@ def child(name: str | None, backend: str, dtype: str) -> None:
     sl.load_model(TESTBED, backend, "cpu", dtype)
     model = sl.load_model(name, backend, "cpu", dtype) if name else torch.nn.Module()
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT, size)
+    print(round(resident("VmHWM") * 2**30), size)
 
 
 def main() -> None:
@@ -70,25 +54,29 @@ def main() -> None:
     parser.add_argument("--stored", default="bfloat16", help="dtype of the random Llama's file")
     parser.add_argument("--dtype", default="bfloat16", help="dtype that it is loaded in")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    Table.add_option(parser)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.child == "make":
-        random_llama(Path(arguments.model), arguments)
+        width, heads = arguments.width, max(arguments.width // 64, 1)
+        sizes = {"inner_width": width * 11 // 4, "vocabulary": arguments.vocabulary}
+        random_llama(arguments.model, [], arguments.layers, width, heads, dtype=arguments.stored, **sizes)
         return
     if arguments.child:
         child(arguments.model, arguments.child, arguments.dtype)
         return
+    table = Table(arguments.json)
     with tempfile.TemporaryDirectory() as folder:
         name = arguments.model or folder
         if not arguments.model:
             # Not here, since a process is charged with the peak of the one that started it.
             in_child([*sys.argv[1:], "--child", "make", "--model", folder])
-        print(f"{'backend':10}{'weights, MB':>14}{'idle, MB':>12}{'peak, MB':>12}{'(peak - idle) / weights':>26}")
         for backend in ("hooked", "bridge") if hooked_available() else ("bridge",):
             idle, _ = peak_of(None, backend, arguments.dtype)
             peak, size = peak_of(name, backend, arguments.dtype)
-            numbers = "".join(f"{value / 1e6:{width}.0f}" for value, width in ((size, 14), (idle, 12), (peak, 12)))
-            print(f"{backend:10}{numbers}{(peak - idle) / size:26.2f}")
+            note = f"weights {size / 1e6:.0f} MB, idle process {idle / 1e6:.0f}, peak {peak / 1e6:.0f}"
+            what = f"peak of load_model above an idle process / weights, {arguments.dtype}, {backend}"
+            table.number(what, (peak - idle) / size, WANTED[backend], note)
 
 
 if __name__ == "__main__":

@@ -133,26 +133,49 @@ def resident(name: str) -> float:
 
 
 def random_llama(
-    folder: str | Path, texts: Sequence[str], *, device: str = "cpu", dtype: str = "float32", **sizes: Any
+    folder: str | Path,
+    texts: Sequence[str],
+    layers: int,
+    width: int,
+    heads: int,
+    *,
+    inner_width: int | None = None,
+    key_value_heads: int | None = None,
+    vocabulary: int = 8000,
+    context: int = 2048,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> None:
     """Write a Llama with random weights, and a tokenizer of pairs of bytes that is trained on these texts.
 
     Args:
         folder: where.
-        texts: which the tokenizer learns its words from, as many as `vocab_size` has room for and there are.
-        device: that the weights are made on.
-        dtype: of the weights.
-        **sizes: of the configuration.
+        texts: which the tokenizer learns its words from, up to 8,000 of them; without any it knows bytes.
+        layers, width, heads, inner_width, key_value_heads, vocabulary, context: of the configuration; the inner width
+            is three times the width by default.
+        device, dtype: that the weights are made on and in.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-    config = AutoConfig.for_model("llama", **({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0} | sizes))
+    config = AutoConfig.for_model(
+        "llama",
+        num_hidden_layers=layers,
+        hidden_size=width,
+        num_attention_heads=heads,
+        intermediate_size=inner_width or 3 * width,
+        num_key_value_heads=key_value_heads or heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=context,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=min(config.vocab_size, 8000),
+        vocab_size=min(vocabulary, 8000),
         special_tokens=["<pad>", "<s>", "</s>"],
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

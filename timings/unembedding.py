@@ -1,6 +1,6 @@
 """What logits at the positions that count alone save, in time and in memory: TruthfulQA's multiple choice.
 
-    python timings/unembedding.py --data mc_task.json [--limit 3] [--rounds 3] [--backend bridge]
+    python timings/unembedding.py [--data mc_task.json] [--limit 3] [--rounds 3] [--backend bridge]
 
 A random Llama (4 layers, width 1,024, vocabulary 128,000, float32) answers questions behind the six examples of the
 prompt, on one thread. Four ways take turns in one run:
@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import DATA, Peak, Table, random_llama
 
 import sea_lens as sl
 from sea_lens.measure.scorer import Scorer
@@ -36,25 +37,8 @@ from sea_lens.models.cache import Past
 from sea_lens.models.lens import Lens
 from sea_lens.texts.prompts import PromptTemplate
 
-SIZES = {"num_hidden_layers": 4, "hidden_size": 1024, "intermediate_size": 2816, "num_attention_heads": 16}
 VOCABULARY, CONTEXT = 128_000, 1024
 WAYS = ("rows, everywhere", "rows", "shared, whole", "shared")
-
-
-def random_llama(folder: Path, texts: list[str]) -> None:
-    """Write the model, with a tokenizer trained on the texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=8000, special_tokens=["<s>", "</s>"], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
-    config = AutoConfig.for_model("llama", vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, **SIZES)
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 def questions(lens: Lens, path: Path, limit: int) -> tuple[list[Span], list[int]]:
@@ -98,31 +82,17 @@ def ways(lens: Lens, spans: list[Span], items: list[int], batch_size: int) -> di
     return dict(zip(WAYS, (lambda: everywhere(scorer), scorer.log_probs, whole, shared), strict=True))
 
 
-def peak(function: Callable[[], Any]) -> float:
-    """MB of a call's peak above what the process holds before it (Linux)."""
-    status = Path("/proc/self/status")
-
-    def read(name: str) -> float:
-        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith(name))
-        return int(line.split()[1]) / 1024
-
-    # Forget the peak of loading.
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-    before = read("VmRSS")
-    function()
-    return read("VmHWM") - before
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="TruthfulQA's mc_task.json")
+    parser.add_argument("--data", type=Path, default=DATA / "truthfulqa" / "mc_task.json")
     parser.add_argument("--backend", default="bridge")
     parser.add_argument("--limit", type=int, default=3, help="questions")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    Table.add_option(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -131,10 +101,14 @@ def main() -> None:
         spans, items = questions(lens, arguments.data, arguments.limit)
         # What is measured once for each model is no part of it.
         Past(lens, 1).predict(torch.tensor([[0]]))
-        print(peak(ways(lens, spans, items, arguments.batch_size)[arguments.way]))
+        with Peak() as peak:
+            ways(lens, spans, items, arguments.batch_size)[arguments.way]()
+        print(1024 * (peak.host - peak.before))
         return
+    table = Table(arguments.json)
     with tempfile.TemporaryDirectory() as name:
-        random_llama(Path(name), [json.dumps(row) for row in json.loads(arguments.data.read_text(encoding="utf-8"))])
+        texts = [json.dumps(row) for row in json.loads(arguments.data.read_text(encoding="utf-8"))]
+        random_llama(name, texts, 4, 1024, 16, inner_width=2816, vocabulary=VOCABULARY, context=CONTEXT)
         lens = Lens.of(sl.load_model(name, arguments.backend))
         spans, items = questions(lens, arguments.data, arguments.limit)
         mean, counted = (sum(f(span) for span in spans) / len(spans) for f in (lambda s: len(s.tokens), _counted))
@@ -146,11 +120,15 @@ def main() -> None:
     for way in WAYS:
         low, middle, high = statistics.quantiles(taken[way], n=4)
         print(f"{way:18}{middle:8.2f}  {f'[{low:.2f}, {high:.2f}]':16}{peaks[way]:9.0f}")
-    for slow, fast in ((WAYS[0], WAYS[1]), (WAYS[2], WAYS[3]), (WAYS[0], WAYS[3])):
-        ratio = statistics.median(a / b for a, b in zip(taken[slow], taken[fast], strict=True))
+    for slow, fast, times, share in (
+        (WAYS[0], WAYS[1], "at least 3", "at most 0.1"),
+        (WAYS[2], WAYS[3], "", ""),
+        (WAYS[0], WAYS[3], "at least 3", "at most 0.1"),
+    ):
         off = (found[slow] - found[fast]).abs().max()
-        share = peaks[fast] / peaks[slow]
-        print(f"{slow} / {fast}: {ratio:.1f} times faster, {share:.2f} of the peak, off by {off:.0e} nats at most")
+        name = f"scoring TruthfulQA, vocabulary {VOCABULARY}"
+        table.ratio(f"{name}: time of {slow} / {fast}", taken[slow], taken[fast], times, f"off by {off:.0e} nats")
+        table.number(f"{name}: peak of {fast} / {slow}", peaks[fast] / peaks[slow], share)
 
 
 def _counted(span: Span) -> int:

@@ -28,13 +28,11 @@ from measuring import DATA, Peak, machine, random_llama
 import sea_lens as sl
 
 # Of TinyLlama, Llama 2 and, for tests, of nothing.
-SHAPES = {
-    "tiny": {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 176, "num_attention_heads": 4}
-    | {"num_key_value_heads": 2, "vocab_size": 2000},
-    "llama-1.1b": {"num_hidden_layers": 22, "hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32}
-    | {"num_key_value_heads": 4, "vocab_size": 32_000},
-    "llama-2-7b": {"num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11_008, "num_attention_heads": 32}
-    | {"num_key_value_heads": 32, "vocab_size": 32_000},
+SHAPES: dict[str, dict[str, int]] = {
+    "tiny": {"layers": 2, "width": 64, "heads": 4, "inner_width": 176, "key_value_heads": 2, "vocabulary": 2000},
+    "llama-1.1b": {"layers": 22, "width": 2048, "heads": 32, "inner_width": 5632, "key_value_heads": 4}
+    | {"vocabulary": 32_000},
+    "llama-2-7b": {"layers": 32, "width": 4096, "heads": 32, "inner_width": 11_008, "vocabulary": 32_000},
 }
 
 
@@ -142,6 +140,7 @@ def measure(arguments: argparse.Namespace, folder: str) -> Iterator[Step]:
     """Each step as it ends."""
     per_second = copied_per_second(arguments.device)
     made: dict[str, Any] = {}
+    weights = 0
     for name, run in steps(arguments, folder):
         context = counted(made["load"]) if "load" in made else contextlib.nullcontext([])
         with context as tokens, Peak() as peak:
@@ -191,14 +190,7 @@ def main() -> None:
         for one in sl.Demonstrations.from_halueval(arguments.data / "halueval" / "qa_data.jsonl")
     ]
     with tempfile.TemporaryDirectory() as folder:
-        random_llama(
-            folder,
-            texts,
-            device=arguments.device,
-            dtype=arguments.dtype,
-            max_position_embeddings=2048,
-            **SHAPES[arguments.shape],
-        )
+        random_llama(folder, texts, device=arguments.device, dtype=arguments.dtype, **SHAPES[arguments.shape])
         if arguments.device == "cuda":
             torch.cuda.empty_cache()
         print(f"{arguments.shape}, {arguments.dtype}, {arguments.backend}, on {machine()}")
