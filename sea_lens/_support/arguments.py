@@ -76,6 +76,25 @@ def _is_truth_value(value: Any) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
+def as_several(value: Any, name: str, one: type | tuple[type, ...]) -> list[Any]:
+    """The values of a list; or the value alone, where it is `one` and no list.
+
+    Raises:
+        InputError: it is neither, or a list without a value or with one twice; names the argument.
+    """
+    if isinstance(value, one):
+        return [value]
+    try:
+        found = list(value)
+    except Exception:  # as above
+        raise InputError(f"{name} {given(value)}: expected one, or a list of them") from None
+    if not found:
+        raise InputError(f"{name} {given(value)}: expected at least one")
+    if twice := [one for place, one in enumerate(found) if one in found[:place]]:
+        raise InputError(f"{name} {given(twice[0])} is given twice: expected each once")
+    return found
+
+
 def given(value: Any) -> str:
     """A value as errors show it, however long it is."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:

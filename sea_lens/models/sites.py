@@ -6,6 +6,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.arguments import as_several
 from ..errors import InputError
 from .lens import Lens
 
@@ -32,7 +33,7 @@ class Site:
         Raises:
             InputError: there is none.
         """
-        if name not in _SITES:
+        if not isinstance(name, str) or name not in _SITES:
             raise InputError(f"unknown site {name!r}: expected one of {', '.join(_SITES)}")
         return _SITES[name]
 
@@ -64,6 +65,15 @@ class Site:
 
 _SITES = {site.name: site for site in (Site("mlp_out"), Site("attn_out"), Site("resid_post"), Site("z", per_head=True))}
 SITES = tuple(_SITES)
+
+
+def site_names(site: Any) -> list[str]:
+    """The names of a site or of several.
+
+    Raises:
+        InputError: one is unknown or given twice, or there is none.
+    """
+    return [Site.of(name).name for name in as_several(site, "site", str)]
 
 
 def unit_keys(site: str, layer: int, units: int) -> list[Any]:

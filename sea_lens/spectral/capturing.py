@@ -1,9 +1,9 @@
 """From a model and demonstrations to cross-covariances (docs/method.md 1 and 2): streamed once, or read and kept."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias, TypedDict, Unpack, overload
 
 import torch
 from einops import rearrange
@@ -11,23 +11,41 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from .._support.processes import mine, of_first, summed, together
-from .._support.progress import tracked
 from ..edits.in_model import warn_of_installed
 from ..edits.where import LayerChoice, choose_layers
 from ..models.lens import Lens
-from ..models.reading import Reading, ReadingPlan, Readings
-from ..models.sites import Site
+from ..models.reading import Reading
+from ..models.sites import site_names
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
-from .covariance import CrossCovariance, refuse_non_finite
+from .covariance import CrossCovariance
 from .edit import SpectralEdit
-from .features import FeatureMap, feature_map
+from .features import FeatureMap, feature_map, feature_maps
 from .layer_statistics import Three
-from .statistics import Activations, InMemory, Sums, stacked
-from .store import begin_store
+from .one_pass import OnePass
+from .site_stores import store_folders
+from .statistics import Activations, InMemory
+
+Sites: TypeAlias = list[str] | tuple[str, ...]
+Features: TypeAlias = list[str] | list[FeatureMap] | list[str | FeatureMap] | tuple[str | FeatureMap, ...]
 
 
+class _Options(TypedDict, total=False):
+    """What `capture` takes besides."""
+
+    layers: LayerChoice
+    position: str
+    neutral: str
+    batch_size: int
+    progress: bool
+    fit_site: str | None
+    prepend_bos: bool
+    max_new_tokens: int
+    seed: int
+    store: str | os.PathLike[str] | None
+
+
+@overload
 def capture(
     model: Any,
     demonstrations: Iterable[Demonstration],
@@ -44,23 +62,79 @@ def capture(
     max_new_tokens: int = 32,
     seed: int = 0,
     store: str | os.PathLike[str] | None = None,
-) -> CrossCovariance:
+) -> CrossCovariance: ...
+
+
+@overload
+def capture(
+    model: Any,
+    demonstrations: Iterable[Demonstration],
+    site: Sites,
+    *,
+    feature: str | FeatureMap = "identity",
+    **options: Unpack[_Options],
+) -> dict[str, CrossCovariance]: ...
+
+
+@overload
+def capture(
+    model: Any,
+    demonstrations: Iterable[Demonstration],
+    site: str = "mlp_out",
+    *,
+    feature: Features,
+    **options: Unpack[_Options],
+) -> dict[str, CrossCovariance]: ...
+
+
+@overload
+def capture(
+    model: Any,
+    demonstrations: Iterable[Demonstration],
+    site: Sites,
+    *,
+    feature: Features,
+    **options: Unpack[_Options],
+) -> dict[str, dict[str, CrossCovariance]]: ...
+
+
+def capture(
+    model: Any,
+    demonstrations: Iterable[Demonstration],
+    site: Any = "mlp_out",
+    layers: LayerChoice = "all",
+    position: str = "last",
+    neutral: str = "prompt",
+    feature: Any = "identity",
+    batch_size: int = 16,
+    progress: bool = True,
+    *,
+    fit_site: str | None = None,
+    prepend_bos: bool = True,
+    max_new_tokens: int = 32,
+    seed: int = 0,
+    store: str | os.PathLike[str] | None = None,
+) -> Any:
     """Run the demonstrations through the model and keep what a fit needs.
 
     While they are fewer than the activations are wide, these are the activations in the model's dtype, else sums over
-    them, whose memory does not depend on their number (docs/method.md 2.2).
+    them, whose memory does not depend on their number (docs/method.md 2.2). Several sites and several feature maps are
+    read in one pass, with the same numbers as each by itself. A capture that has activations serves every feature map
+    later too (`CrossCovariance.with_feature`); one that has sums does not.
 
     Args:
         model: a TransformerLens model, unedited or with whatever hooks the user has put there.
         demonstrations: at least one; N of them.
-        site: what the edit will act on: "mlp_out", "attn_out", "resid_post", or "z" (each head on its own).
+        site: what the edit will act on: "mlp_out", "attn_out", "resid_post", or "z" (each head on its own);
+            or a list of them.
         layers: which layers, as in `choose_layers`, by default all.
         position: the activation of a text is that of its "last" token, the "mean" over its tokens, or that of a
             "random" one (docs/method.md 1.3). BOS does not count as a token of the text, unless it is all there is:
             its activation is the same for every text and often many times larger than the rest.
         neutral: the neutral text is the "prompt" alone, or the prompt with the model's own greedy continuation
             ("generated", as the authors' code does; docs/method.md 1.4).
-        feature: the feature map φ, by name or your own.
+        feature: the feature map φ, by name or your own; or a list of them, each of another name. Where sums are kept,
+            they are kept for each.
         batch_size: demonstrations at a time.
         progress: show a progress bar.
         fit_site: read from another site than the edit will act on: one of the sites of the same width, or
@@ -69,10 +143,12 @@ def capture(
         max_new_tokens: longest continuation for "generated".
         seed: for "random"; which token is read depends on the seed and the text alone, not on the batches.
         store: a folder to keep the activations in, whatever their number, instead of memory. A capture that was
-            interrupted goes on there, `CrossCovariance.load` opens it again, and a fit reads one layer at a time.
+            interrupted goes on there, `CrossCovariance.load` opens it again, and a fit reads one layer at a time. Of a
+            list of sites each has a folder of its name in it.
 
     Returns:
-        Cross-covariances, on the CPU.
+        Cross-covariances, on the CPU. For a list of sites, a dictionary that has those of each site by its name; for a
+        list of feature maps, by the name of each; for both, by site and then by feature map.
 
     Raises:
         FileError: the store cannot be written to, is damaged, or holds something else.
@@ -86,79 +162,23 @@ def capture(
         >>> covariance = sl.capture(bed.model, bed.demonstrations)
         >>> covariance.n, covariance.layers, covariance.d
         (432, (0, 1, 2), 128)
+        >>> of_sites = sl.capture(bed.model, bed.demonstrations, site=["mlp_out", "z"])
+        >>> {site: (one.units, one.d) for site, one in of_sites.items()}
+        {'mlp_out': (1, 128), 'z': (4, 32)}
     """
     lens = Lens.of(model)
     warn_of_installed(model, "activations are captured")
     longest, seed = as_integer(max_new_tokens, "max_new_tokens", least=1), as_integer(seed, "seed")
-    reading = Reading(site, fit_site, position, neutral, prepend_bos, longest, seed)
+    sites, maps = site_names(site), feature_maps(feature)
+    readings = [Reading(one, fit_site, position, neutral, prepend_bos, longest, seed) for one in sites]
     batch_size = as_integer(batch_size, "batch_size", least=1)
     chosen = choose_layers(layers, range(lens.n_layers))
-    demonstrations, mapped = Demonstrations.of(demonstrations), feature_map(feature)
-    plan = reading.plan(lens, demonstrations, chosen, batch_size=batch_size)
-    read = _ReadingOf(plan, demonstrations.names, site, chosen)
-    empty = _empty(lens, reading, demonstrations, chosen, mapped)
-    if store is not None:
-        return _stored(empty, read, store, progress)
-    return _captured(empty, read, lens.double_device if len(demonstrations) >= empty.d else None, progress)
-
-
-@dataclass(frozen=True)
-class _ReadingOf:
-    """What is read of some demonstrations, refused where it is not finite."""
-
-    plan: ReadingPlan
-    names: Sequence[str]
-    site: str
-    layers: tuple[int, ...]
-
-    def batches(self, numbers: Sequence[int], *, progress: bool = False) -> Iterator[tuple[list[int], Readings]]:
-        """Some of the plan's batches: the indices of demonstrations, and their readings."""
-        for indices, three in self.plan.read(numbers, progress=progress):
-            for kind, values in three._asdict().items():
-                refuse_non_finite(kind, values, [self.names[i] for i in indices], self.site, self.layers)
-            yield indices, three
-
-
-def _captured(
-    empty: CrossCovariance, reading: _ReadingOf, device: torch.device | None, progress: bool
-) -> CrossCovariance:
-    """What was read, in memory: activations on the CPU, or their sums where there is a device to add them up on."""
-    layout, numbers = empty.statistics.layout, mine(range(len(reading.plan.batches)))
-    if device is not None:
-        total = Sums.empty(layout, device)
-
-        def added() -> list[Tensor]:
-            for _, three in reading.batches(numbers, progress=progress):
-                total.add(stacked(three), empty.feature)
-            return [*total.outer, *total.single]
-
-        summed(added)
-        return replace(empty, statistics=replace(total, n=len(reading.names)).to("cpu"))
-
-    def read() -> list[tuple[list[int], InMemory]]:
-        found = reading.batches(numbers, progress=progress)
-        return [(indices, InMemory(stacked([x.cpu() for x in three]))) for indices, three in found]
-
-    found = [one for of_process in together(read) for one in of_process]
-    order = torch.tensor([index for indices, _ in found for index in indices])
-    return replace(empty, statistics=Activations(layout, tuple(part for _, part in found), order))
-
-
-def _stored(
-    empty: CrossCovariance, reading: _ReadingOf, folder: str | os.PathLike[str], progress: bool
-) -> CrossCovariance:
-    """What was read, in the shards of a folder; those that are there already are not read again."""
-    batches, layout = reading.plan.batches, empty.statistics.layout
-    store = of_first(lambda: begin_store(folder, empty.layers, empty.site, empty.provenance, batches, layout))
-    missing = mine(of_first(store.missing))
-
-    def write() -> None:
-        for number in tracked(missing, "capturing activations", len(missing), show=progress):
-            read = [[x.cpu() for x in three] for _, three in reading.batches(store.batches[number])]
-            store.write(number, [torch.cat(sides) for sides in zip(*read, strict=True)])
-
-    together(write)
-    return replace(empty, statistics=store.read())
+    folders = None if store is None else store_folders(store, site)
+    one_pass = OnePass.of(lens, readings, Demonstrations.of(demonstrations), chosen, batch_size)
+    found = one_pass.kept(maps, folders, progress=progress)
+    one_map, names = isinstance(feature, (str, FeatureMap)), [one.name for one in maps]
+    of_sites = [of_site[0] if one_map else dict(zip(names, of_site, strict=True)) for of_site in found]
+    return of_sites[0] if isinstance(site, str) else dict(zip(sites, of_sites, strict=True))
 
 
 @dataclass(frozen=True)
@@ -206,10 +226,9 @@ class Captured:
         progress: bool = False,
     ) -> "Captured":
         """Read demonstrations."""
-        lens, demonstrations = Lens.of(model), Demonstrations.of(demonstrations)
-        plan = reading.plan(lens, demonstrations, layers, batch_size=batch_size)
-        empty = _empty(lens, reading, demonstrations, layers, feature_map("identity"))
-        found = _captured(empty, _ReadingOf(plan, demonstrations.names, reading.site, layers), None, progress)
+        demonstrations = Demonstrations.of(demonstrations)
+        one_pass = OnePass.of(Lens.of(model), [reading], demonstrations, layers, batch_size)
+        ((found,),) = one_pass.in_memory([feature_map("identity")], sums=False, progress=progress)
         statistics = found.statistics
         assert isinstance(statistics, Activations)
         return cls(demonstrations, replace(found, statistics=statistics.in_one_part()))
@@ -250,12 +269,3 @@ class Captured:
             statistics=Activations(self.covariance.statistics.layout, (InMemory(values),)),
             provenance={**self.covariance.provenance, "demonstrations": [demonstrations.record]},
         )
-
-
-def _empty(
-    lens: Lens, reading: Reading, demonstrations: Demonstrations, layers: tuple[int, ...], feature: FeatureMap
-) -> CrossCovariance:
-    """Statistics of nothing yet, which say what they will be of."""
-    units, width = Site.of(reading.site).shape(lens)
-    provenance = {"model": lens.record, **reading.record, "demonstrations": [demonstrations.record]}
-    return CrossCovariance.empty(layers, units, width, site=reading.site, feature=feature, provenance=provenance)

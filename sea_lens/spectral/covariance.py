@@ -173,13 +173,15 @@ class CrossCovariance:
         """The same activations through another feature map, without reading them again.
 
         Raises:
-            InputError: an unknown feature, or only sums are left, as from d demonstrations on without a store.
+            InputError: an unknown feature, or only sums of another are left, as from d demonstrations on.
         """
         mapped = feature_map(feature)
-        if isinstance(self.statistics, Sums) and mapped.record != self.feature.record:
+        # Two maps of a user's own may say the same of themselves.
+        if isinstance(self.statistics, Sums) and mapped != self.feature:
             raise InputError(
-                f"these are sums of {self.n} demonstrations, not fewer than the width {self.d}, and their activations "
-                f"went through {self.feature.name!r}: capture with store= to keep the activations"
+                f"only sums are left of these {self.n} demonstrations, through {self.feature.name!r}, as memory keeps "
+                f"the activations of fewer than {self.d}: capture with store= to keep them, or with feature="
+                f"[{self.feature.name!r}, {mapped.name!r}] for both in one pass"
             )
         return replace(self, feature=mapped)
 

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.arguments import as_several
 from .._support.storage import ContentError
 from ..errors import InputError
 
@@ -147,10 +148,21 @@ def feature_map(feature: str | FeatureMap) -> FeatureMap:
         if known is not None and (feature.forward, feature.inverse) != (known.forward, known.inverse):
             raise InputError(f"feature {feature.name!r} is the name of a map that sea_lens has: give yours another")
         return feature
-    if feature not in FEATURE_MAPS:
+    if not isinstance(feature, str) or feature not in FEATURE_MAPS:
         known = ", ".join(FEATURE_MAPS)
         raise InputError(f"unknown feature {feature!r}: expected one of {known}, or a sea_lens.FeatureMap")
     return FEATURE_MAPS[feature]
+
+
+def feature_maps(feature: Any) -> list[FeatureMap]:
+    """A feature map or several, each by its name or itself, as they are told apart by their names.
+
+    Raises:
+        InputError: one is unknown or has the name of another, or there is none.
+    """
+    found = [feature_map(one) for one in as_several(feature, "feature", (str, FeatureMap))]
+    as_several([one.name for one in found], "feature", str)
+    return found
 
 
 def recorded_feature_map(record: Mapping[str, Any], given: FeatureMap | None) -> FeatureMap:

@@ -169,6 +169,14 @@ def _name(layer: int, kind: str) -> str:
     return f"layers.{layer}.{kind}"
 
 
+def is_store(folder: str | os.PathLike[str]) -> bool:
+    """Whether a capture was begun in a folder."""
+    try:
+        return (check_name(folder) / _INDEX).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def check_store(folder: str | os.PathLike[str]) -> None:
     """Refuse a folder that cannot become a store, and is none.
 
@@ -250,11 +258,18 @@ def open_store(folder: str | os.PathLike[str]) -> Store:
         FileError: there is none, or what it says of itself is damaged.
     """
     path = check_name(folder)
+    if not is_store(path) and (inner := sorted(index.parent.name for index in path.glob(f"*/{_INDEX}"))):
+        raise FileError(
+            f"{folder} holds captures of several sites: expected one of the folders {', '.join(inner)} in it"
+        )
     content = read_sealed_json(path / _INDEX, KIND)
     with as_file_errors(path / _INDEX):
         store = Store(path, content)
         indices = [index for shard in store.shards for index in shard]
         if sorted(indices) != list(range(len(indices))) or not indices or not store.layers or not store.site:
             raise ValueError("its shards are not those of all demonstrations")
+        numbers = [number for shard in store.batches for number in shard]
+        if numbers != list(range(len(content["batches"]))) or not all(store.batches):
+            raise ValueError("its shards are not those of all batches, one after the other")
         _ = store.provenance, content["id"]
     return store
