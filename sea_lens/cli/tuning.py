@@ -13,10 +13,11 @@ from ..evaluation.choosing import check_choose, check_scores
 from ..evaluation.run import Task
 from ..evaluation.tuning import tune
 from ..evaluation.tuning_results import EDIT, RESULTS
-from ..models.reading import Reading
+from ..models.sites import site_names
 from ..models.token_positions import check_positions
 from ..spectral.features import feature_map
 from ..spectral.ranks import Size
+from ..spectral.site_stores import store_folders
 from ..texts.demonstrations import Demonstrations
 from . import options as opt
 from .evaluation import BenchmarkOption, DataOption
@@ -47,13 +48,16 @@ def run(
     layers: Annotated[list[str] | None, typer.Option(help="Layers to try, as in effect; may be given often.")] = None,
     strengths: Annotated[str, typer.Option(help="Strengths to try, with commas.")] = "0.5,1,1.5",
     features: Annotated[str, typer.Option(help="Feature maps to try, with commas.")] = "identity",
-    site: opt.SiteOption = "mlp_out",
+    site: Annotated[str, typer.Option(help="Sites to try, with commas.")] = "mlp_out",
     positions: opt.PositionsOption = None,
     choose: Annotated[
         str, typer.Option(help="best, or one_standard_error: the weakest edit that is as good.")
     ] = "best",
     held_out: Annotated[
         Path | None, typer.Option(help="Items that nothing is chosen on, to measure the chosen edit on once.")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder to keep the activations in, as in fit; one for each of several sites.")
     ] = None,
     batch_size: opt.BatchSizeOption = 16,
     backend: opt.BackendOption = "auto",
@@ -77,18 +81,22 @@ def run(
     for name in grid["features"]:
         feature_map(name)
     check_choose(choose)
-    Reading(site)
+    sites = site_names([name.strip() for name in site.split(",")])
+    # Of a single site the store is the folder itself.
+    tried = sites if len(sites) > 1 else sites[0]
     positions = "all" if positions is None else positions
     check_positions(positions)
     limits = dict(given := [_limit(text) for text in budget or ()])
     if len(limits) < len(given):
         raise InputError(f"--budget {', '.join(budget or ())}: expected each score once")
     inputs = {"--demonstrations": demonstrations, "--data": data, "--side-effects": side_effects, "--model": model}
-    inputs["--held-out"] = held_out
+    inputs |= {"--held-out": held_out, "--store": store}
     folder = output_folder(out, inputs)
     journal = folder / f"{RESULTS}.partial"
     for written in (folder / EDIT, journal):
         check_output_file(written, inputs)
+    if store is not None:
+        store_folders(store, tried)
     demos: Demonstrations = opt.read_demonstrations(demonstrations, form, None)
     task = Task.read(benchmark, data, limit=limit)
     side = None if side_effects is None else Task.read("perplexity", side_effects)
@@ -104,17 +112,18 @@ def run(
         maximise=maximise,
         side_effects=side,
         budget=limits,
-        site=site,
+        site=tried,
         positions=positions,
         choose=choose,
         held_out=unseen,
         batch_size=batch_size,
         journal=journal,
+        store=store,
         **grid,
     )
     found.save(folder)
     remove(journal)
-    shown = ["feature", "energy", "centre", "layers", "strength", *found.unedited]
+    shown = ["site", "feature", "energy", "centre", "layers", "strength", *found.unedited]
     table = Table(*shown, title=f"{benchmark}, {len(task.items)} items: {found.rule}")
     for row in found.table.to_dict("records"):
         style = "bold" if row["chosen"] else None

@@ -14,12 +14,14 @@ from ..edits.where import LayerChoice, Positions, choose_layers
 from ..errors import FileError, InputError
 from ..models.lens import Lens
 from ..models.reading import Reading
+from ..models.sites import site_names
 from ..models.token_positions import check_positions, positions_name
-from ..spectral.capturing import capture
 from ..spectral.edit import SpectralEdit
 from ..spectral.features import FeatureMap, feature_map
 from ..spectral.fitting import fit
+from ..spectral.one_pass import OnePass
 from ..spectral.ranks import Size
+from ..spectral.site_stores import store_folders
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 from .choosing import check_choose, check_scores, check_tasks, choose_setting, chosen_on, difference, side_effect_name
@@ -43,16 +45,18 @@ def tune(
     layers: Sequence[LayerChoice] = ("all",),
     strengths: Sequence[Any] = (0.5, 1.0, 1.5),
     features: Sequence[str | FeatureMap] = ("identity",),
-    site: str = "mlp_out",
+    site: str | Sequence[str] = "mlp_out",
     positions: Positions = "all",
     choose: str = "best",
     held_out: Task | None = None,
     batch_size: SupportsIndex = 16,
     progress: bool = True,
     journal: str | os.PathLike[str] | None = None,
+    store: str | os.PathLike[str] | None = None,
 ) -> Tuning:
     """Try every setting of a grid on a dev split and take the best that a budget allows.
 
+    The demonstrations are read once, for all sites and feature maps, and every edit is what `fit` makes of `capture`.
     What it is given is all that it sees: keep the test split out of `demonstrations`, `task` and `side_effects`, and
     report the chosen edit on it once.
 
@@ -66,7 +70,7 @@ def tune(
         budget: largest allowed value of each of these scores, of either task, such as {"kl": 0.1}.
         energies, centres, features: as in `fit` and `capture`.
         layers, strengths: as in `applied`.
-        site: what is edited.
+        site: what is edited, or a list of sites to try.
         positions: where in a text every edit acts, as in `applied`.
         choose: "best" takes the largest score; "one_standard_error" the weakest edit whose score is within one standard
             error of it (docs/method.md 6.12).
@@ -75,6 +79,8 @@ def tune(
         progress: show a progress bar.
         journal: a file in which finished settings are noted. A tuning that was interrupted goes on from it, and ends
             with the same results; delete it when they are safe.
+        store: a folder to keep the activations of the demonstrations in, as in `capture`. Without it, sums over as many
+            demonstrations as activations are wide, or more, are in memory for all sites and feature maps at once.
 
     Returns:
         The whole table and the choice. Ties go to the setting that was tried first.
@@ -82,18 +88,19 @@ def tune(
     Raises:
         InputError: an unknown score, rule or option, an empty grid, or a budget that no setting keeps; refused before
             any setting is tried, but for the last.
-        FileError: the journal cannot be written, or is damaged.
-        MismatchError: the journal belongs to a tuning of something else.
+        FileError: the journal or the store cannot be written, or is damaged.
+        MismatchError: the journal belongs to a tuning of something else, or the store to another capture.
     """
     import pandas as pd
 
     layers, strengths = _as_values(layers, _layer_choice), _as_values(strengths, lambda s: as_number(s, "strength"))
-    grid = {"feature": features, "energy": energies, "centre": centres, "layers": layers, "strength": strengths}
+    sites = site_names(site)
+    grid = {"site": sites, "feature": features, "energy": energies, "centre": centres}
+    grid |= {"layers": layers, "strength": strengths}
     check_choose(choose)
     check_tasks(task=task, side_effects=side_effects, held_out=held_out)
     lens = Lens.of(model)
     _check(grid, lens.n_layers)
-    Reading(site)
     check_positions(positions)
     limits = {name: as_number(value, f"budget {name!r}") for name, value in (budget or {}).items()}
     batch_size = as_integer(batch_size, "batch_size", least=1)
@@ -109,23 +116,27 @@ def tune(
             for one in tasks
         ],
         "grid": {name: [getattr(value, "name", repr(value)) for value in values] for name, values in grid.items()},
-        "options": {"maximise": maximise, "budget": limits, "site": site, "batch_size": batch_size, "choose": choose}
+        "options": {"maximise": maximise, "budget": limits, "batch_size": batch_size, "choose": choose}
         | ({} if positions == "all" else {"positions": positions_name(positions)}),
         "versions": versions(),
     }
     if callable(positions) and journal is not None:
         raise InputError("a journal cannot tell one function from another: expected positions by name beside it")
     notes = None if journal is None else Journal(journal, identity, "tuning")
+    folders = None if store is None else store_folders(store, site)
+    every = tuple(range(lens.n_layers))
+    one_pass = OnePass.of(lens, [Reading(one) for one in sites], demonstrations, every, batch_size)
+    captured = one_pass.kept([feature_map(one) for one in features], folders)
     unedited = _noted(notes, 0, lambda: _scores([evaluate(model, one, **common) for one in tasks]))
     if unknown := [name for name in (maximise, *limits) if name not in list(unedited)]:
         raise InputError(f"unknown scores {unknown}: the tasks have {', '.join(unedited)}")
 
     fitted: list[tuple[dict[str, Any], SpectralEdit]] = []
-    for feature in features:
-        covariance = capture(model, demonstrations, site=site, feature=feature, **common)
+    for covariance in itertools.chain(*captured):
         for energy, centre in itertools.product(energies, centres):
-            options = {"feature": feature_map(feature).name, "energy": energy, "centre": centre}
+            options = {"site": covariance.site, "feature": covariance.feature.name, "energy": energy, "centre": centre}
             fitted.append((options, fit(covariance, energy=energy, centre=centre)))
+    del captured
     points = list(itertools.product(fitted, layers, strengths))
     rows = []
     steps = enumerate(tracked(points, "tuning", len(points), show=progress), start=1)

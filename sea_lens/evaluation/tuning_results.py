@@ -133,7 +133,9 @@ class Tuning:
 
     def __str__(self) -> str:
         chosen = self.table[self.table["chosen"]].iloc[0]
-        settings = ", ".join(f"{name} {chosen[name]}" for name in ("feature", "energy", "centre", "layers", "strength"))
+        options = ("site", "feature", "energy", "centre", "layers", "strength")
+        # Those of version 0.1 tell no site.
+        settings = ", ".join(f"{name} {chosen[name]}" for name in options if name in chosen)
         scores = ", ".join(f"{name} {value:.4g} → {chosen[name]:.4g}" for name, value in self.unedited.items())
         beside = "".join(f"; {interval} above the {name}" for name, interval in self.against.items())
         unseen = "" if self.held_out is None else f"; held out: {self.held_out}"
