@@ -27,6 +27,8 @@ CUBE = sl.FeatureMap("cube", lambda x: x**3, lambda y: y.sign() * y.abs() ** (1 
 @pytest.fixture
 def passes(model):
     """A list that grows by the tokens of every forward pass of the model."""
+    # Once a model is checked, which takes passes of its own.
+    sl.check_model(model)
     seen: list[torch.Tensor] = []
     handle = model.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     yield seen
@@ -165,3 +167,218 @@ def test_each_site_has_a_store_of_its_own_equal_to_that_of_a_capture_by_itself(
     shards = {site: len(list((tmp_path / site).glob("*.safetensors"))) for site in found}
     assert min(shards.values()) > 2
     assert (shards["z"] == shards["mlp_out"]) == (family == "llama")
+
+
+@pytest.mark.model
+def test_a_capture_of_several_sites_goes_on_where_it_was(model, passes, tmp_path, small_shards, monkeypatch):
+    demos, sites = demonstrations(20), ["mlp_out", "z"]
+    sl.capture(model, demos, site=sites, store=tmp_path / "whole", **OPTIONS)
+    whole, written = len(passes), stores.Store.write
+
+    def interrupted(store, number, activations):
+        if (store.site, number) == ("z", 1):
+            raise KeyboardInterrupt
+        written(store, number, activations)
+
+    monkeypatch.setattr(stores.Store, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sl.capture(model, demos, site=sites, store=tmp_path / "store", **OPTIONS)
+    monkeypatch.setattr(stores.Store, "write", written)
+    passes.clear()
+    # What one site alone lacks is read for it alone, and a site that is asked for later is read anew.
+    sl.capture(model, demos, site=sites, store=tmp_path / "store", **OPTIONS)
+    assert 0 < len(passes) < whole
+    for path in (tmp_path / "whole").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "store" / path.relative_to(tmp_path / "whole")).read_bytes()
+    passes.clear()
+    sl.capture(model, demos, site=sites, store=tmp_path / "store", **OPTIONS)
+    assert not passes
+    found = sl.capture(model, demos, site=[*sites, "attn_out"], store=tmp_path / "store", **OPTIONS)
+    assert len(passes) == whole
+    assert same(found["attn_out"], sl.capture(model, demos, site="attn_out", store=tmp_path / "alone", **OPTIONS))
+    shutil.rmtree(tmp_path / "store" / "z")
+    assert same(sl.capture(model, demos, site=["z"], store=tmp_path / "store", **OPTIONS)["z"], found["z"])
+
+
+@pytest.mark.model
+def test_a_folder_that_is_none_for_several_sites_is_refused_before_any_pass(model, passes, tmp_path):
+    demos = demonstrations(6)
+    sl.capture(model, demos, store=tmp_path / "one", **OPTIONS)
+    sl.capture(model, demos, site=["z"], store=tmp_path / "several", **OPTIONS)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    (tmp_path / "inner" / "z").mkdir(parents=True)
+    (tmp_path / "inner" / "z" / "thesis.tex").write_text("x")
+    passes.clear()
+    for folder, message in (
+        ("one", "holds a capture of one site"),
+        ("other", "something else than captures"),
+        ("inner", "something else than a capture"),
+        ("other/thesis.tex", "is a file|file"),
+    ):
+        with pytest.raises(sl.FileError, match=message):
+            sl.capture(model, demos, site=["mlp_out", "z"], store=tmp_path / folder, **OPTIONS)
+    with pytest.raises(sl.FileError, match="something else than a capture"):
+        sl.capture(model, demos, store=tmp_path / "several", **OPTIONS)
+    with pytest.raises(sl.FileError, match="holds captures of several sites: expected a folder in it, of z"):
+        sl.CrossCovariance.load(tmp_path / "several")
+    # Nothing is begun beside a store of another capture.
+    with pytest.raises(sl.MismatchError, match=r"z holds another capture: position"):
+        sl.capture(model, demos, site=["mlp_out", "z"], position="mean", store=tmp_path / "several", **OPTIONS)
+    assert [path.name for path in (tmp_path / "several").iterdir()] == ["z"]
+    assert not passes
+
+
+def test_processes_share_out_what_no_shard_goes_beyond():
+    class Cut(stores.Store):
+        pass
+
+    one, other = (
+        Cut(Path(), {"shards": shards}) for shards in ([[0, 1], [2], [3, 4, 5], [6]], [[0], [1, 2], [3, 4], [5], [6]])
+    )
+    assert whole_shards([one]) == [[0, 1], [2], [3, 4, 5], [6]]
+    assert whole_shards([one, other]) == [[0, 1, 2], [3, 4, 5], [6]]
+
+
+SEVERAL = """
+import sys, torch
+torch.set_num_threads(1)
+import sea_lens as sl
+from sea_lens.spectral import store
+store.FEWEST, store.SHARD_NUMBERS = 4, 0
+bed = sl.testbed.load()
+options = {"site": ["mlp_out", "z"], "store": sys.argv[1], "batch_size": 4, "progress": False}
+sl.capture(bed.model, bed.demonstrations[:48], **options)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a signal that cannot be caught")
+def test_a_capture_of_several_sites_that_is_killed_is_resumed_to_the_same_bytes(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(sl.__file__).parents[1])}
+
+    def started(folder):
+        return subprocess.Popen([sys.executable, "-c", SEVERAL, str(folder)], env=environment)
+
+    def content(folder):
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.name[0] != "."}
+
+    process, deadline = started(tmp_path / "store"), time.monotonic() + 120
+    while len(content(tmp_path / "store")) < 7 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 7 <= len(content(tmp_path / "store")) < 26
+    assert started(tmp_path / "store").wait() == 0
+    assert started(tmp_path / "whole").wait() == 0
+    assert content(tmp_path / "store") == content(tmp_path / "whole")
+
+
+@pytest.fixture
+def dev(tmp_path):
+    path = tmp_path / "dev.jsonl"
+    rows = [
+        {"query": sentence(700 + i, 4), "choices": [sentence(50 + i, 1), sentence(90 + i, 1)], "gold": i % 2}
+        for i in range(6)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return sl.Task.read("capability", path)
+
+
+GRID = {"energies": (0.5, 0.99), "centres": (False, True), "strengths": (1.0,)}
+TRIED = {"site": ["mlp_out", "z"], "features": ("identity", "tanh")}
+
+
+def of_demonstrations(passes, demos, model):
+    """How many of the passes read a prompt of the demonstrations, which no item of the dev split begins with."""
+    firsts = {model.to_tokens(demo.neutral)[0, 1:4].tolist().__str__() for demo in demos}
+    return sum(any(str(row[row != 0][1:4].tolist()) in firsts for row in tokens) for tokens in passes)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("n", [12, 40], ids=["activations", "sums"])
+@pytest.mark.parametrize("kept", [False, True], ids=["in memory", "in a store"])
+def test_tuning_over_sites_and_features_reads_the_demonstrations_once(model, passes, dev, tmp_path, n, kept):
+    demos = demonstrations(n)
+    sl.capture(model, demos, progress=False)
+    once = of_demonstrations(passes, demos, model)
+    passes.clear()
+    store = tmp_path / "store" if kept else None
+    found = sl.tune(model, demos, dev, maximise="accuracy", progress=False, store=store, **GRID, **TRIED)
+    assert of_demonstrations(passes, demos, model) == once > 0
+    settings = itertools.product(TRIED["site"], TRIED["features"], GRID["energies"], GRID["centres"])
+    tried = found.table[["site", "feature", "energy", "centre"]]
+    assert list(tried.itertuples(index=False, name=None)) == list(settings)
+    chosen = found.table[found.table["chosen"]].iloc[0]
+    assert found.edit.site == chosen["site"]
+    assert f"site {chosen['site']}, feature {chosen['feature']}" in str(found)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("n", [12, 40], ids=["activations", "sums"])
+def test_every_edit_that_is_tuned_is_that_of_a_capture_and_a_fit_by_hand(model, dev, monkeypatch, n):
+    from sea_lens.evaluation import tuning
+
+    demos, tried, fit = demonstrations(n), [], tuning.fit
+    monkeypatch.setattr(tuning, "fit", lambda *given, **options: tried.append(fit(*given, **options)) or tried[-1])
+    sl.tune(model, demos, dev, maximise="accuracy", progress=False, **GRID, **TRIED)
+    captures = {
+        (site, feature): sl.capture(model, demos, site=site, feature=feature, progress=False)
+        for site, feature in itertools.product(TRIED["site"], TRIED["features"])
+    }
+    by_hand = [
+        sl.fit(covariance, energy=energy, centre=centre)
+        for covariance, energy, centre in itertools.product(captures.values(), GRID["energies"], GRID["centres"])
+    ]
+    assert [edit.digest for edit in tried] == [edit.digest for edit in by_hand]
+
+
+@pytest.mark.model
+def test_a_tuning_over_sites_goes_on_from_its_journal_and_store(model, passes, dev, tmp_path):
+    demos, kept = demonstrations(), {"journal": tmp_path / "journal", "store": tmp_path / "store"}
+    whole = sl.tune(model, demos, dev, maximise="accuracy", progress=False, **GRID, **TRIED)
+    sl.tune(model, demos, dev, maximise="accuracy", progress=False, **kept, **GRID, **TRIED)
+    passes.clear()
+    again = sl.tune(model, demos, dev, maximise="accuracy", progress=False, **kept, **GRID, **TRIED)
+    assert of_demonstrations(passes, demos, model) == 0
+    assert again.table.equals(whole.table)
+    assert again.edit.digest == whole.edit.digest
+    with pytest.raises(sl.MismatchError, match="another tuning"):
+        sl.tune(model, demos, dev, maximise="accuracy", progress=False, **kept, **{**GRID, **TRIED, "site": ["z"]})
+    again.save(tmp_path / "found")
+    assert str(sl.Tuning.load(tmp_path / "found")) == str(again)
+
+
+@pytest.mark.model
+def test_sites_that_cannot_be_tried_are_refused_before_any_pass(model, passes, dev, tmp_path):
+    for options, message in (
+        ({"site": ["mlp_out", "nosuch"]}, "unknown site 'nosuch'"),
+        ({"site": []}, "expected at least one"),
+        ({"site": ["z", "z"]}, "given twice"),
+    ):
+        with pytest.raises(sl.InputError, match=message):
+            sl.tune(model, demonstrations(), dev, maximise="accuracy", progress=False, **{**GRID, **options})
+    (tmp_path / "store").write_text("x")
+    with pytest.raises(sl.FileError, match="is a file"):
+        sl.tune(model, demonstrations(), dev, maximise="accuracy", progress=False, store=tmp_path / "store", **GRID)
+    assert not passes
+
+
+def test_the_command_tunes_over_sites_and_features(tmp_path, capsys, monkeypatch):
+    from sea_lens.cli import main
+
+    bed = sl.testbed.load()
+    bed.demonstrations[:24].to_jsonl(tmp_path / "demos.jsonl")
+    rows = [{"query": one.prompt, "choices": [one.target, one.foil], "gold": 0} for one in bed.contrasts["dev"][:4]]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = ["tune", "--model", "testbed", "--demonstrations", tmp_path / "demos.jsonl", "--benchmark", "capability"]
+    asked += ["--data", tmp_path / "rows.jsonl", "--maximise", "accuracy", "--site", "mlp_out, z", "--features"]
+    asked += ["identity,tanh", "--energies", "0.9", "--centre", "no", "--strengths", "1", "--out", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", ["sea-lens", *map(str, asked), "--store", str(tmp_path / "store")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code in (0, None), capsys.readouterr().err
+    table = sl.Tuning.load(tmp_path / "out").table
+    assert list(zip(table["site"], table["feature"], strict=True)) == list(
+        itertools.product(["mlp_out", "z"], ["identity", "tanh"])
+    )
+    assert sl.CrossCovariance.load(tmp_path / "store" / "z").site == "z"
