@@ -2,12 +2,8 @@
 
 import itertools
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -212,9 +208,9 @@ def test_a_folder_that_is_none_for_several_sites_is_refused_before_any_pass(mode
     passes.clear()
     for folder, message in (
         ("one", "holds a capture of one site"),
-        ("other", "something else than captures"),
+        ("other", "something else than a capture"),
         ("inner", "something else than a capture"),
-        ("other/thesis.tex", "is a file|file"),
+        ("other/thesis.tex", "is a file"),
     ):
         with pytest.raises(sl.FileError, match=message):
             sl.capture(model, demos, site=["mlp_out", "z"], store=tmp_path / folder, **OPTIONS)
@@ -240,51 +236,18 @@ def test_processes_share_out_what_no_shard_goes_beyond():
     assert whole_shards([one, other]) == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-SEVERAL = """
-import sys, torch
-torch.set_num_threads(1)
-import sea_lens as sl
-from sea_lens.spectral import store
-store.FEWEST, store.SHARD_NUMBERS = 4, 0
-bed = sl.testbed.load()
-options = {"site": ["mlp_out", "z"], "store": sys.argv[1], "batch_size": 4, "progress": False}
-sl.capture(bed.model, bed.demonstrations[:48], **options)
-"""
-
-
-@pytest.mark.skipif(os.name != "posix", reason="a signal that cannot be caught")
-def test_a_capture_of_several_sites_that_is_killed_is_resumed_to_the_same_bytes(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(Path(sl.__file__).parents[1])}
-
-    def started(folder):
-        return subprocess.Popen([sys.executable, "-c", SEVERAL, str(folder)], env=environment)
-
-    def content(folder):
-        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.name[0] != "."}
-
-    process, deadline = started(tmp_path / "store"), time.monotonic() + 120
-    while len(content(tmp_path / "store")) < 7 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert 7 <= len(content(tmp_path / "store")) < 26
-    assert started(tmp_path / "store").wait() == 0
-    assert started(tmp_path / "whole").wait() == 0
-    assert content(tmp_path / "store") == content(tmp_path / "whole")
-
-
 @pytest.fixture
 def dev(tmp_path):
     path = tmp_path / "dev.jsonl"
     rows = [
         {"query": sentence(700 + i, 4), "choices": [sentence(50 + i, 1), sentence(90 + i, 1)], "gold": i % 2}
-        for i in range(6)
+        for i in range(3)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return sl.Task.read("capability", path)
 
 
-GRID = {"energies": (0.5, 0.99), "centres": (False, True), "strengths": (1.0,)}
+GRID = {"energies": (0.5, 0.99), "centres": (False,), "strengths": (1.0,)}
 TRIED = {"site": ["mlp_out", "z"], "features": ("identity", "tanh")}
 
 
@@ -344,8 +307,8 @@ def test_a_tuning_over_sites_goes_on_from_its_journal_and_store(model, passes, d
     assert again.edit.digest == whole.edit.digest
     with pytest.raises(sl.MismatchError, match="another tuning"):
         sl.tune(model, demos, dev, maximise="accuracy", progress=False, **kept, **{**GRID, **TRIED, "site": ["z"]})
-    again.save(tmp_path / "found")
-    assert str(sl.Tuning.load(tmp_path / "found")) == str(again)
+    again.save(tmp_path)
+    assert str(sl.Tuning.load(tmp_path)) == str(again)
 
 
 @pytest.mark.model
@@ -360,7 +323,7 @@ def test_sites_that_cannot_be_tried_are_refused_before_any_pass(model, passes, d
     (tmp_path / "store").write_text("x")
     with pytest.raises(sl.FileError, match="is a file"):
         sl.tune(model, demonstrations(), dev, maximise="accuracy", progress=False, store=tmp_path / "store", **GRID)
-    assert not passes
+    assert of_demonstrations(passes, demonstrations(), model) == 0
 
 
 def test_the_command_tunes_over_sites_and_features(tmp_path, capsys, monkeypatch):

@@ -123,7 +123,7 @@ def tune(
     if callable(positions) and journal is not None:
         raise InputError("a journal cannot tell one function from another: expected positions by name beside it")
     notes = None if journal is None else Journal(journal, identity, "tuning")
-    folders = None if store is None else store_folders(store, site)
+    folders = None if store is None else store_folders(store, site if isinstance(site, str) else sites)
     every = tuple(range(lens.n_layers))
     one_pass = OnePass.of(lens, [Reading(one) for one in sites], demonstrations, every, batch_size)
     captured = one_pass.kept([feature_map(one) for one in features], folders)

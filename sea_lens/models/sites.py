@@ -27,7 +27,7 @@ class Site:
     per_head: bool = False
 
     @staticmethod
-    def of(name: str) -> "Site":
+    def of(name: Any) -> "Site":
         """The site of this name.
 
         Raises:

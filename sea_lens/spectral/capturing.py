@@ -173,7 +173,7 @@ def capture(
     readings = [Reading(one, fit_site, position, neutral, prepend_bos, longest, seed) for one in sites]
     batch_size = as_integer(batch_size, "batch_size", least=1)
     chosen = choose_layers(layers, range(lens.n_layers))
-    folders = None if store is None else store_folders(store, site)
+    folders = None if store is None else store_folders(store, site if isinstance(site, str) else sites)
     one_pass = OnePass.of(lens, readings, Demonstrations.of(demonstrations), chosen, batch_size)
     found = one_pass.kept(maps, folders, progress=progress)
     one_map, names = isinstance(feature, (str, FeatureMap)), [one.name for one in maps]

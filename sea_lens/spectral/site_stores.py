@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from .._support.regular_files import check_name, why
+from .._support.regular_files import check_name
 from ..errors import FileError
 from ..models.sites import SITES
 from .covariance import CrossCovariance
@@ -27,13 +27,7 @@ def store_folders(folder: str | os.PathLike[str], site: str | Sequence[str]) -> 
     path = check_name(folder)
     if is_store(path):
         raise FileError(f"{folder} holds a capture of one site: expected a folder for those of several, or none")
-    try:
-        others = [one.name for one in path.iterdir() if one.name not in SITES] if path.is_dir() else []
-    except OSError as error:
-        raise FileError(f"cannot keep captures in {folder}: {why(error)}") from error
-    # A temporary of a write that was killed is no content.
-    if any(name[0] != "." for name in others):
-        raise FileError(f"{folder} holds something else than captures: expected an empty folder, or none")
+    check_store(path, known=SITES)
     folders = [path / name for name in site]
     for one in folders:
         check_store(one)

@@ -177,8 +177,8 @@ def is_store(folder: str | os.PathLike[str]) -> bool:
         return False
 
 
-def check_store(folder: str | os.PathLike[str]) -> None:
-    """Refuse a folder that cannot become a store, and is none.
+def check_store(folder: str | os.PathLike[str], *, known: Sequence[str] = ()) -> None:
+    """Refuse a folder that cannot become a store, and is none; it may have `known` folders in it.
 
     Raises:
         FileError: it is a file, or holds something else.
@@ -187,8 +187,9 @@ def check_store(folder: str | os.PathLike[str]) -> None:
     try:
         if path.exists() and not path.is_dir():
             raise FileError(f"{folder} is a file: expected a folder to keep a capture in")
+        there = path.iterdir() if path.is_dir() and not (path / _INDEX).exists() else ()
         # A temporary of a write that was killed is no content.
-        if path.is_dir() and not (path / _INDEX).exists() and any(one.name[0] != "." for one in path.iterdir()):
+        if any(one.name[0] != "." and one.name not in known for one in there):
             raise FileError(f"{folder} holds something else than a capture: expected an empty folder, or none")
     except (OSError, ValueError) as error:
         if isinstance(error, FileError):
