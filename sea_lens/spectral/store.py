@@ -260,9 +260,7 @@ def open_store(folder: str | os.PathLike[str]) -> Store:
     """
     path = check_name(folder)
     if not is_store(path) and (inner := sorted(index.parent.name for index in path.glob(f"*/{_INDEX}"))):
-        raise FileError(
-            f"{folder} holds captures of several sites: expected one of the folders {', '.join(inner)} in it"
-        )
+        raise FileError(f"{folder} holds captures of several sites: expected a folder in it, of {', '.join(inner)}")
     content = read_sealed_json(path / _INDEX, KIND)
     with as_file_errors(path / _INDEX):
         store = Store(path, content)
