@@ -14,7 +14,9 @@ import torch
 from .._support.arguments import listed
 from ..errors import FileError, SeaLensError, SeaLensWarning, UnsupportedModelError
 from .configuration import text_config
+from .offload import offload
 from .placement import Placement
+from .spreading import spread
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,10 @@ def load_huggingface(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+    devices: dict[str, torch.device] = {}
     with failures_named(name), _read_if_converted(name, dtype):
+        if placed is not None and placed.device_map is not None:
+            placed, devices = spread(name, placed, dtype)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype or "auto",
@@ -140,6 +145,8 @@ def load_huggingface(
         model, found = loaded
         if placed is not None and placed.device is not None and model.device != placed.device:
             model = model.to(placed.device)
+        if devices:
+            offload(model, devices)
     if found["mismatched_keys"]:
         weight, given, expected = min(found["mismatched_keys"])
         raise UnsupportedModelError(

@@ -43,6 +43,8 @@ def load_model(
     attention: str = "auto",
     device_map: str | dict[str, Any] | None = None,
     quantization_config: Any = None,
+    max_memory: dict[int | str, int | str] | None = None,
+    offload_folder: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Load a language model in TransformerLens with its weights as trained: nothing folded, nothing centred.
 
@@ -83,7 +85,7 @@ def load_model(
         if backend == "hooked":
             raise InputError(f"{only} is for a TransformerBridge: expected backend 'bridge' or 'auto'")
         backend = "bridge"
-    placed = Placement.of(device, device_map, quantization_config)
+    placed = Placement.of(device, device_map, quantization_config, max_memory, offload_folder)
     torch_dtype = _dtype(dtype, placed)
     name = _resolved(name_or_path)
     available = hooked_available()
