@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,12 +61,17 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     bars = transformers_logging.is_progress_bar_enabled()
+    # Says of every weight that is brought for each pass that it is somewhere else.
+    dispatch = logging.getLogger("accelerate.big_modeling")
+    level = dispatch.level
+    dispatch.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        dispatch.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()
 

@@ -64,7 +64,8 @@ class Offloaded:
 
     def value(self, name: str) -> Tensor:
         """A weight, where the block runs."""
-        return self.source[name].to(self.device)
+        # The model may have gone to another dtype since it was loaded.
+        return self.source[name].to(self.device, self.empty[name].dtype)
 
     def bring(self, block: nn.Module) -> dict[int, tuple[str, Tensor]]:
         """Put the weights into the block, or a copy of it; by the place of their numbers, which they are.
@@ -93,6 +94,9 @@ class Offloaded:
         """What runs before the block: its weights, and its input on its device."""
         from accelerate.utils import send_to_device
 
+        # Nothing that an interrupted pass left is kept.
+        for _, left in self._saving:
+            left.clear()
         places = self.bring(block)
         if torch.is_grad_enabled():
             saving = torch.autograd.graph.saved_tensors_hooks(_packing(places), self._unpacked)
@@ -144,6 +148,14 @@ def offloaded(block: Any) -> Offloaded | None:
     """How the weights of a block are brought, None where they lie where it runs."""
     found = (getattr(hook, "__self__", None) for hook in inner(block)._forward_pre_hooks.values())
     return next((one for one in found if isinstance(one, Offloaded)), None)
+
+
+def made_of_offloaded(bridge: Any) -> str | None:
+    """The first weight of a bridge that was made of weights while these were elsewhere, None where there is none."""
+    blocks = (found for module in bridge.modules() if (found := offloaded(module)) is not None)
+    known = {id(empty) for found in blocks for empty in found.empty.values()}
+    names = (name for name, weight in bridge.named_parameters() if weight.is_meta and id(weight) not in known)
+    return next((name.replace(f".{_INNER}", "") for name in names), None)
 
 
 @contextlib.contextmanager

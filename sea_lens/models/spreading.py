@@ -23,8 +23,7 @@ def spread(name: str, placed: Placement, dtype: torch.dtype | None) -> tuple[Pla
         dtype: of the weights, None for what they are stored in.
 
     Returns:
-        The placement, and by its path where each block runs whose weights lie elsewhere. The placement that was given,
-        where there is none.
+        The placement, by a dict, and by its path where each block runs whose weights lie elsewhere.
 
     Raises:
         InputError: the device map names no part of the model.
@@ -36,7 +35,7 @@ def spread(name: str, placed: Placement, dtype: torch.dtype | None) -> tuple[Pla
     paths = block_paths(model)
     full = replace(placed, device_map=_as_dict(model, placed, paths), max_memory=None)
     if not full.brings:
-        return placed, {}
+        return full, {}
     if not paths:
         raise UnsupportedModelError(
             f"model {name!r}: device_map has weights elsewhere than they are used, and the blocks that they could be "
