@@ -1,11 +1,12 @@
 """Peak memory of loading a model, over the size of its weights.
 
     python timings/load_memory.py [--model M] [--width 1024] [--layers 12] [--vocabulary 32000]
-                                  [--stored bfloat16] [--dtype bfloat16]
+                                  [--stored bfloat16] [--dtype bfloat16] [--offload]
 
 Each load is a process of its own, and so is the idle one that it is held against, which has imported the same and has
 loaded the shipped model. The peak is the most that was resident at once (`ru_maxrss`), pages of a weights' file that
-are mapped into memory included. Without --model, a random Llama is made and loaded.
+are mapped into memory included. Without --model, a random Llama is made and loaded. With --offload, the bridge is loaded
+whole and with all its blocks on the disk, and also captures 16 demonstrations and generates 8 tokens under an edit.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
@@ -40,10 +42,10 @@ def random_llama(folder: Path, arguments: argparse.Namespace) -> None:
     word_tokenizer([f"w{number}" for number in range(508)], 512).save_pretrained(folder)
 
 
-def peak_of(name: str | None, backend: str, dtype: str) -> tuple[int, int]:
-    """Peak bytes of a process that loads a model, or only the shipped one, and bytes of the model's weights."""
+def peak_of(name: str | None, backend: str, dtype: str) -> tuple[int, int, float]:
+    """Peak bytes of a process that loads a model, or only the shipped one, bytes of the model's weights, and seconds."""
     said = in_child(["--child", backend, "--dtype", dtype, *(["--model", name] if name else [])]).split()
-    return int(said[-2]), int(said[-1])
+    return int(said[-3]), int(said[-2]), float(said[-1])
 
 
 def in_child(given: list[str]) -> str:
@@ -52,12 +54,24 @@ def in_child(given: list[str]) -> str:
 
 
 def child(name: str | None, backend: str, dtype: str) -> None:
-    """Load, and print the peak and the size of the weights in bytes."""
+    """Load, and do more where that is asked for; print the peak and the size of the weights in bytes, and seconds."""
     torch.set_num_threads(1)
-    sl.load_model(TESTBED, backend, "cpu", dtype)
-    model = sl.load_model(name, backend, "cpu", dtype) if name else torch.nn.Module()
+    kind, _, job = backend.partition("-")
+    shipped = sl.load_model(TESTBED, kind, "cpu", dtype)
+    if job:
+        sl.generate(shipped, "the", max_new_tokens=2)
+    start, model = time.perf_counter(), torch.nn.Module()
+    if name:
+        where = {"device_map": {"": "disk"}} if job == "disk" else {"device": "cpu"}
+        model = sl.load_model(name, kind, dtype=dtype, **where)
+    if name and job:
+        texts = [(f"w{number} w{number + 1}", f"w{number} w3 w{number + 2}") for number in range(16)]
+        demonstrations = sl.Demonstrations(sl.Demonstration(one, f"{one} w4", other) for one, other in texts)
+        edit = sl.fit(sl.capture(model, demonstrations, progress=False), rank=4)
+        with edit.applied(model):
+            sl.generate(model, texts[0][0], max_new_tokens=8)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT, size)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT, size, time.perf_counter() - start)
 
 
 def main() -> None:
@@ -69,6 +83,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--stored", default="bfloat16", help="dtype of the random Llama's file")
     parser.add_argument("--dtype", default="bfloat16", help="dtype that it is loaded in")
+    parser.add_argument("--offload", action="store_true", help="whole, and with its blocks on the disk")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -83,12 +98,14 @@ def main() -> None:
         if not arguments.model:
             # Not here, since a process is charged with the peak of the one that started it.
             in_child([*sys.argv[1:], "--child", "make", "--model", folder])
-        print(f"{'backend':10}{'weights, MB':>14}{'idle, MB':>12}{'peak, MB':>12}{'(peak - idle) / weights':>26}")
-        for backend in ("hooked", "bridge") if hooked_available() else ("bridge",):
-            idle, _ = peak_of(None, backend, arguments.dtype)
-            peak, size = peak_of(name, backend, arguments.dtype)
+        head = f"{'weights, MB':>14}{'idle, MB':>12}{'peak, MB':>12}{'(peak - idle) / weights':>26}{'seconds':>10}"
+        print(f"{'backend':14}{head}")
+        backends = ("hooked", "bridge") if hooked_available() else ("bridge",)
+        for backend in ("bridge-whole", "bridge-disk") if arguments.offload else backends:
+            idle, *_ = peak_of(None, backend, arguments.dtype)
+            peak, size, seconds = peak_of(name, backend, arguments.dtype)
             numbers = "".join(f"{value / 1e6:{width}.0f}" for value, width in ((size, 14), (idle, 12), (peak, 12)))
-            print(f"{backend:10}{numbers}{(peak - idle) / size:26.2f}")
+            print(f"{backend:14}{numbers}{(peak - idle) / size:26.2f}{seconds:10.1f}")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,11 @@ class Placement:
         """Whether a device map that is a dict has weights elsewhere than they are used."""
         if not isinstance(self.device_map, dict):
             return False
-        return any(kind(place) in _ELSEWHERE and place != self.main.type for place in self.device_map.values())
+        return any(self.is_elsewhere(place) for place in self.device_map.values())
+
+    def is_elsewhere(self, place: Any) -> bool:
+        """Whether weights at a place of the device map are brought for each pass."""
+        return kind(place) in _ELSEWHERE and kind(place) != self.main.type
 
     @property
     def on_cpu(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which blocks of a model lie where, before any weight is read.
+"""Which blocks of a model lie where, settled before any weight is read.
 
 Only whole blocks are brought for each pass. What stands around them (embeddings, the last norm, the unembedding) stays
 on the device that the passes begin on, since every pass and every readout takes it.
@@ -26,7 +26,7 @@ def spread(name: str, placed: Placement, dtype: torch.dtype | None) -> tuple[Pla
         The placement, by a dict, and by its path where each block runs whose weights lie elsewhere.
 
     Raises:
-        InputError: the device map names no part of the model.
+        InputError: the device map names what is no part of the model, or does not say where a block goes.
         UnsupportedModelError: weights would lie elsewhere, and the model's blocks cannot be told.
     """
     if placed.quantization_config is not None or not (placed.brings or isinstance(placed.device_map, str)):
@@ -90,20 +90,21 @@ def _by_block(model: Any, full: Placement, paths: list[str]) -> tuple[Placement,
     given, main = full.device_map, full.main
     device_map: dict[str, Any] = {}
     devices: dict[str, torch.device] = {}
-    runs_on: Any = main
+    runs_on = main
     for path in paths:
         inside = [place for part, place in given.items() if part.startswith(f"{path}.")]
         places = inside or [_place(given, path)]
-        # A block is brought as a whole; where a part of it is on the disk, all of it is.
-        elsewhere = next((one for one in ("disk", "cpu") if one in map(str, places) and one != main.type), None)
-        if elsewhere is None:
-            device_map[path] = runs_on = places[0]
+        if places == [None]:
+            raise InputError(f"device_map does not say where {path!r} goes: expected a place for every block")
+        # A block is brought as a whole, and from the farthest place of any of its parts.
+        elsewhere = sorted({kind(place) for place in places if full.is_elsewhere(place)})
+        if elsewhere:
+            device_map[path], devices[path] = elsewhere[-1], runs_on
         else:
-            device_map[path], devices[path] = elsewhere, torch.device(runs_on)
-    stem = paths[0].rsplit(".", 1)[0]
-    for part in _around(model, stem):
+            device_map[path], runs_on = places[0], torch.device(places[0])
+    for part in _around(model, paths[0].rpartition(".")[0]):
         place = _place(given, part)
-        device_map[part] = main if place is None or kind(place) in ("cpu", "disk") else place
+        device_map[part] = main if place is None or full.is_elsewhere(place) else place
     return replace(full, device_map={part: _plain(place) for part, place in device_map.items()}), devices
 
 
