@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, N_LAYERS, WORDS, contrasts, demonstrations, fitted, save_tiny_model, sentence, tokens
+from tiny import (
+    FAMILIES,
+    N_LAYERS,
+    WORDS,
+    contrasts,
+    demonstrations,
+    fitted,
+    save_random_weights,
+    save_tiny_model,
+    sentence,
+    tokens,
+)
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import sea_lens as sl
@@ -84,19 +95,19 @@ def test_every_site_is_captured_as_in_the_whole_model(site, pair):
 
 @pytest.mark.parametrize("method", ["path", "leave_one_out"])
 def test_contributions_of_layers_are_those_of_the_whole_model(method, both):
-    given, expected = (sl.layer_contributions(*one, contrasts(3), method=method) for one in both)
+    given, expected = (sl.layer_contributions(model, edit, contrasts(3), method=method) for model, edit in both)
     assert torch.equal(given.values, expected.values)
     assert _is_empty(both[0][0])
 
 
 def test_contributions_of_directions_are_those_of_the_whole_model(both):
-    given, expected = (sl.direction_contributions(*one, contrasts(3)) for one in both)
+    given, expected = (sl.direction_contributions(model, edit, contrasts(3)) for model, edit in both)
     assert torch.equal(given.values, expected.values)
 
 
 @pytest.mark.parametrize("method", ["gradient", "sufficiency"])
 def test_contributions_of_heads_are_those_of_the_whole_model(method, both):
-    given, expected = (sl.head_contributions(*one, contrasts(2), method=method) for one in both)
+    given, expected = (sl.head_contributions(model, edit, contrasts(2), method=method) for model, edit in both)
     assert torch.equal(given.values, expected.values)
 
 
@@ -143,17 +154,16 @@ def test_a_backward_pass_reads_the_weights_again_and_keeps_none(offloaded, load_
 
     monkeypatch.setattr(Offloaded, "value", seen)
     gradients = []
-    for model in (offloaded, load_tiny("llama", "bridge")):
+    for model in (load_tiny("llama", "bridge"), offloaded):
         leaf = torch.zeros(32, requires_grad=True)
         with Lens.of(model).hooks([("blocks.0.hook_resid_pre", lambda x, leaf=leaf: x + leaf)]):
             out = model(tokens(2, 9)).logsumexp(-1).sum()
-        if model is offloaded:
-            n = len(made)
-            assert n >= 9 * N_LAYERS
-            assert all(one.expired() for one in made)
+        forward = len(made)
+        assert all(one.expired() for one in made)
         out.backward()
         gradients.append(leaf.grad)
-    assert len(made) > n
+    assert forward >= 9 * N_LAYERS
+    assert len(made) > forward
     assert all(one.expired() for one in made)
     assert gradients[0].abs().max() > 0
     assert torch.equal(*gradients)
@@ -240,11 +250,24 @@ def test_a_checkpoint_that_cannot_be_read_in_parts_needs_a_folder(model_folders,
     assert torch.equal(model(tokens()), load_tiny("llama", "bridge")(tokens()))
 
 
+def test_experts_that_are_put_together_anew_are_written_once_and_brought(tmp_path):
+    from transformers.models.mixtral.configuration_mixtral import MixtralConfig
+
+    sizes: Any = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+    save_tiny_model("llama", tmp_path)
+    save_random_weights(MixtralConfig(**sizes, **heads), tmp_path, 0.15)
+    whole = sl.load_model(tmp_path, "bridge", device="cpu")
+    model = sl.load_model(tmp_path, device_map=DISK, offload_folder=tmp_path / "again")
+    assert torch.equal(model(tokens()), whole(tokens()))
+    assert _is_empty(model)
+
+
 def test_weights_are_brought_from_the_memory_of_the_cpu_as_well(model_folders):
     from accelerate import cpu_offload
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(model_folders["llama"], attn_implementation="eager").eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(model_folders["llama"], attn_implementation="eager").eval()
     ids = tokens()
     with torch.no_grad():
         expected = model(ids).logits

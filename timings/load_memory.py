@@ -5,8 +5,8 @@
 
 Each load is a process of its own, and so is the idle one that it is held against, which has imported the same and has
 loaded the shipped model. The peak is the most that was resident at once (`ru_maxrss`), pages of a weights' file that
-are mapped into memory included. Without --model, a random Llama is made and loaded. With --offload, the bridge is loaded
-whole and with all its blocks on the disk, and also captures 16 demonstrations and generates 8 tokens under an edit.
+are mapped into memory included. Without --model, a random Llama is made and loaded. With --offload, a bridge is loaded
+whole and with all its blocks on the disk, captures 16 demonstrations, and generates 8 tokens under an edit.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def random_llama(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def peak_of(name: str | None, backend: str, dtype: str) -> tuple[int, int, float]:
-    """Peak bytes of a process that loads a model, or only the shipped one, bytes of the model's weights, and seconds."""
+    """Of a process that loads a model, or only the shipped one: peak bytes, bytes of the model's weights, seconds."""
     said = in_child(["--child", backend, "--dtype", dtype, *(["--model", name] if name else [])]).split()
     return int(said[-3]), int(said[-2]), float(said[-1])
 
@@ -62,8 +62,7 @@ def child(name: str | None, backend: str, dtype: str) -> None:
         sl.generate(shipped, "the", max_new_tokens=2)
     start, model = time.perf_counter(), torch.nn.Module()
     if name:
-        where = {"device_map": {"": "disk"}} if job == "disk" else {"device": "cpu"}
-        model = sl.load_model(name, kind, dtype=dtype, **where)
+        model = sl.load_model(name, kind, dtype=dtype, device_map={"": "disk" if job == "disk" else "cpu"})
     if name and job:
         texts = [(f"w{number} w{number + 1}", f"w{number} w3 w{number + 2}") for number in range(16)]
         demonstrations = sl.Demonstrations(sl.Demonstration(one, f"{one} w4", other) for one, other in texts)

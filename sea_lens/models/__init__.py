@@ -11,5 +11,6 @@ demonstrations); then whether the model is what it should be: `configuration` (w
 `processing` (what was done to the weights), `evaluation_mode`, `reference` (the plain Hugging Face model), `probes`
 (what is measured), `check_report` and `facts` (what it is measured against) and `check` (all of it); `placement` (on
 which devices, in how many bits), `offload` (blocks that are brought as they run), `spreading` (which those are),
-`huggingface`, `conversion`, `attention` (with patterns or without) and `load`; then more changes that no hook point can make: `prefix` (tokens in front of everything) and `weight_changes`.
+`huggingface`, `conversion`, `attention` (with patterns or without) and `load`; then more changes that no hook point can
+make: `prefix` (tokens in front of everything) and `weight_changes`.
 """

@@ -67,8 +67,8 @@ def load_model(
             "sequential" or a dict from modules to devices, as in Hugging Face; by a bridge alone. Blocks on the "disk",
             and blocks on the "cpu" of a model that also has an accelerator, are brought whenever they run and dropped
             after it; from the disk they are read out of the checkpoint itself. What stands around the blocks stays in
-            memory. Numbers are those of the model that is loaded whole; every pass reads all such weights once, and a
-            backward pass once more.
+            memory. Numbers are those of the model that is loaded whole. Every pass reads all such weights once, and a
+            backward pass once more, so that large batches and the checkpoint's own dtype are fastest.
         quantization_config: one of Hugging Face's configurations, for weights in 8 or 4 bits; by a bridge alone.
         max_memory: how much of each device such a spread may take, as in Hugging Face, {0: "20GiB", "cpu": "60GiB"};
             what is free by default.

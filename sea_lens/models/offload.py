@@ -75,7 +75,7 @@ class Offloaded:
         """
         places = {}
         for module, own, name in self._weights(block):
-            if module._parameters[own].requires_grad:
+            if getattr(module._parameters[own], "requires_grad", False):
                 raise UnsupportedModelError(
                     f"weight {name!r} is brought for each pass and takes no gradient: expected parameters that are "
                     f"frozen, model.requires_grad_(False)"
@@ -123,7 +123,7 @@ class Offloaded:
         if not isinstance(kept, _Named):
             return kept
         value = self.value(kept.name)
-        return value.as_strided(kept.size, kept.stride, value.storage_offset() + kept.offset)
+        return value.as_strided(kept.size, kept.stride, int(value.storage_offset()) + kept.offset)
 
 
 def _packing(places: Mapping[int, tuple[str, Tensor]]) -> Any:
@@ -132,7 +132,8 @@ def _packing(places: Mapping[int, tuple[str, Tensor]]) -> Any:
         name, value = places.get(tensor.untyped_storage().data_ptr(), (None, tensor))
         if name is None or tensor.dtype != value.dtype:
             return tensor
-        return _Named(name, tensor.size(), tensor.stride(), tensor.storage_offset() - value.storage_offset())
+        offset = int(tensor.storage_offset()) - int(value.storage_offset())
+        return _Named(name, tensor.size(), tensor.stride(), offset)
 
     return packed
 

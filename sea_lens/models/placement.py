@@ -68,7 +68,9 @@ class Placement:
         elif device_map not in _SPREADS:
             raise InputError(f"unknown device_map {device_map!r}: expected one of {', '.join(_SPREADS)}, or a dict")
         folder = None if offload_folder is None else os.fspath(offload_folder)
-        placed = Placement(None, device_map, quantization_config, max_memory and dict(max_memory), folder)
+        placed = Placement(
+            None, device_map, quantization_config, None if max_memory is None else dict(max_memory), folder
+        )
         if placed.brings and quantization_config is not None:
             raise UnsupportedModelError(
                 "device_map brings weights from elsewhere for each pass, which weights in few bits cannot be: expected "
