@@ -254,9 +254,9 @@ def test_experts_that_are_put_together_anew_are_written_once_and_brought(tmp_pat
     from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 
     sizes: Any = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
     save_tiny_model("llama", tmp_path)
-    save_random_weights(MixtralConfig(**sizes, **heads), tmp_path, 0.15)
+    save_random_weights(MixtralConfig(**sizes), tmp_path, 0.15)
     whole = sl.load_model(tmp_path, "bridge", device="cpu")
     model = sl.load_model(tmp_path, device_map=DISK, offload_folder=tmp_path / "again")
     assert torch.equal(model(tokens()), whole(tokens()))
@@ -315,7 +315,7 @@ def test_a_placement_that_cannot_be_is_refused_before_loading(tmp_path, model_fo
 def test_load_capture_and_generation_take_a_fraction_of_the_weights(tmp_path, model_folders):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "num_attention_heads": 8}
+    sizes = {"hidden_size": 384, "intermediate_size": 1152, "num_hidden_layers": 8, "num_attention_heads": 6}
     config = AutoConfig.for_model("llama", vocab_size=1024, max_position_embeddings=128, **sizes)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(save_tiny_model("llama", tmp_path / "tiny")).save_pretrained(tmp_path)
