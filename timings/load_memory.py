@@ -64,11 +64,11 @@ def child(name: str | None, backend: str, dtype: str) -> None:
     if name:
         model = sl.load_model(name, kind, dtype=dtype, device_map={"": "disk" if job == "disk" else "cpu"})
     if name and job:
-        texts = [(f"w{number} w{number + 1}", f"w{number} w3 w{number + 2}") for number in range(16)]
-        demonstrations = sl.Demonstrations(sl.Demonstration(one, f"{one} w4", other) for one, other in texts)
+        prompts = [f"w{number} w{number + 1}" for number in range(16)]
+        demonstrations = sl.Demonstrations(sl.Demonstration(one, f"{one} w500", f"{one} w501") for one in prompts)
         edit = sl.fit(sl.capture(model, demonstrations, progress=False), rank=4)
         with edit.applied(model):
-            sl.generate(model, texts[0][0], max_new_tokens=8)
+            sl.generate(model, prompts[0], max_new_tokens=8)
     size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT, size, time.perf_counter() - start)
 
