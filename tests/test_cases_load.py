@@ -161,13 +161,10 @@ def test_what_only_a_bridge_can_do_is_refused_of_a_hooked_model(model_folders):
 
 def test_a_device_map_that_cannot_be_is_refused_before_loading(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    disk: Any = {"model.embed_tokens": "cpu", "model.layers": "disk"}
     with pytest.raises(sl.InputError, match="device and device_map both say"):
         sl.load_model(tmp_path, device="cpu", device_map="auto")
     with pytest.raises(sl.InputError, match="unknown device_map 'everywhere'"):
         sl.load_model(tmp_path, device_map="everywhere")
-    with pytest.raises(sl.UnsupportedModelError, match=r"brings weights from elsewhere for each pass \(cpu, disk\)"):
-        sl.load_model(tmp_path, device_map=disk)
     with pytest.raises(sl.InputError, match="device 'cuda:99' cannot be used"):
         sl.load_model(tmp_path, device_map={"": 99})
 

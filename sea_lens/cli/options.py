@@ -29,7 +29,8 @@ DtypeOption = Annotated[
     str, typer.Option(help="float32, bfloat16, float16, or auto: float32 on a CPU, on a GPU that of the weights.")
 ]
 DeviceMapOption = Annotated[
-    str | None, typer.Option(help="auto, balanced or sequential: over all GPUs, instead of --device.")
+    str | None,
+    typer.Option(help="auto, balanced or sequential: over all GPUs, then CPU and disk, instead of --device."),
 ]
 BatchSizeOption = Annotated[int, typer.Option(help="Sequences at a time.", min=1, max=LARGEST)]
 PrependBosOption = Annotated[bool, typer.Option(help="One BOS in front of every text.")]

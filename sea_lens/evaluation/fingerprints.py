@@ -25,7 +25,7 @@ def model_identity(lens: Lens) -> dict[str, Any]:
     (hooks, another edit) and is in no weight.
     """
     digest = hashlib.sha256()
-    for name, weights in lens.model.named_parameters():
+    for name, weights in lens.all_weights():
         flat = weights.detach().reshape(-1)
         sample = flat[:: max(1, flat.numel() // _SAMPLE)][:_SAMPLE]
         digest.update(f"{name} {tuple(weights.shape)}".encode())

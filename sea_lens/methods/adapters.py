@@ -188,6 +188,8 @@ def lora(
     demonstrations = Demonstrations.of(demonstrations)
     if lens.source is None:
         raise UnsupportedModelError("LoRA trains a second copy of the model: expected one that `load_model` loaded")
+    for layer in chosen:
+        mlp_out_weight(lens, layer)
     examples = training_examples(lens, demonstrations, prepend_bos)
 
     with torch.random.fork_rng(devices=[lens.device] if lens.device.type == "cuda" else []):

@@ -10,6 +10,7 @@ and `cache` (what has been read is not read again, where that is exact), `sampli
 demonstrations); then whether the model is what it should be: `configuration` (what short texts do not show),
 `processing` (what was done to the weights), `evaluation_mode`, `reference` (the plain Hugging Face model), `probes`
 (what is measured), `check_report` and `facts` (what it is measured against) and `check` (all of it); `placement` (on
-which devices, in how many bits), `huggingface`, `conversion`, `attention` (with patterns or without) and `load`; then
-more changes that no hook point can make: `prefix` (tokens in front of everything) and `weight_changes`.
+which devices, in how many bits), `offload` (blocks that are brought as they run), `spreading` (which those are),
+`huggingface`, `conversion`, `attention` (with patterns or without) and `load`; then more changes that no hook point can
+make: `prefix` (tokens in front of everything) and `weight_changes`.
 """

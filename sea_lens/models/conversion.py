@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from ..errors import UnsupportedModelError
 from .configuration import context_length
 from .huggingface import failures_named
+from .offload import made_of_offloaded
 
 
 def as_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
@@ -126,6 +128,13 @@ def as_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> A
     # Where accelerate has put it, TransformerLens looks itself.
     device = None if getattr(hf_model, "hf_device_map", None) else str(hf_model.device)
     with failures_named(f"{name} (as TransformerBridge)"):
-        return TransformerBridge.boot_transformers(
+        bridge = TransformerBridge.boot_transformers(
             name, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
         )
+        if (own := made_of_offloaded(bridge)) is not None:
+            raise UnsupportedModelError(
+                f"model {name!r} cannot have its weights brought for each pass: TransformerLens makes {own!r} of "
+                f"weights that are fused, when the model is loaded: expected a device_map of accelerators, or of the "
+                f"CPU alone"
+            )
+        return bridge

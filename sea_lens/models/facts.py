@@ -94,7 +94,7 @@ def numbers(lens: Lens, probe: Probe, logits: Tensor, *, decisive: bool) -> Fact
     bad = int((~(logits[probe.mask.bool()] < float("inf"))).sum())
     advice = ""
     if bad:
-        broken = next((name for name, one in lens.model.named_parameters() if not bool(one.isfinite().all())), None)
+        broken = next((name for name, one in lens.all_weights() if not bool(one.isfinite().all())), None)
         dtype = str(lens.dtype).removeprefix("torch.")
         advice = (
             f"activations overflow in {dtype}: load the model in another dtype"
@@ -208,10 +208,9 @@ def changing(lens: Lens) -> list[Fact]:
     dropped = active_dropout(lens.model)
     parameters = list(lens.model.parameters())
     frozen = sum(parameter.is_inference() for parameter in parameters)
-    dtypes, devices = (
-        sorted({str(getattr(parameter, name)).removeprefix("torch.") for parameter in parameters})
-        for name in ("dtype", "device")
-    )
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+    devices = sorted({str(lens.device), *(str(lens.layer_device(layer)) for layer in range(lens.n_layers))})
+    elsewhere = [layer for layer in range(lens.n_layers) if lens.offloaded(layer) is not None]
     done = processing(lens.model)
     return [
         Fact("random in training mode", dropped or "nothing", "nothing", dropped is None, "call model.eval()"),
@@ -225,4 +224,5 @@ def changing(lens: Lens) -> list[Fact]:
         Fact("processing of the weights", ", ".join(done) or "none"),
         Fact("dtype", ", ".join(dtypes)),
         Fact("devices", ", ".join(devices)),
+        *([Fact("layers whose weights are brought for each pass", str(elsewhere))] if elsewhere else []),
     ]

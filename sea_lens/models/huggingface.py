@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import torch
 from .._support.arguments import listed
 from ..errors import FileError, SeaLensError, SeaLensWarning, UnsupportedModelError
 from .configuration import text_config
+from .offload import offload
 from .placement import Placement
+from .spreading import spread
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,17 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as transformers_logging
 
     bars = transformers_logging.is_progress_bar_enabled()
+    # Says of every weight that is brought for each pass that it is somewhere else.
+    dispatch = logging.getLogger("accelerate.big_modeling")
+    level = dispatch.level
+    dispatch.setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
+        dispatch.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()
 
@@ -127,7 +135,10 @@ def load_huggingface(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+    devices: dict[str, torch.device] = {}
     with failures_named(name), _read_if_converted(name, dtype):
+        if placed is not None and placed.device_map is not None:
+            placed, devices = spread(name, placed, dtype)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype or "auto",
@@ -140,6 +151,8 @@ def load_huggingface(
         model, found = loaded
         if placed is not None and placed.device is not None and model.device != placed.device:
             model = model.to(placed.device)
+        if devices:
+            offload(model, devices)
     if found["mismatched_keys"]:
         weight, given, expected = min(found["mismatched_keys"])
         raise UnsupportedModelError(

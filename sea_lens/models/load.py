@@ -43,6 +43,8 @@ def load_model(
     attention: str = "auto",
     device_map: str | dict[str, Any] | None = None,
     quantization_config: Any = None,
+    max_memory: dict[int | str, int | str] | None = None,
+    offload_folder: str | os.PathLike[str] | None = None,
 ) -> Any:
     """Load a language model in TransformerLens with its weights as trained: nothing folded, nothing centred.
 
@@ -62,8 +64,16 @@ def load_model(
             pattern or anything else that it does not hold; "sdpa": the same, or an error; "eager": always with
             patterns, as a HookedTransformer does.
         device_map: how accelerate spreads the model over several devices, in place of `device`: "auto", "balanced",
-            "sequential" or a dict from modules to devices, as in Hugging Face; by a bridge alone.
+            "sequential" or a dict from modules to devices, as in Hugging Face; by a bridge alone. Blocks on the "disk",
+            and blocks on the "cpu" of a model that also has an accelerator, are brought whenever they run and dropped
+            after it; from the disk they are read out of the checkpoint itself. What stands around the blocks stays in
+            memory. Numbers are those of the model that is loaded whole. Every pass reads all such weights once, and a
+            backward pass once more, so that large batches and the checkpoint's own dtype are fastest.
         quantization_config: one of Hugging Face's configurations, for weights in 8 or 4 bits; by a bridge alone.
+        max_memory: how much of each device such a spread may take, as in Hugging Face, {0: "20GiB", "cpu": "60GiB"};
+            what is free by default.
+        offload_folder: where weights are written that cannot be read as they lie in the checkpoint, as those that
+            Hugging Face puts together anew, and those of a checkpoint that is not in safetensors.
 
     Returns:
         A HookedTransformer or TransformerBridge in evaluation mode, its parameters frozen.
@@ -73,7 +83,7 @@ def load_model(
         FileError: a local folder that does not exist or has no `config.json`, or weights that lack a part of the model.
         UnsupportedModelError: Hugging Face, this TransformerLens, or its HookedTransformer cannot load the model, or
             makes another model of it; says by how much it deviates. A device map or a quantisation that TransformerLens
-            does not take.
+            does not take, among them blocks that are brought whose queries, keys and values are fused (GPT-2, Pythia).
     """
     if backend not in BACKENDS:
         raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
@@ -83,7 +93,7 @@ def load_model(
         if backend == "hooked":
             raise InputError(f"{only} is for a TransformerBridge: expected backend 'bridge' or 'auto'")
         backend = "bridge"
-    placed = Placement.of(device, device_map, quantization_config)
+    placed = Placement.of(device, device_map, quantization_config, max_memory, offload_folder)
     torch_dtype = _dtype(dtype, placed)
     name = _resolved(name_or_path)
     available = hooked_available()

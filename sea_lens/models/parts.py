@@ -1,5 +1,7 @@
 """Sizes, weights, norms and the readout of a TransformerLens model, by what every backend calls them."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .hook_points import HookPoints
+from .offload import Offloaded, brought, offloaded
 
 FINAL_NORM = "ln_final"
 
@@ -51,11 +54,30 @@ class Parts:
     @property
     def device(self) -> torch.device:
         """Where the model's first parameter lies: tokens go in and logits come out there, and readings are kept."""
-        return next(self.model.parameters()).device
+        return next(parameter.device for parameter in self.model.parameters() if not parameter.is_meta)
 
     def layer_device(self, layer: int) -> torch.device:
-        """Where a layer's weights lie, and so its activations: a model may be spread over several devices."""
-        return next(self.points.blocks[layer].parameters()).device
+        """Where a layer runs, and so its activations lie: a model may be spread over several devices."""
+        found = self.offloaded(layer)
+        return next(self.points.blocks[layer].parameters()).device if found is None else found.device
+
+    def offloaded(self, layer: int) -> Offloaded | None:
+        """How a layer's weights are brought for each pass, None where they stay."""
+        return offloaded(self.points.blocks[layer])
+
+    def weights(self, layer: int) -> contextlib.AbstractContextManager[None]:
+        """For the length of a context, a layer's weights are in its block whatever becomes of them between passes."""
+        return brought(self.points.blocks[layer])
+
+    def all_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All weights by name; of those that are brought for each pass, one after the other is read."""
+        elsewhere = {}
+        for block in self.points.blocks:
+            if (found := offloaded(block)) is not None:
+                elsewhere |= {id(empty): (found, name) for name, empty in found.empty.items()}
+        for name, weight in self.model.named_parameters():
+            found, own = elsewhere.get(id(weight), (None, ""))
+            yield name, weight if found is None else found.value(own)
 
     @property
     def double_device(self) -> torch.device:
@@ -108,7 +130,8 @@ class Parts:
         """W_O of a layer, by query head."""
         attention = self.points.blocks[layer].attn
         try:
-            weight = attention.W_O.detach()
+            with self.weights(layer):
+                weight = attention.W_O.detach()
         # Weights in few bits cannot be read; what they do to each unit can.
         except NotImplementedError:
             units = torch.eye(self.n_heads * self.d_head, dtype=self.dtype, device=self.layer_device(layer))
@@ -122,7 +145,8 @@ class Parts:
         """b_O of a layer, None for a model that has none."""
         # A bridge raises TypeError or AttributeError, by version, where there is no bias.
         try:
-            bias = self.points.blocks[layer].attn.b_O
+            with self.weights(layer):
+                bias = self.points.blocks[layer].attn.b_O
         except (AttributeError, TypeError):
             bias = None
         return bias.detach().to(self.device) if isinstance(bias, Tensor) else None

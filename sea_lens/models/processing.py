@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .offload import brought
+
 # Rows of a weight that are looked at, and how far from zero a mean of centred numbers may be, relative to their size.
 _ROWS = 16
 _CENTRED = 1e-4
@@ -31,7 +33,8 @@ def processing(model: Any) -> list[str]:
         (VALUES, _value_biases_folded),
         (FACTORED, _factored),
     )
-    return [name for name, test in tests if test(model)]
+    with brought(model.blocks[0]):
+        return [name for name, test in tests if test(model)]
 
 
 def _norms_folded(model: Any) -> bool:

@@ -1,5 +1,6 @@
 """The final readout (residual stream → final norm → unembedding → soft cap), and how heads write to the residual."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,12 +64,14 @@ def probe_norm(lens: Lens, path: str) -> Norm:
     if not lens.has_point(point):
         raise UnsupportedModelError(f"model {lens.name!r} has no hook point {point!r}: its norm cannot be taken apart")
     # Entries far from 0 and from their mean, whatever the width, so that dividing by n is safe.
-    device = next((one.device for one in module.parameters()), lens.device)
+    layer = int(path.split(".")[1]) if path.startswith("blocks.") else None
+    device = lens.device if layer is None else lens.layer_device(layer)
     alternating = 1.0 - 2.0 * (torch.arange(lens.d_model, device=device) % 2)
     inputs = [alternating, -alternating, torch.ones_like(alternating)]
     normalized: list[Tensor] = []
     outputs = []
-    with torch.no_grad(), lens.hooks([(point, lambda x: normalized.append(x.detach()))]):
+    within = contextlib.nullcontext() if layer is None else lens.weights(layer)
+    with torch.no_grad(), within, lens.hooks([(point, lambda x: normalized.append(x.detach()))]):
         for x in inputs:
             outputs.append(module(x.to(lens.dtype)[None, None])[0, 0].double())
     n = normalized[0][0, 0].double()

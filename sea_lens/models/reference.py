@@ -77,7 +77,7 @@ class Reference:
     @staticmethod
     def of(hf_model: Any, probe: Probe) -> "Reference":
         """Read the probe with a Hugging Face model."""
-        device = next(hf_model.parameters()).device
+        device = next(one.device for one in hf_model.parameters() if not one.is_meta)
         with torch.no_grad():
             given = {"input_ids": probe.tokens.to(device), "attention_mask": probe.mask.to(device)}
             logits = hf_model(**given, use_cache=False).logits

@@ -55,8 +55,14 @@ def mlp_out_weight(lens: Lens, layer: int) -> tuple[torch.nn.Parameter, bool]:
     """The matrix of an MLP's output projection, and whether its rows are the hidden units.
 
     Raises:
-        UnsupportedModelError: the layer has no MLP of the usual kind, such as a mixture of experts.
+        UnsupportedModelError: the layer has no MLP of the usual kind, such as a mixture of experts, or its weights are
+            brought for each pass.
     """
+    if lens.offloaded(layer) is not None:
+        raise UnsupportedModelError(
+            f"the weights of layer {layer} of model {lens.name!r} are brought for each pass and dropped after it, so "
+            f"that they cannot be changed: expected a model that is loaded whole"
+        )
     weight, rows_are_hidden = _of_mlp(lens, getattr(lens.points.blocks[layer], "mlp", None))
     if not isinstance(weight, torch.nn.Parameter) or weight.ndim != 2:
         raise UnsupportedModelError(f"model {lens.name!r} has no output projection of an MLP in layer {layer}")
