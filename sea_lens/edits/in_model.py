@@ -109,7 +109,7 @@ def warn_of_installed(model: Any, what: str) -> None:
         what: what is about to happen, such as "activations are captured".
 
     Raises:
-        InputError: another thread or task has put something into the model.
+        InputError: another thread has put an edit into the model, or another task anything.
 
     Warns:
         SeaLensWarning: an edit stands in the model; names it.

@@ -149,7 +149,7 @@ def _dtypes(lens: Lens) -> frozenset[torch.dtype]:
 
 
 def _is_changed(lens: Lens) -> bool:
-    return bool(lens.observer.standing) or lens.has_foreign_hooks()
+    return bool(lens.observer.standing_here()) or lens.has_foreign_hooks()
 
 
 def _reference_of_bridge(lens: Lens) -> Reference | None:

@@ -6,6 +6,7 @@ cannot reach it, so every position before the padding is exact on every backend 
 
 import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,8 @@ Backend = Literal["hooked", "bridge"]
 __all__ = ["FINAL_NORM", "HookFunction", "Lens", "end_tokens"]
 
 _KEPT_AS = "_sea_lens"
+# Two threads that use a model for the first time get one lens.
+_MAKING = threading.Lock()
 # Hook points that every backend has, by what sea_lens calls them.
 _POINTS = {
     "resid_pre": "blocks.{}.hook_resid_pre",
@@ -105,7 +108,9 @@ class Lens(Parts):
         kept = getattr(model, "__dict__", {})
         # A shallow copy of a model has the lens of another.
         if _KEPT_AS not in kept or kept[_KEPT_AS].model is not model:
-            kept[_KEPT_AS] = cls(model)
+            with _MAKING:
+                if _KEPT_AS not in kept or kept[_KEPT_AS].model is not model:
+                    kept[_KEPT_AS] = cls(model)
         return kept[_KEPT_AS]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Lens":
@@ -244,7 +249,7 @@ class Lens(Parts):
 
     def has_foreign_hooks(self) -> bool:
         """Whether the model has hooks that neither sea_lens nor TransformerLens installed."""
-        functions = (function for point in self.points.values() for function in point._forward_hooks.values())
+        functions = (function for point in self.points.values() for function in tuple(point._forward_hooks.values()))
         return any(
             hook_behind(function) is None and not came_with_the_model(function) for function in functions
         ) or any(point.bwd_hooks for point in self.points.values())
@@ -254,6 +259,14 @@ class Lens(Parts):
         held = Held(Standing(self.observer))
         held.standing.put([self.hook(name, function, proven=proven) for name, function in functions])
         return held
+
+    def alone(self) -> Held:
+        """The model for this thread alone, for the length of a context; waits while another thread measures.
+
+        Raises:
+            InputError: an edit that another thread put in stands in the model.
+        """
+        return self.hooks(())
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]

@@ -184,14 +184,15 @@ def unembedding_put_off(lens: Lens) -> Iterator[Callable[[Any], Predictions]]:
     Yields:
         What makes `Predictions` of that which the pass returned as its logits.
     """
-    unembedding = Unembedding.of(lens)
-    if unembedding is None:
-        yield _Predicted(lens, None, None)
-        return
-    stand_in, held = PutOff(lens), Held(Standing(lens.observer))
-    with held:
-        held.standing.put([stand_in])
-        yield _Predicted(lens, unembedding, stand_in)
+    with lens.alone():
+        unembedding = Unembedding.of(lens)
+        if unembedding is None:
+            yield _Predicted(lens, None, None)
+            return
+        stand_in, held = PutOff(lens), Held(Standing(lens.observer))
+        with held:
+            held.standing.put([stand_in])
+            yield _Predicted(lens, unembedding, stand_in)
 
 
 def predict(lens: Lens, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> Predictions:
