@@ -74,7 +74,9 @@ class Standing:
             )
 
     def put(self, changes: Iterable[Change]) -> None:
-        """Make the changes, one after the other; none is left where one of them fails. Waits while another thread measures.
+        """Make the changes, one after the other; none is left where one of them fails.
+
+        Waits while another thread measures.
 
         Raises:
             InputError: an edit stands in the model that another thread put in.

@@ -133,7 +133,7 @@ class PutOff(ForwardStandIn):
         self._observer = lens.observer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        # A pass of another thread may have been on its way.
+        """What is called in place of the unembedding; a pass of another thread, which may be on its way, runs that."""
         return self._forward(*args, **kwargs) if self._observer.in_other_hands() else super().__call__(*args, **kwargs)
 
     def run(self, asked: Any) -> Tensor:
