@@ -79,7 +79,7 @@ def installed(model: Any) -> list[Installed]:
         >>> sl.installed(bed.model)
         []
     """
-    return [_entry(standing) for standing in Lens.of(model).observer.standing]
+    return [_entry(standing) for standing in Lens.of(model).observer.inside()]
 
 
 def remove_all(model: Any) -> list[Installed]:

@@ -6,7 +6,6 @@ cannot reach it, so every position before the padding is exact on every backend 
 
 import contextlib
 import copy
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +27,6 @@ Backend = Literal["hooked", "bridge"]
 __all__ = ["FINAL_NORM", "HookFunction", "Lens", "end_tokens"]
 
 _KEPT_AS = "_sea_lens"
-# Two threads that use a model for the first time get one lens.
-_MAKING = threading.Lock()
 # Hook points that every backend has, by what sea_lens calls them.
 _POINTS = {
     "resid_pre": "blocks.{}.hook_resid_pre",
@@ -107,10 +104,11 @@ class Lens(Parts):
         # Kept on the model, past its __setattr__, so that the two live and die together.
         kept = getattr(model, "__dict__", {})
         # A shallow copy of a model has the lens of another.
-        if _KEPT_AS not in kept or kept[_KEPT_AS].model is not model:
-            with _MAKING:
-                if _KEPT_AS not in kept or kept[_KEPT_AS].model is not model:
-                    kept[_KEPT_AS] = cls(model)
+        if _KEPT_AS not in kept:
+            # Of two threads at once, both get the first one's.
+            kept.setdefault(_KEPT_AS, cls(model))
+        elif kept[_KEPT_AS].model is not model:
+            kept[_KEPT_AS] = cls(model)
         return kept[_KEPT_AS]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Lens":
@@ -242,7 +240,7 @@ class Lens(Parts):
 
     def remove_all(self) -> None:
         """Take out whatever sea_lens has put into the model; a user's own hooks stay."""
-        for standing in tuple(self.observer.standing):
+        for standing in self.observer.inside():
             standing.remove()
         for point in self.points.values():
             remove_from(point)

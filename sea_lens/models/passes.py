@@ -8,7 +8,7 @@ stands in for that method, below everything else that sea_lens puts there.
 import contextlib
 import inspect
 import threading
-import weakref
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,9 @@ from ..errors import InputError, UnsupportedModelError
 from .copies import CleanCopy
 from .forward_stand_in import ForwardStandIn, first_layer
 from .hooks import Hook
+
+# Seconds between two looks at whether it is a thread's turn.
+_MOMENT = 0.001
 
 
 @dataclass(eq=False)
@@ -77,10 +80,6 @@ def _times(count: int) -> str:
     return "never" if count == 0 else f"{count} times"
 
 
-class _Turn:
-    """A thread's place in the queue for a model; it is given up with the object, wherever an interrupt comes."""
-
-
 class Observer:
     """Sees every pass of one model while something of sea_lens's stands in it, and gives threads their turns.
 
@@ -92,7 +91,8 @@ class Observer:
         model: the TransformerLens model.
         current_pass: the pass that runs now, None between passes.
         hooks: those of sea_lens's that stand in the model, in the order in which they were put in.
-        standing: what stands in the model, in groups that come and go together (`models.standing`).
+        standing: what stands in the model, in groups that come and go together (`models.standing`), and behind that of
+            the thread whose turn it is what others wait to put in.
         aside: whether hooks and changes of logits do nothing now (`set_aside`).
     """
 
@@ -105,15 +105,6 @@ class Observer:
         self._told: dict[int, Any] = {}
         self._stand_in: _ObservedForward | None = None
         self._copies: list[CleanCopy] = []
-        self._turns, self._queue = threading.Condition(), []
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What pickle keeps: all but the threads."""
-        return {**vars(self), "_turns": None, "_queue": [], "_told": {}}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """What pickle restores."""
-        vars(self).update(state, _turns=threading.Condition())
 
     @property
     def told(self) -> Any:
@@ -132,43 +123,41 @@ class Observer:
 
         Waits while another thread measures; errors as in `in_other_hands`.
         """
-        with self._turns:
-            self._wait_for_turn()
-            if not self.standing:
-                # What an interrupt may have left.
-                self.told = None
-            self.standing.append(standing)
-            self._attach()
+        # A place in the queue, which is the list itself: a thread that makes one pass after the other stands behind who
+        # has waited for one. No lock, which an interrupt could leave locked.
+        self.standing.insert(self._place(), standing)
+        while self.in_other_hands():
+            time.sleep(_MOMENT)
+        if all(one is standing for one in self._of_this_thread()):
+            # What an interrupt may have left.
+            self.told = None
+        self._attach()
 
     def leave(self, standing: Any) -> None:
         """Forget what has been taken out, and with the last of it leave the model; may be called twice."""
-        with self._turns:
-            if standing in self.standing:
-                self.standing.remove(standing)
-            if not self.standing:
+        if standing in self.standing:
+            # While it is still this thread's turn.
+            if len(self.standing) == 1:
                 self._detach()
-                self._turns.notify_all()
+            self.standing.remove(standing)
 
-    def _wait_for_turn(self) -> None:
-        taken = self.in_other_hands()
-        if not taken and (self.standing or not self._queue):
-            return
-        turn = _Turn()
-        try:
-            # In a queue, since a thread that makes one pass after the other would always be first again.
-            self._queue.append(weakref.ref(turn))
-            while self._first() is not turn or self.in_other_hands():
-                # A thread may end without taking out what it put in.
-                self._turns.wait(0.1)
-        finally:
-            self._queue[:] = [one for one in self._queue if one() not in (None, turn)]
+    def _of_this_thread(self) -> list[Any]:
+        here = threading.get_ident()
+        return [one for one in self.standing if one.thread.ident == here]
 
-    def _first(self) -> _Turn | None:
-        return next((turn for one in self._queue if (turn := one()) is not None), None)
+    def _place(self) -> int:
+        """Behind what this thread has in the model already, or at the end of the queue."""
+        own = self._of_this_thread()
+        return self.standing.index(own[-1]) + 1 if own else len(self.standing)
+
+    def inside(self) -> list[Any]:
+        """What stands in the model, without what other threads wait to put in."""
+        alive = [one.thread for one in self.standing if one.thread.is_alive()]
+        return [one for one in self.standing if one.thread in alive[:1] or one.thread not in alive]
 
     def standing_here(self) -> Sequence[Any]:
         """What stands in the model for this thread's passes; errors as in `in_other_hands`."""
-        return () if self.in_other_hands() else tuple(self.standing)
+        return () if self.in_other_hands() else self.inside()
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -225,7 +214,7 @@ class Observer:
             if standing.thread.ident == here:
                 return False
             if standing.thread.is_alive():
-                if all(one.about is None for one in self.standing):
+                if all(one.about is None for one in self.standing if one.thread is standing.thread):
                     return True
                 raise InputError(
                     f"model {self.name!r} has an edit in it that thread {standing.thread.name!r} put in, and thread "

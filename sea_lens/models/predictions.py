@@ -52,6 +52,15 @@ class Predictions:
         flat = self.unembedding.block(self.states.flatten(0, 1), 0, self.unembedding.d_vocab)
         return flat.unflatten(0, self.states.shape[:2])
 
+    def parts(
+        self, row: Int[Tensor, " n"], position: Int[Tensor, " n"]
+    ) -> Iterator[tuple[int, int, Float[Tensor, "n part"]]]:
+        """Logits at some positions of some rows, a part of the vocabulary after the other, as (start, stop, logits)."""
+        states = self._at(row, position)
+        # Whoever compares them has several tensors of a part's size.
+        for start, stop in blocks(4 * len(states), self.unembedding.d_vocab, states.device):
+            yield start, stop, self.unembedding.block(states, start, stop)
+
     def logits(self, row: Int[Tensor, " n"], position: Int[Tensor, " n"]) -> Float[Tensor, "n d_vocab"]:
         """Logits at some positions of some rows, in float32 at least."""
         return self.unembedding.block(self._at(row, position), 0, self.unembedding.d_vocab)
