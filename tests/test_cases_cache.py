@@ -328,7 +328,7 @@ def test_the_probe_leaves_random_numbers_alone_and_runs_once(fresh):
 def test_what_was_read_whole_before_is_what_the_probe_would_read(fresh):
     lens = Lens.of(fresh())
     probe = Probe.of(lens.d_vocab, lens.n_ctx)
-    read = Read(probe, whole(lens, probe))
+    read = Read.of(probe, whole(lens, probe))
     lens.cached_readings.clear()
     alone = cached_reading(lens)
     lens.cached_readings.clear()

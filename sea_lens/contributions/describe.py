@@ -11,7 +11,7 @@ from torch import Tensor
 from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction, Lens
 from ..models.predictions import predict
-from ..models.readout import FINAL_NORM, head_outputs, probe_norm
+from ..models.readout import LogitReadout, head_outputs, probe_norm
 from ..models.token_positions import acting, telling
 from ..models.tokens import Batch, batches
 from ..spectral.capturing import Captured
@@ -150,11 +150,7 @@ def _tokens(
             # Behind attention stands a norm; its scale, which all heads share, changes no order of tokens.
             written = probe_norm(lens, path).apply_linearly(written, torch.ones(1, device=lens.device))
     written = written.to(lens.device)
-    norm = probe_norm(lens, FINAL_NORM)
-    read = norm.apply_linearly(written, torch.ones(1, device=lens.device, dtype=torch.float64))
-    step = read / written.norm().clamp_min(1e-300)
-    weight = lens.unembedding
-    logits = einsum(step.to(weight.dtype), weight, "d_model, d_model d_vocab -> d_vocab").float().cpu()
+    logits = LogitReadout.of(lens).changes(written / written.norm().clamp_min(1e-300)).cpu()
     logits = logits - logits.mean()
     count = min(TOKENS, len(logits))
     sides = []

@@ -298,5 +298,5 @@ class Edit(ABC):
 
 def asks_for_whole_rows(lens: Lens) -> bool:
     """Whether an edit stands in the model whose positions are a function of a row's tokens."""
-    edits = (about for one in lens.observer.standing if isinstance(about := getattr(one, "about", None), tuple))
+    edits = (about for one in lens.observer.inside() if isinstance(about := getattr(one, "about", None), tuple))
     return any(isinstance(part, Where) and callable(part.positions) for about in edits for part in about)

@@ -79,7 +79,7 @@ def installed(model: Any) -> list[Installed]:
         >>> sl.installed(bed.model)
         []
     """
-    return [_entry(standing) for standing in Lens.of(model).observer.standing]
+    return [_entry(standing) for standing in Lens.of(model).observer.inside()]
 
 
 def remove_all(model: Any) -> list[Installed]:
@@ -109,7 +109,7 @@ def warn_of_installed(model: Any, what: str) -> None:
         what: what is about to happen, such as "activations are captured".
 
     Raises:
-        InputError: another thread or task has put something into the model.
+        InputError: another thread has put an edit into the model, or another task anything.
 
     Warns:
         SeaLensWarning: an edit stands in the model; names it.

@@ -223,9 +223,15 @@ def _eraser(fitters: list[Any], layer: int) -> Eraser:
     """The fitted eraser of a layer, after checking that it erases.
 
     Raises:
-        ActivationError: it leaves more than `TOLERANCE` of the difference between the two means.
+        ActivationError: it leaves more than `TOLERANCE` of the difference between the two means, or could not be had.
     """
-    found = [fitter.eraser for fitter in fitters]
+    try:
+        found = [fitter.eraser for fitter in fitters]
+    except torch.linalg.LinAlgError as error:
+        raise ActivationError(
+            f"layer {layer}: the covariance of the activations could not be decomposed: expected more demonstrations, "
+            f"or another position"
+        ) from error
     eraser = Eraser(
         torch.stack([rearrange(one.proj_left, "d 1 -> d") for one in found]).cpu(),
         torch.stack([rearrange(one.proj_right, "1 d -> d") for one in found]).cpu(),

@@ -9,6 +9,11 @@ from .lens import Lens
 @contextlib.contextmanager
 def without_hooks(lens: Lens) -> Iterator[None]:
     """The model without what stands at its hook points or changes its logits, for the length of a context."""
+    with lens.alone():
+        yield from _emptied(lens)
+
+
+def _emptied(lens: Lens) -> Iterator[None]:
     points = {id(point): point for point in lens.model.hook_dict.values()}
     emptied = [(point._forward_hooks, dict(point._forward_hooks)) for point in points.values()]
 

@@ -18,7 +18,7 @@ from ..errors import SeaLensWarning
 from .bare import without_hooks
 from .cached_pass import cached_pass, holds, keep_cache_under_old_name, keys, selected, whole_pass
 from .lens import Lens
-from .reference import Probe, Read
+from .reference import COLUMNS, Probe, Read
 
 # How the cache is handed on: as the backend does it by itself, under its old name as well, or not at all.
 Way = Literal["own", "renamed", "whole"]
@@ -26,9 +26,8 @@ Way = Literal["own", "renamed", "whole"]
 # Of the largest logit: what differs by less is rounding. Matrix products of other shapes round otherwise.
 _LEAST_LIMIT = 1e-4
 _ROUNDINGS = 8.0
-# How many columns the shorter row is padded by, and how many there are.
+# How many columns the shorter row is padded by.
 _PADDING = 2
-_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def _measured(lens: Lens, beyond: int, read: Read | None) -> CachedReading:
     limit, own = _limit(lens), float("inf")
     if beyond and beyond in _turning_lengths(lens):
         return CachedReading("whole", False, own, None, limit, apart=True)
-    if lens.n_ctx < _COLUMNS:
+    if lens.n_ctx < COLUMNS:
         # Texts so short are read whole in no time.
         return CachedReading("whole", False, None, None, limit)
     ways: tuple[Way, ...] = ("own",) if lens.backend == "hooked" else ("own", "renamed")
@@ -176,13 +175,13 @@ class _Text:
         mask = torch.ones_like(tokens)
         mask[1, :padding] = mask[1, -1] = 0
         logits = None if read is None else _behind_padding(read.logits.to(lens.device), padding)
-        return cls(tokens, mask, _COLUMNS - 5, logits)
+        return cls(tokens, mask, COLUMNS - 5, logits)
 
 
 def _behind_padding(rows: Tensor, padding: int) -> Tensor:
     """The first columns of two rows, the second of which begins so many columns later, and ends one before the last."""
-    moved = rows[:, :_COLUMNS].clone()
-    moved[1, padding:-1] = rows[1, : _COLUMNS - 1 - padding]
+    moved = rows[:, :COLUMNS].clone()
+    moved[1, padding:-1] = rows[1, : COLUMNS - 1 - padding]
     return moved
 
 

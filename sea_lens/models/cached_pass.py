@@ -81,7 +81,7 @@ def read_with_cache(
             return lens.model(tokens, attention_mask=new, past_kv_cache=state, return_type="logits")
 
         return lens.read_during(run_hooked, names, reduce=reduce), state
-    with _caught_cache(lens.model) as caught:
+    with lens.alone(), _caught_cache(lens.model) as caught:
         run = partial(_bridge_pass, lens, tokens, mask, state, renamed)
         found = lens.read_during(run, names, reduce=reduce)
     return found, next(iter(caught), None) if state is None else state

@@ -10,14 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import InputError, SeaLensError, UnsupportedModelError
 from .check_report import Fact, ModelCheck
 from .evaluation_mode import active_dropout
-from .facts import cache, causality, changing, conversion, deviation_from, hooks, lasting, long_texts, numbers
+from .facts import cache, causality, changing, conversion, hooks, lasting, long_texts, numbers
 from .lens import Lens
-from .probes import whole
+from .predictions import Predictions
+from .probes import Compared, whole
 from .reference import Probe, Read, Reference, unwrapped
 
 _ENCODERS = ("HookedEncoder", "HookedEncoderDecoder", "HookedAudioEncoder")
@@ -121,11 +121,12 @@ def checked(lens: Lens, reference: Reference | None = None) -> tuple[ModelCheck,
     if reference is None and lens.backend == "bridge" and not standing:
         reference = _reference_of_bridge(lens)
     probe = reference.probe if reference is not None else Probe.of(lens.d_vocab, lens.n_ctx)
-    logits = _first_pass(lens, probe)
+    read = _first_pass(lens, probe)
+    compared = Compared.of(lens, read, probe, reference)
     # Activations that are no numbers are refused with their layer and their text where they are read.
-    facts, deviation = [numbers(lens, probe, logits, decisive=reference is not None)], None
-    if reference is not None and (facts[0].ok or bool((reference.logits[probe.mask.bool()] < float("inf")).all())):
-        deviation = deviation_from(lens, logits, reference)
+    facts, deviation = [numbers(lens, compared.bad, decisive=reference is not None)], None
+    if reference is not None and (facts[0].ok or reference.is_numbers):
+        deviation = compared.deviation
         facts += [conversion(lens, deviation), *long_texts(lens, reference)]
     elif reference is not None:
         facts.append(Fact("logits against the original", "not compared: they are no numbers there either"))
@@ -133,10 +134,10 @@ def checked(lens: Lens, reference: Reference | None = None) -> tuple[ModelCheck,
         facts.append(Fact("logits against the original", "not compared: hooks stand in the model"))
     else:
         facts.append(Fact("logits against the original", "not compared: no Hugging Face model is at hand"))
-    facts.append(causality(lens, probe, logits))
+    facts.append(causality(lens, probe, read))
     unusable, more = hooks(lens, probe)
     lens.checked = ModelCheck((*facts, *more, *lasting(lens)), deviation, unusable, standing, _dtypes(lens))
-    return lens.checked, None if standing else Read(probe, logits)
+    return lens.checked, None if standing else Read.of(probe, read)
 
 
 def _kept(lens: Lens) -> ModelCheck | None:
@@ -149,7 +150,7 @@ def _dtypes(lens: Lens) -> frozenset[torch.dtype]:
 
 
 def _is_changed(lens: Lens) -> bool:
-    return bool(lens.observer.standing) or lens.has_foreign_hooks()
+    return bool(lens.observer.standing_here()) or lens.has_foreign_hooks()
 
 
 def _reference_of_bridge(lens: Lens) -> Reference | None:
@@ -161,7 +162,7 @@ def _reference_of_bridge(lens: Lens) -> Reference | None:
         return None
 
 
-def _first_pass(lens: Lens, probe: Probe) -> Tensor:
+def _first_pass(lens: Lens, probe: Probe) -> Predictions:
     if any(one.__name__ in _ENCODERS for one in type(lens.model).__mro__):
         raise UnsupportedModelError(f"{type(lens.model).__name__} is not causal: expected a causal language model")
     # Whatever is wrong with a model shows here first, as any error at all.

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from .._support.arguments import listed
 from .cache_probe import cached_reading
@@ -11,8 +10,9 @@ from .check_report import Fact
 from .configuration import hooked_windows, rotation_deviation, windows
 from .evaluation_mode import active_dropout
 from .lens import Lens
+from .predictions import Predictions
 from .probes import Acting, largest
-from .processing import processing, unembedding_centred
+from .processing import processing
 from .reference import Probe, Read, Reference
 from .sites import SITES
 from .tokens import bos_token
@@ -23,23 +23,6 @@ _LIMITS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.
 # Rotary frequencies are computed in float32.
 _FREQUENCY_LIMIT = 1e-5
 _COMPUTES_OTHERWISE = "load it with the other backend, or a newer TransformerLens"
-
-
-def deviation_from(lens: Lens, logits: Tensor, reference: Reference) -> float:
-    """Largest difference between logits of the probe and the reference's, relative to the largest logit."""
-    # Centring moves all logits of a position by one number, which no probability shows.
-    centred = unembedding_centred(lens.model)
-    width = min(logits.shape[-1], reference.logits.shape[-1])
-    worst, scale = 0.0, torch.finfo(torch.float32).tiny
-    # A position at a time: all logits once more, in float32 and on the way to it, would take more memory than a layer.
-    for at in reference.probe.mask.bool().nonzero().tolist():
-        given, expected = (one[tuple(at)].float() for one in (logits, reference.logits))
-        if centred:
-            given, expected = given - given.mean(), expected - expected.mean()
-        given, expected = given[:width], expected[:width]
-        worst = max(worst, largest(torch.where(given == expected, 0.0, (given - expected).abs())))
-        scale = max(scale, largest(expected[expected.isfinite()].abs()))
-    return worst / scale
 
 
 def conversion(lens: Lens, deviation: float) -> Fact:
@@ -89,9 +72,8 @@ def long_texts(lens: Lens, reference: Reference) -> list[Fact]:
     return facts
 
 
-def numbers(lens: Lens, probe: Probe, logits: Tensor, *, decisive: bool) -> Fact:
-    """Whether the logits are numbers; minus infinity is one, with which some models leave tokens out."""
-    bad = int((~(logits[probe.mask.bool()] < float("inf"))).sum())
+def numbers(lens: Lens, bad: int, *, decisive: bool) -> Fact:
+    """Whether the logits are numbers; `bad` of them are NaN or infinite."""
     advice = ""
     if bad:
         broken = next((name for name, one in lens.all_weights() if not bool(one.isfinite().all())), None)
@@ -111,9 +93,9 @@ def _summary(widths: list[int | None]) -> str:
     return ", ".join(f"{kind} in layers {[at for at, width in enumerate(widths) if width == kind]}" for kind in kinds)
 
 
-def causality(lens: Lens, probe: Probe, logits: Tensor) -> Fact:
+def causality(lens: Lens, probe: Probe, read: Predictions) -> Fact:
     """Whether the tokens behind those that both texts begin with change the logits of these."""
-    first, second = (one[: probe.shared].float() for one in logits)
+    first, second = read.rearranged(lambda states: states[:, : probe.shared]).whole()
     if not probe.shared or not first.isfinite().all():
         return Fact("later tokens move earlier logits by", "not measured")
     moved = largest((first - second).abs())

@@ -54,8 +54,7 @@ class Hook:
     def __call__(self, x: Tensor, hook: Any) -> Tensor | None:
         """What TransformerLens calls with an activation."""
         observer = self.observer
-        observer.check_thread()
-        if observer.aside:
+        if observer.in_other_hands() or observer.aside:
             return None
         if (current := observer.current_pass) is not None:
             current.calls[self] = current.calls.get(self, 0) + 1

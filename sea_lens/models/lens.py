@@ -104,7 +104,10 @@ class Lens(Parts):
         # Kept on the model, past its __setattr__, so that the two live and die together.
         kept = getattr(model, "__dict__", {})
         # A shallow copy of a model has the lens of another.
-        if _KEPT_AS not in kept or kept[_KEPT_AS].model is not model:
+        if _KEPT_AS not in kept:
+            # Of two threads at once, both get the first one's.
+            kept.setdefault(_KEPT_AS, cls(model))
+        elif kept[_KEPT_AS].model is not model:
             kept[_KEPT_AS] = cls(model)
         return kept[_KEPT_AS]
 
@@ -237,7 +240,7 @@ class Lens(Parts):
 
     def remove_all(self) -> None:
         """Take out whatever sea_lens has put into the model; a user's own hooks stay."""
-        for standing in tuple(self.observer.standing):
+        for standing in self.observer.inside():
             standing.remove()
         for point in self.points.values():
             remove_from(point)
@@ -248,7 +251,7 @@ class Lens(Parts):
             point.bwd_hooks
             or any(
                 hook_behind(function) is None and not came_with_the_model(function)
-                for function in point._forward_hooks.values()
+                for function in tuple(point._forward_hooks.values())
             )
             for point in self.points.values()
         )
@@ -258,6 +261,14 @@ class Lens(Parts):
         held = Held(Standing(self.observer))
         held.standing.put([self.hook(name, function, proven=proven) for name, function in functions])
         return held
+
+    def alone(self) -> Held:
+        """The model for this thread alone, for the length of a context; waits while another thread measures.
+
+        Raises:
+            InputError: an edit that another thread put in stands in the model.
+        """
+        return self.hooks(())
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]

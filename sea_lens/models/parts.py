@@ -127,7 +127,7 @@ class Parts:
         return cap if cap > 0 else None
 
     def attention_weight(self, layer: int) -> Float[Tensor, "heads d_head d_model"]:
-        """W_O of a layer, by query head."""
+        """W_O of a layer, by query head, times what its block multiplies attention by."""
         attention = self.points.blocks[layer].attn
         try:
             with self.weights(layer):
@@ -139,14 +139,18 @@ class Parts:
             with torch.no_grad():
                 written = project(units) - project(torch.zeros_like(units[:1]))
             weight = rearrange(written, "(heads d_head) d_model -> heads d_head d_model", heads=self.n_heads)
-        return weight.to(self.device)
+        return weight.to(self.device) * self._contribution_scale(layer)
 
     def attention_bias(self, layer: int) -> Float[Tensor, " d_model"] | None:
-        """b_O of a layer, None for a model that has none."""
+        """b_O of a layer, times what its block multiplies attention by; None for a model that has none."""
         # A bridge raises TypeError or AttributeError, by version, where there is no bias.
         try:
             with self.weights(layer):
                 bias = self.points.blocks[layer].attn.b_O
         except (AttributeError, TypeError):
             bias = None
-        return bias.detach().to(self.device) if isinstance(bias, Tensor) else None
+        return bias.detach().to(self.device) * self._contribution_scale(layer) if isinstance(bias, Tensor) else None
+
+    def _contribution_scale(self, layer: int) -> float:
+        # What Granite's blocks multiply by before they add; the hook points of what is added lie behind it.
+        return float(getattr(self.points.blocks[layer], "residual_contribution_scale", 1.0))

@@ -8,7 +8,8 @@ stands in for that method, below everything else that sea_lens puts there.
 import contextlib
 import inspect
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,9 @@ from ..errors import InputError, UnsupportedModelError
 from .copies import CleanCopy
 from .forward_stand_in import ForwardStandIn, first_layer
 from .hooks import Hook
+
+# Seconds between two looks at whether it is a thread's turn.
+_MOMENT = 0.001
 
 
 @dataclass(eq=False)
@@ -77,15 +81,19 @@ def _times(count: int) -> str:
 
 
 class Observer:
-    """Sees every pass of one model while something of sea_lens's stands in it.
+    """Sees every pass of one model while something of sea_lens's stands in it, and gives threads their turns.
+
+    One thread at a time has things in a model. Another that wants to put something in waits while what stands there
+    only measures, which ends with a pass, and is refused while an edit stands there. A pass of the model alone, by a
+    user's own code, goes by what another thread measures.
 
     Attributes:
         model: the TransformerLens model.
         current_pass: the pass that runs now, None between passes.
         hooks: those of sea_lens's that stand in the model, in the order in which they were put in.
-        standing: what stands in the model, in groups that come and go together (`models.standing`).
+        standing: what stands in the model, in groups that come and go together (`models.standing`), and behind that of
+            the thread whose turn it is what others wait to put in.
         aside: whether hooks and changes of logits do nothing now (`set_aside`).
-        told: how long the prompts of the passes to come are (`models.token_positions`).
     """
 
     def __init__(self, model: Any, name: str) -> None:
@@ -94,25 +102,62 @@ class Observer:
         self.hooks: list[Hook] = []
         self.standing: list[Any] = []
         self.aside = False
-        self.told: Any = None
+        self._told: dict[int, Any] = {}
         self._stand_in: _ObservedForward | None = None
         self._copies: list[CleanCopy] = []
 
+    @property
+    def told(self) -> Any:
+        """How long the prompts of this thread's passes to come are (`models.token_positions`)."""
+        return self._told.get(threading.get_ident())
+
+    @told.setter
+    def told(self, told: Any) -> None:
+        if told is None:
+            self._told.pop(threading.get_ident(), None)
+        else:
+            self._told[threading.get_ident()] = told
+
     def enter(self, standing: Any) -> None:
-        """Note what is about to be put in, and see every pass from now on."""
-        if not self.standing:
+        """Note what is about to be put in, and see every pass from now on.
+
+        Waits while another thread measures; errors as in `in_other_hands`.
+        """
+        # A place in the queue, which is the list itself: a thread that makes one pass after the other stands behind who
+        # has waited for one. No lock, which an interrupt could leave locked.
+        self.standing.insert(self._place(), standing)
+        while self.in_other_hands():
+            time.sleep(_MOMENT)
+        if all(one is standing for one in self._of_this_thread()):
             # What an interrupt may have left.
             self.told = None
-        self.standing.append(standing)
-        self.check_user()
         self._attach()
 
     def leave(self, standing: Any) -> None:
         """Forget what has been taken out, and with the last of it leave the model; may be called twice."""
         if standing in self.standing:
+            # While it is still this thread's turn.
+            if len(self.standing) == 1:
+                self._detach()
             self.standing.remove(standing)
-        if not self.standing:
-            self._detach()
+
+    def _of_this_thread(self) -> list[Any]:
+        here = threading.get_ident()
+        return [one for one in self.standing if one.thread.ident == here]
+
+    def _place(self) -> int:
+        """Behind what this thread has in the model already, or at the end of the queue."""
+        own = self._of_this_thread()
+        return self.standing.index(own[-1]) + 1 if own else len(self.standing)
+
+    def inside(self) -> list[Any]:
+        """What stands in the model, without what other threads wait to put in."""
+        alive = [one.thread for one in self.standing if one.thread.is_alive()]
+        return [one for one in self.standing if one.thread in alive[:1] or one.thread not in alive]
+
+    def standing_here(self) -> Sequence[Any]:
+        """What stands in the model for this thread's passes; errors as in `in_other_hands`."""
+        return () if self.in_other_hands() else self.inside()
 
     @contextlib.contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -150,32 +195,33 @@ class Observer:
         self._stand_in = self.current_pass = None
 
     def check_user(self) -> None:
-        """`check_thread`, and refuse another task of asyncio while the one that put something in awaits.
+        """Refuse an edit of another thread, and another task of asyncio while the one that put something in awaits.
 
         Raises:
             InputError: naming both.
         """
-        self.check_thread()
-        for standing in self.standing:
+        for standing in self.standing_here():
             standing.check_task(self.name)
 
-    def check_thread(self) -> None:
-        """Refuse a pass in another thread than the one that put something into the model.
+    def in_other_hands(self) -> bool:
+        """Whether what stands in the model only measures, and for another thread.
 
         Raises:
-            InputError: naming both threads.
+            InputError: another thread has put an edit in; names both threads.
         """
         here = threading.get_ident()
         for standing in self.standing:
-            # Of two threads that put something in at once, the one that was noted first goes on.
             if standing.thread.ident == here:
-                return
+                return False
             if standing.thread.is_alive():
+                if all(one.about is None for one in self.standing if one.thread is standing.thread):
+                    return True
                 raise InputError(
-                    f"model {self.name!r} has something of sea_lens's in it (an edit, or hooks that measure) that "
-                    f"thread {standing.thread.name!r} put in, and thread {threading.current_thread().name!r} wants to "
-                    f"use it: expected one thread at a time, or a copy of the model for each"
+                    f"model {self.name!r} has an edit in it that thread {standing.thread.name!r} put in, and thread "
+                    f"{threading.current_thread().name!r} wants to use it: expected one thread at a time while a model "
+                    f"is edited, or a copy of the model for each"
                 )
+        return False
 
 
 class _ObservedForward(ForwardStandIn):
@@ -186,9 +232,9 @@ class _ObservedForward(ForwardStandIn):
         self._observer, self._hooked = observer, module is observer.model
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not self._active:
-            return self._forward(*args, **kwargs)
         observer, outer = self._observer, self._observer.current_pass
+        if not self._active or observer.in_other_hands():
+            return self._forward(*args, **kwargs)
         observer.check_user()
         begun = self._hooked_pass(args, kwargs) if self._hooked else self._bridge_pass(args, kwargs)
         begun.expected = () if observer.aside else tuple(observer.hooks)

@@ -52,6 +52,15 @@ class Predictions:
         flat = self.unembedding.block(self.states.flatten(0, 1), 0, self.unembedding.d_vocab)
         return flat.unflatten(0, self.states.shape[:2])
 
+    def parts(
+        self, row: Int[Tensor, " n"], position: Int[Tensor, " n"]
+    ) -> Iterator[tuple[int, int, Float[Tensor, "n part"]]]:
+        """Logits at some positions of some rows, a part of the vocabulary after the other, as (start, stop, logits)."""
+        states = self._at(row, position)
+        # Whoever compares them has several tensors of a part's size.
+        for start, stop in blocks(4 * len(states), self.unembedding.d_vocab, states.device):
+            yield start, stop, self.unembedding.block(states, start, stop)
+
     def logits(self, row: Int[Tensor, " n"], position: Int[Tensor, " n"]) -> Float[Tensor, "n d_vocab"]:
         """Logits at some positions of some rows, in float32 at least."""
         return self.unembedding.block(self._at(row, position), 0, self.unembedding.d_vocab)
@@ -184,14 +193,15 @@ def unembedding_put_off(lens: Lens) -> Iterator[Callable[[Any], Predictions]]:
     Yields:
         What makes `Predictions` of that which the pass returned as its logits.
     """
-    unembedding = Unembedding.of(lens)
-    if unembedding is None:
-        yield _Predicted(lens, None, None)
-        return
-    stand_in, held = PutOff(lens), Held(Standing(lens.observer))
-    with held:
-        held.standing.put([stand_in])
-        yield _Predicted(lens, unembedding, stand_in)
+    with lens.alone():
+        unembedding = Unembedding.of(lens)
+        if unembedding is None:
+            yield _Predicted(lens, None, None)
+            return
+        stand_in, held = PutOff(lens), Held(Standing(lens.observer))
+        with held:
+            held.standing.put([stand_in])
+            yield _Predicted(lens, unembedding, stand_in)
 
 
 def predict(lens: Lens, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> Predictions:

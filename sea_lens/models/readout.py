@@ -1,4 +1,4 @@
-"""The final readout (residual stream → final norm → unembedding → soft cap), and how heads write to the residual."""
+"""The final readout (residual stream → final norm → unembedding), and how heads write to the residual."""
 
 import contextlib
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import UnsupportedModelError
 from .lens import FINAL_NORM, Lens
+from .unembedding import Unembedding
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,18 @@ class LogitReadout:
 
     Attributes:
         norm: the final norm.
+        unembedding: makes logits of what the norm gives.
         lens: the model.
     """
 
     norm: Norm
+    unembedding: Unembedding
     lens: Lens
 
     @classmethod
     def of(cls, lens: Lens) -> "LogitReadout":
         """The readout of a model; raises as `probe_norm`."""
-        return cls(probe_norm(lens, FINAL_NORM), lens)
+        return cls(probe_norm(lens, FINAL_NORM), Unembedding.own(lens), lens)
 
     @property
     def scale_point(self) -> str | None:
@@ -120,42 +123,37 @@ class LogitReadout:
         return None if self.norm.is_identity else self.lens.norm_scale(FINAL_NORM)
 
     def columns(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
-        """Columns of W_U for some tokens, on the last axis."""
-        weight = self.lens.unembedding
-        flat = weight[:, tokens.flatten().to(weight.device)].T.double().to(self.lens.device)
-        return flat.reshape(*tokens.shape, flat.shape[-1])
+        """What the norm's output is multiplied by for the logits of some tokens, on the last axis."""
+        return self.unembedding.rows(tokens).to(self.lens.device)
+
+    def changes(self, step: Float[Tensor, " d_model"]) -> Float[Tensor, " d_vocab"]:
+        """What a step of the residual stream changes in all logits, before the soft cap; for a norm's scale of 1."""
+        read = self.norm.apply_linearly(step, torch.ones_like(step[:1]))
+        weight = self.unembedding.weight
+        return (weight @ read.to(weight)).float() * self.unembedding.scale
 
     def logits(
         self, x: Float[Tensor, "batch d_model"], scale: Float[Tensor, "batch 1"], tokens: Int[Tensor, "batch n"]
     ) -> Float[Tensor, "batch n"]:
         """The logits of each row's tokens, behind the soft cap."""
-        normed = self.norm.apply_linearly(x, scale) + self.norm.bias
-        raw = einsum(normed, self.columns(tokens), "batch d, batch n d -> batch n")
-        if (bias := self.lens.unembedding_bias) is not None:
-            raw = raw + bias[tokens.to(bias.device)].double().to(raw.device)
-        cap = self.lens.soft_cap
-        return raw if cap is None else cap * torch.tanh(raw / cap)
+        return self.unembedding.exactly(self.norm.apply_linearly(x, scale) + self.norm.bias, tokens)
 
 
 @dataclass(frozen=True)
 class EarlyExit:
-    """Logits of a residual stream as if the model ended there: final norm, unembedding, soft cap.
+    """Logits of a residual stream as if the model ended there: final norm and unembedding.
 
     A call runs none of the model's own modules, so that hooks on them see the model's own pass alone.
 
     Attributes:
         norm: the final norm.
         epsilon: what the norm adds to the variance.
-        weight: W_U.
-        bias: b_U, None where there is none.
-        cap: of the soft cap, None where there is none.
+        unembedding: makes logits of what the norm gives.
     """
 
     norm: Norm
     epsilon: float
-    weight: Float[Tensor, "d_model d_vocab"]
-    bias: Float[Tensor, " d_vocab"] | None
-    cap: float | None
+    unembedding: Unembedding
 
     @classmethod
     def of(cls, lens: Lens) -> "EarlyExit":
@@ -164,9 +162,9 @@ class EarlyExit:
         Raises:
             UnsupportedModelError: its final norm cannot be taken apart.
         """
-        norm = probe_norm(lens, FINAL_NORM)
+        norm, unembedding = probe_norm(lens, FINAL_NORM), Unembedding.own(lens)
         if norm.is_identity:
-            return cls(norm, 0.0, lens.unembedding, lens.unembedding_bias, lens.soft_cap)
+            return cls(norm, 0.0, unembedding)
         point = lens.norm_scale(FINAL_NORM)
         if not lens.has_point(point):
             raise UnsupportedModelError(f"model {lens.name!r} has no hook point {point!r}: its norm cannot be rebuilt")
@@ -176,17 +174,15 @@ class EarlyExit:
             device = lens.layer_device(lens.n_layers - 1)
             lens.model.ln_final(torch.zeros(1, 1, lens.d_model, device=device, dtype=lens.dtype))
         epsilon = scales[0].double().square().max().item()
-        return cls(norm, epsilon, lens.unembedding, lens.unembedding_bias, lens.soft_cap)
+        return cls(norm, epsilon, unembedding)
 
     def __call__(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
         """Logits in float32 at least; the unembedding is done in the model's own dtype, as the model does it."""
-        wide = x.to(device=self.weight.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        weight = self.unembedding.weight
+        wide = x.to(device=weight.device, dtype=torch.promote_types(x.dtype, torch.float32))
         normed = wide if self.norm.is_identity else self._normed(wide)
-        logits = einsum(normed.to(self.weight.dtype), self.weight, "... d_model, d_model d_vocab -> ... d_vocab")
-        if self.bias is not None:
-            logits = logits + self.bias
-        logits = logits.to(wide.dtype)
-        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+        logits = self.unembedding.block(normed.reshape(-1, normed.shape[-1]), 0, len(weight))
+        return logits.reshape(*x.shape[:-1], len(weight)).to(wide.dtype)
 
     def _normed(self, x: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
         centred = x - reduce(x, "... d_model -> ... 1", "mean") if self.norm.centres else x

@@ -13,9 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from .configuration import Rotation, rotations
+from .predictions import Predictions
 
 _LENGTH, _SHORTER, _SHARED = 40, 24, 5
 _SEED = 20240521
+# How many columns of the probe are read with a cache as well.
+COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,21 @@ class Probe:
 
 @dataclass(frozen=True)
 class Read:
-    """A probe, and its logits as a model reads it whole, without a cache."""
+    """A probe, and the logits of its first columns as a model reads it whole, without a cache.
+
+    Attributes:
+        probe: what was read.
+        logits: of the first `COLUMNS` columns, or of all where there are fewer.
+    """
 
     probe: Probe
-    logits: Float[Tensor, "2 pos d_vocab"]
+    logits: Float[Tensor, "2 columns d_vocab"]
+
+    @classmethod
+    def of(cls, probe: Probe, read: Predictions) -> "Read":
+        """Of what a model says of the whole probe."""
+        with torch.no_grad():
+            return cls(probe, read.rearranged(lambda states: states[:, :COLUMNS]).whole())
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,11 @@ class Reference:
     probe: Probe
     config: Any
     rotations: list[Rotation]
+
+    @property
+    def is_numbers(self) -> bool:
+        """Whether no logit is NaN or infinite."""
+        return all(bool((self.logits[tuple(at)] < float("inf")).all()) for at in self.probe.mask.bool().nonzero())
 
     @staticmethod
     def of(hf_model: Any, probe: Probe) -> "Reference":

@@ -76,8 +76,10 @@ class Standing:
     def put(self, changes: Iterable[Change]) -> None:
         """Make the changes, one after the other; none is left where one of them fails.
 
+        Waits while another thread measures.
+
         Raises:
-            InputError: something stands in the model that another thread put in.
+            InputError: an edit stands in the model that another thread put in.
         """
         self.observer.check_user()
         if self.task is not None:

@@ -91,7 +91,7 @@ class TreeReader:
         """
         lens, trees = self._lens, [self._texts.trees[number] for number in numbers]
         at_all, here = cached_reading(lens), cached_reading(lens, max(tree.longest for tree in trees))
-        free = not one_by_one and not lens.observer.standing and not lens.has_foreign_hooks()
+        free = not one_by_one and not lens.observer.standing_here() and not lens.has_foreign_hooks()
         padded = (at_all.padded and here.padded) or len({tree.stem for tree in trees}) == 1
         planned = passes(
             trees,

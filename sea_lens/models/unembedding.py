@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from einops import einsum
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import SeaLensError
@@ -55,16 +56,35 @@ class Unembedding:
         module = getattr(lens.model, "unembed", None)
         if not isinstance(module, torch.nn.Module) or _acts_behind(lens, module):
             return None
-        state = _State.of(lens, module)
-        kept = lens.unembedding_kept
-        if kept is None or not state.is_same(kept[0]):
-            lens.unembedding_kept = kept = (state, _measured(lens))
-        return kept[1]
+        return _measured_once(lens, module)
+
+    @classmethod
+    def own(cls, lens: Lens) -> "Unembedding":
+        """The unembedding of a model itself, whatever stands at it or behind it.
+
+        Where it cannot be measured, it is what the weights and the configuration say, without a scale: whoever reads
+        activations out with it compares them with the model's logits first.
+        """
+        module = getattr(lens.model, "unembed", None)
+        found = _measured_once(lens, module) if isinstance(module, torch.nn.Module) else None
+        return found or cls(lens.unembedding.mT, lens.unembedding_bias, cap=lens.soft_cap)
 
     @property
     def d_vocab(self) -> int:
         """Size of the vocabulary."""
         return len(self.weight)
+
+    def rows(self, tokens: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape d_model"]:
+        """What each of some tokens' logits is the product with, before the cap: scale · W_U, in float64."""
+        flat = self.weight[tokens.flatten().to(self.weight.device)].double() * self.scale
+        return flat.reshape(*tokens.shape, flat.shape[-1])
+
+    def exactly(self, read: Float[Tensor, "batch d_model"], tokens: Int[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
+        """Logits of some tokens in each row, in float64."""
+        raw = einsum(read.double(), self.rows(tokens).to(read.device), "batch d, batch n d -> batch n")
+        if self.bias is not None:
+            raw = raw + self.scale * self.bias[tokens.to(self.bias.device)].double().to(raw.device)
+        return raw if self.cap is None else self.cap * torch.tanh(raw / self.cap)
 
     def block(self, states: Float[Tensor, "n d_model"], start: int, stop: int) -> Float[Tensor, "n block"]:
         """Logits of some tokens in a row of the vocabulary, in float32 at least; the product is in the model's dtype.
@@ -110,6 +130,11 @@ class PutOff(ForwardStandIn):
     def __init__(self, lens: Lens) -> None:
         super().__init__(lens.model.unembed)
         self.read: list[Tensor] = []
+        self._observer = lens.observer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What is called in place of the unembedding; a pass of another thread, which may be on its way, runs that."""
+        return self._forward(*args, **kwargs) if self._observer.in_other_hands() else super().__call__(*args, **kwargs)
 
     def run(self, asked: Any) -> Tensor:
         """Keep the states, and give one number for each."""
@@ -184,6 +209,17 @@ class _State:
             and len(self.parts) == len(other.parts)
             and all(one is another for one, another in zip(self.parts, other.parts, strict=True))
         )
+
+
+def _measured_once(lens: Lens, module: torch.nn.Module) -> Unembedding | None:
+    """What was measured, unless something has been replaced since."""
+    state, kept = _State.of(lens, module), lens.unembedding_kept
+    if kept is None or not state.is_same(kept[0]):
+        kept = (state, _measured(lens))
+        # What a user's own hooks keep from being measured can be once they are gone.
+        if kept[1] is not None or not _acts_behind(lens, module):
+            lens.unembedding_kept = kept
+    return kept[1]
 
 
 def _own(top: Any) -> Any:

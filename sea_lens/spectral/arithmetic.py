@@ -114,14 +114,16 @@ class ThinProducts(NamedTuple):
     def sum(self, x: Float[Tensor, "*batch units d"]) -> Float[Tensor, "*batch units d"]:
         """y: the sum of the terms, a new tensor."""
         if len(self.down) == 1:
-            # Matrices proper, which are multiplied and added in one go.
-            rows, (down, up) = x.reshape(-1, x.shape[-1]), self.matrices
-            coordinates = rows @ down
-            y = torch.addmm(rows, coordinates, up) if self.adds else coordinates @ up
-            return y.reshape(x.shape)
+            return self.of_rows(x.reshape(-1, x.shape[-1])).reshape(x.shape)
         coordinates = einsum(x, self.down, "... units d, units d k -> ... units k")
         moved = einsum(coordinates, self.up, "... units k, units k d -> ... units d")
         return x + moved if self.adds else moved
+
+    def of_rows(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The same for a single unit: matrices proper, which are multiplied and added in one go."""
+        down, up = self.matrices
+        coordinates = rows @ down
+        return torch.addmm(rows, coordinates, up) if self.adds else coordinates @ up
 
 
 def edit_activation(
@@ -225,13 +227,12 @@ def edit_few(
     # The end of what follows needs buffers that nobody else will look at.
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(products.down) != 1:
         return None
-    rows, (down, up) = x.reshape(-1, x.shape[-1]), products.matrices
+    rows = x.reshape(-1, x.shape[-1])
     if x.device.type == "cuda" and abs(strength) <= 2**30:
         return edit_unseen(rows, products, strength).view(x.shape)
     if x.device.type != "cpu":
         return None
-    coordinates = rows @ down
-    y = torch.addmm(rows, coordinates, up) if products.adds else coordinates @ up
+    y = products.of_rows(rows)
     x_norm, y_norm = _length(rows), _length(y)
     vanishing = 2 * products.terms * ROUNDINGS * torch.finfo(x.dtype).eps
     try:

@@ -29,11 +29,10 @@ from .possible import check_possible
 from .runs import comparable, refuse_other_run
 from .signatures import centred_signature, signature
 from .statistics import Activations, InMemory, Statistics, Sums, merged, stacked
+from .statistics_file import from_tensors, to_tensors
 from .store import open_store
 
 KIND = "cross-covariance"
-_OUTER = ("sum_outer_positive", "sum_outer_negative")
-_SINGLE = ("sum_neutral", "sum_positive", "sum_negative")
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,18 +199,7 @@ class CrossCovariance:
             "n": self.n,
             "provenance": self.provenance,
         }
-        write_tensors(path, self._tensors(), kind=KIND, header=header)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        found = self.statistics
-        if isinstance(found, Sums):
-            return dict(zip((*_OUTER, *_SINGLE), (*found.outer, *found.single), strict=True))
-        assert isinstance(found, Activations)
-        return {
-            f"layers.{layer}.{kind}": values
-            for index, layer in enumerate(self.layers)
-            for kind, values in found.raw(index)._asdict().items()
-        }
+        write_tensors(path, to_tensors(self.statistics, self.layers), kind=KIND, header=header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], feature: str | FeatureMap | None = None) -> "CrossCovariance":
@@ -236,10 +224,10 @@ class CrossCovariance:
                 layers=layers,
                 site=header["site"],
                 feature=recorded_feature_map(header["feature"], None if feature is None else feature_map(feature)),
-                statistics=_statistics(tensors, layers, header["n"]),
+                statistics=from_tensors(tensors, layers, header["n"]),
                 provenance=header["provenance"],
             )
-            if set(tensors) != set(loaded._tensors()) or loaded.n != header["n"]:
+            if set(tensors) != set(to_tensors(loaded.statistics, layers)) or loaded.n != header["n"]:
                 raise ValueError(f"it holds {sorted(tensors)} of {header['n']!r} demonstrations")
             loaded.check()
         return loaded
@@ -277,21 +265,6 @@ class CrossCovariance:
     def centred_signature(self, layer: int) -> float:
         """Distance of the class means of a layer (docs/method.md 2.5), in units of φ."""
         return centred_signature(self.at(layer).means)
-
-
-def _statistics(tensors: Mapping[str, Tensor], layers: Sequence[int], n: Any) -> Statistics:
-    """What a file's tensors are: sums, or activations of each layer.
-
-    Raises:
-        KeyError, ValueError, RuntimeError: the file is damaged.
-    """
-    if _OUTER[0] in tensors:
-        first, second = (tensors[name] for name in _OUTER)
-        return Sums(n, (first, second), Three(*(tensors[name] for name in _SINGLE)))
-    of_layers = [[tensors[f"layers.{layer}.{kind}"] for kind in Three._fields] for layer in layers]
-    values = Three(*(torch.stack(sides) for sides in zip(*of_layers, strict=True)))
-    n_layers, _, units, d = values.neutral.shape
-    return Activations((n_layers, units, d), (InMemory(values),))
 
 
 def refuse_non_finite(

@@ -4,6 +4,7 @@ Both have the same face, so that singular vectors are found in one way (`spectra
 is scaled by the largest entry, so that squares neither overflow nor vanish.
 """
 
+import contextlib
 import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ import torch
 from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
+
+from ..errors import ActivationError
 
 # Rows of a Gram matrix at a time: below the diagonal it is mirrored, which saves almost half of the work.
 _GRAM_BLOCKS = 4
@@ -96,7 +99,7 @@ class Matrix(Product):
         return bool(torch.isfinite(self.scale).all())
 
     def decomposition(self) -> tuple[Float[Tensor, "units d k"], Float[Tensor, "units k"]]:
-        return _left_and_values(self.matrix)
+        return left_and_values(self.matrix)
 
     @cached_property
     def energy(self) -> Float[Tensor, " units"]:
@@ -201,7 +204,7 @@ class ThinProduct(Product):
 
     def decomposition(self) -> tuple[Float[Tensor, "units d k"], Float[Tensor, "units k"]]:
         basis, right = self.neutral.factors
-        left, values = _left_and_values(right @ torch.linalg.qr(self.other.values.mT, mode="r").R.mT)
+        left, values = left_and_values(right @ torch.linalg.qr(self.other.values.mT, mode="r").R.mT)
         return basis @ left, values
 
     @cached_property
@@ -234,17 +237,31 @@ class ThinProduct(Product):
         return _after(x, root, self.other.gram, self.neutral.values.mT)
 
 
-def _left_and_values(
+def left_and_values(
     matrix: Float[Tensor, "units m n"],
 ) -> tuple[Float[Tensor, "units m k"], Float[Tensor, "units k"]]:
-    """Left singular vectors and singular values, descending."""
-    try:
+    """Left singular vectors and singular values, descending.
+
+    Raises:
+        ActivationError: LAPACK finds none.
+    """
+    # Its divide and conquer can fail where values repeat, and as a rule does not for the transposed matrix, nor for one
+    # whose rows are turned, which has the same left singular vectors and values.
+    with contextlib.suppress(torch.linalg.LinAlgError):
         left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
-    except torch.linalg.LinAlgError:
-        # LAPACK's divide and conquer can fail where values repeat, and as a rule does not for the transposed matrix.
+        return left, values
+    with contextlib.suppress(torch.linalg.LinAlgError):
         _, values, right = torch.linalg.svd(matrix.mT.contiguous(), full_matrices=False)
-        left = right.mT
-    return left, values
+        return right.mT, values
+    with contextlib.suppress(torch.linalg.LinAlgError):
+        n = matrix.shape[-1]
+        start = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        left, values, _ = torch.linalg.svd(matrix @ torch.linalg.qr(start).Q.to(matrix), full_matrices=False)
+        return left, values
+    raise ActivationError(
+        f"no singular values of a matrix of {matrix.shape[-2]} × {matrix.shape[-1]} could be computed (its largest "
+        f"entry is {matrix.abs().max().item():.1e}): expected finite activations that are no multiples of one another"
+    )
 
 
 def _after(x: Float[Tensor, "units d m"], *matrices: Float[Tensor, "units ..."]) -> Float[Tensor, "units i m"]:

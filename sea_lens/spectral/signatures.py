@@ -1,11 +1,11 @@
 """How far apart the two labels of a layer are (docs/method.md 2.5)."""
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from .layer_statistics import Three
+from .products import left_and_values
 
 
 def signature(means: Three) -> tuple[float, Float[Tensor, " 2"]]:
@@ -19,7 +19,7 @@ def signature(means: Three) -> tuple[float, Float[Tensor, " 2"]]:
         means: of φ(h), φ(h⁺) and φ(h⁻), each (units, d).
     """
     columns = rearrange([means.positive, means.negative], "label units d -> (units d) label")
-    singular_values = torch.linalg.svdvals(columns)
+    singular_values = left_and_values(columns[None])[1][0]
     variance = singular_values.square()
     return singular_values.sum().item(), variance / variance.sum()
 

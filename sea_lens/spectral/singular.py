@@ -5,6 +5,7 @@ from Ω itself, and counts only with a residual that is small beside the gap beh
 directions are asked for that nothing is saved, the full decomposition is computed. Tensors only.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -71,8 +72,11 @@ def leading(product: Product, ranks_of: Ranks) -> tuple[Float[Tensor, "units d m
     """
     if product.size <= SMALL or len(product.scale) > 1 or not product.coordinates or not product.energy.all():
         return None
-    found = _krylov(product, ranks_of)
-    return None if found is None else _checked(product, *found)
+    # The small matrices of a Krylov space can be too much for LAPACK where values repeat.
+    with contextlib.suppress(torch.linalg.LinAlgError):
+        found = _krylov(product, ranks_of)
+        return None if found is None else _checked(product, *found)
+    return None
 
 
 def _krylov(product: Product, ranks_of: Ranks) -> tuple[Float[Tensor, "units c m"], int] | None:
