@@ -18,6 +18,7 @@ from ..edits.where import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.reading import Reading, ReadingPlan, Readings
 from ..models.sites import Site
+from ..models.vllm_engine import Engine, language_model
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 from .covariance import CrossCovariance, refuse_non_finite
@@ -51,7 +52,8 @@ def capture(
     them, whose memory does not depend on their number (docs/method.md 2.2).
 
     Args:
-        model: a TransformerLens model, unedited or with whatever hooks the user has put there.
+        model: a TransformerLens model, unedited or with whatever hooks the user has put there; or a vLLM engine
+            (`vllm.LLM`), for many demonstrations (docs/method.md 6.12).
         demonstrations: at least one; N of them.
         site: what the edit will act on: "mlp_out", "attn_out", "resid_post", or "z" (each head on its own).
         layers: which layers, as in `choose_layers`, by default all.
@@ -87,8 +89,9 @@ def capture(
         >>> covariance.n, covariance.layers, covariance.d
         (432, (0, 1, 2), 128)
     """
-    lens = Lens.of(model)
-    warn_of_installed(model, "activations are captured")
+    lens = language_model(model)
+    if isinstance(lens, Lens):
+        warn_of_installed(model, "activations are captured")
     longest, seed = as_integer(max_new_tokens, "max_new_tokens", least=1), as_integer(seed, "seed")
     reading = Reading(site, fit_site, position, neutral, prepend_bos, longest, seed)
     batch_size = as_integer(batch_size, "batch_size", least=1)
@@ -99,7 +102,8 @@ def capture(
     empty = _empty(lens, reading, demonstrations, chosen, mapped)
     if store is not None:
         return _stored(empty, read, store, progress)
-    return _captured(empty, read, lens.double_device if len(demonstrations) >= empty.d else None, progress)
+    device = lens.double_device if isinstance(lens, Lens) else torch.device("cpu")
+    return _captured(empty, read, device if len(demonstrations) >= empty.d else None, progress)
 
 
 @dataclass(frozen=True)
@@ -206,7 +210,7 @@ class Captured:
         progress: bool = False,
     ) -> "Captured":
         """Read demonstrations."""
-        lens, demonstrations = Lens.of(model), Demonstrations.of(demonstrations)
+        lens, demonstrations = language_model(model), Demonstrations.of(demonstrations)
         plan = reading.plan(lens, demonstrations, layers, batch_size=batch_size)
         empty = _empty(lens, reading, demonstrations, layers, feature_map("identity"))
         found = _captured(empty, _ReadingOf(plan, demonstrations.names, reading.site, layers), None, progress)
@@ -253,7 +257,7 @@ class Captured:
 
 
 def _empty(
-    lens: Lens, reading: Reading, demonstrations: Demonstrations, layers: tuple[int, ...], feature: FeatureMap
+    lens: Lens | Engine, reading: Reading, demonstrations: Demonstrations, layers: tuple[int, ...], feature: FeatureMap
 ) -> CrossCovariance:
     """Statistics of nothing yet, which say what they will be of."""
     units, width = Site.of(reading.site).shape(lens)
