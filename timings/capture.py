@@ -39,7 +39,14 @@ DATA = Path(__file__).parents[2] / "shared" / "data" / "halueval" / "qa_data.jso
 
 
 def random_model(backend: str, texts: Sequence[str], layers: int, width: int) -> Any:
-    """A Llama with random weights, and a tokenizer of pairs of bytes that was trained on these texts."""
+    """A Llama as `write_model` writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(folder, texts, layers, width)
+        return sl.load_model(folder, backend, device="cpu", dtype="float32")
+
+
+def write_model(folder: str, texts: Sequence[str], layers: int, width: int) -> None:
+    """Write a Llama with random weights, and a tokenizer of pairs of bytes that was trained on these texts."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -64,10 +71,8 @@ def random_model(backend: str, texts: Sequence[str], layers: int, width: int) ->
         eos_token_id=2,
         pad_token_id=0,
     )
-    with tempfile.TemporaryDirectory() as folder:
-        LlamaForCausalLM(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        return sl.load_model(folder, backend, device="cpu", dtype="float32")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def texts_of(demonstrations: sl.Demonstrations) -> list[str]:
