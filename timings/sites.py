@@ -28,14 +28,8 @@ def one_by_one(model: Any, demonstrations: sl.Demonstrations, sites: list[str]) 
 def random_model(demonstrations: sl.Demonstrations, backend: str, layers: int, width: int) -> Any:
     """A Llama with random weights that knows the demonstrations' words."""
     texts = [text for one in demonstrations for text in (one.neutral, one.positive, one.negative)]
-    sizes: dict[str, Any] = {
-        "hidden_size": width,
-        "intermediate_size": 3 * width,
-        "num_hidden_layers": layers,
-        "vocab_size": 8000,
-    }
     with tempfile.TemporaryDirectory() as folder:
-        random_llama(folder, texts, num_attention_heads=8, num_key_value_heads=8, **sizes)
+        random_llama(folder, texts, layers, width, 8)
         return sl.load_model(folder, backend, device="cpu", dtype="float32")
 
 

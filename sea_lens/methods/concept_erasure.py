@@ -227,7 +227,7 @@ def _eraser(fitters: list[Any], layer: int) -> Eraser:
     """
     try:
         found = [fitter.eraser for fitter in fitters]
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
         raise ActivationError(
             f"layer {layer}: the covariance of the activations could not be decomposed: expected more demonstrations, "
             f"or another position"

@@ -16,6 +16,7 @@ from .._support.progress import tracked
 from ..models.lens import Lens
 from ..models.reading import Reading, ReadingPlan, Readings
 from ..models.sites import Site
+from ..models.vllm_engine import Engine
 from ..texts.demonstrations import Demonstrations
 from .covariance import CrossCovariance, refuse_non_finite
 from .features import FeatureMap
@@ -28,14 +29,14 @@ class OnePass:
     """What is read of demonstrations in one pass, refused where it is not finite.
 
     Attributes:
-        lens: the model.
+        lens: the model, or a vLLM engine.
         readings: of each site.
         demonstrations: N of them.
         layers: at which layers.
         plan: which demonstrations are read together.
     """
 
-    lens: Lens
+    lens: Lens | Engine
     readings: Sequence[Reading]
     demonstrations: Demonstrations
     layers: tuple[int, ...]
@@ -44,7 +45,7 @@ class OnePass:
     @classmethod
     def of(
         cls,
-        lens: Lens,
+        lens: Lens | Engine,
         readings: Sequence[Reading],
         demonstrations: Demonstrations,
         layers: tuple[int, ...],
@@ -93,7 +94,8 @@ class OnePass:
             progress: show a progress bar.
         """
         empty = [[self.empty(reading, feature) for feature in features] for reading in self.readings]
-        n, device = len(self.demonstrations), self.lens.double_device
+        n, lens = len(self.demonstrations), self.lens
+        device = lens.double_device if isinstance(lens, Lens) else torch.device("cpu")
         totals = [
             [Sums.empty(one.statistics.layout, device) for one in of_site] if sums and n >= of_site[0].d else []
             for of_site in empty

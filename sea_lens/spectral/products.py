@@ -247,13 +247,13 @@ def left_and_values(
     """
     # Its divide and conquer can fail where values repeat, and as a rule does not for the transposed matrix, nor for one
     # whose rows are turned, which has the same left singular vectors and values.
-    with contextlib.suppress(torch.linalg.LinAlgError):
+    with contextlib.suppress(torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
         left, values, _ = torch.linalg.svd(matrix, full_matrices=False)
         return left, values
-    with contextlib.suppress(torch.linalg.LinAlgError):
+    with contextlib.suppress(torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
         _, values, right = torch.linalg.svd(matrix.mT.contiguous(), full_matrices=False)
         return right.mT, values
-    with contextlib.suppress(torch.linalg.LinAlgError):
+    with contextlib.suppress(torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
         n = matrix.shape[-1]
         start = torch.randn(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         left, values, _ = torch.linalg.svd(matrix @ torch.linalg.qr(start).Q.to(matrix), full_matrices=False)

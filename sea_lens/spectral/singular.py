@@ -73,7 +73,7 @@ def leading(product: Product, ranks_of: Ranks) -> tuple[Float[Tensor, "units d m
     if product.size <= SMALL or len(product.scale) > 1 or not product.coordinates or not product.energy.all():
         return None
     # The small matrices of a Krylov space can be too much for LAPACK where values repeat.
-    with contextlib.suppress(torch.linalg.LinAlgError):
+    with contextlib.suppress(torch.linalg.LinAlgError):  # pyright: ignore[reportPrivateImportUsage]
         found = _krylov(product, ranks_of)
         return None if found is None else _checked(product, *found)
     return None
