@@ -166,7 +166,7 @@ def capture(
         (432, (0, 1, 2), 128)
         >>> of_sites = sl.capture(bed.model, bed.demonstrations, site=["mlp_out", "z"])
         >>> {site: (one.units, one.d) for site, one in of_sites.items()}
-        {'mlp_out': (1, 128), 'z': (4, 32)}
+        {'mlp_out': (1, 128), 'z': (8, 16)}
     """
     lens = language_model(model)
     if isinstance(lens, Lens):
