@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -70,8 +71,9 @@ def _parts_of(reference: Reference, row: Tensor, position: Tensor) -> Iterator[t
 def _means(parts: Iterable[tuple[int, int, Tensor]]) -> Float[Tensor, "n 1"]:
     """Means over the vocabulary, on the CPU."""
     with torch.no_grad():
-        sums = [(part.double().sum(-1, keepdim=True).cpu(), part.shape[1]) for *_, part in parts]
-    return (sum(one for one, _ in sums) / sum(count for _, count in sums)).float()
+        sums = [(part.double().sum(-1).cpu(), part.shape[1]) for *_, part in parts]
+    total = torch.stack([one for one, _ in sums]).sum(0) / sum(count for _, count in sums)
+    return rearrange(total.float(), "n -> n 1")
 
 
 @dataclass(frozen=True)
