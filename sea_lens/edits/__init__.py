@@ -2,5 +2,5 @@
 
 In reading order: `where` (which layers, how strongly), `base` (what can be put into a model), `in_model` (what stands
 in a model now), `activation` (edits that change activations at a site), `saved` (edits in files), `seen` (the questions
-that an edit was made from), `generation` (continuations under an edit).
+that an edit was made from), `in_engine` (an edit in a vLLM engine), `generation` (continuations under an edit).
 """

@@ -13,6 +13,7 @@ from .._support.saturation import saturate
 from ..errors import InputError, MismatchError
 from ..models.check import refuse_site
 from ..models.hooks import HookFunction
+from ..models.language_model import LanguageModel
 from ..models.lens import Lens
 from ..models.sites import Site, unit_keys
 from ..models.standing import Change
@@ -146,13 +147,21 @@ class ActivationEdit(Edit):
         """
         super().check_model(model)
         lens = Lens.of(model)
+        for layer in self.layers:
+            self.at.point(lens, layer)
+        refuse_site(lens, self.site, self.layers)
+
+    def check_fit(self, lens: LanguageModel) -> None:
+        """Refuse other layers, width or heads.
+
+        Raises:
+            MismatchError: naming what the edit and the model have.
+        """
+        super().check_fit(lens)
         if self.shape != self.at.shape(lens):
             raise MismatchError(
                 f"the edit is for {self.site!r} of (units, width) {self.shape}, {lens.name!r} has {self.at.shape(lens)}"
             )
-        for layer in self.layers:
-            self.at.point(lens, layer)
-        refuse_site(lens, self.site, self.layers)
 
     def functions(self, model: Any, where: Where) -> list[tuple[str, HookFunction]]:
         """(hook point, function of the activation) for each layer of `where`, which `check` returned."""

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, TypeVar
 from .._support.arguments import as_number
 from ..errors import InputError, MismatchError
 from ..models.check import ensure_usable
+from ..models.language_model import LanguageModel
 from ..models.lens import Lens
 from ..models.standing import Change, Held, Standing
 from ..models.token_positions import Positions, check_positions, positions_name
@@ -117,6 +118,14 @@ class Edit(ABC):
         """
         lens = Lens.of(model)
         ensure_usable(lens)
+        self.check_fit(lens)
+
+    def check_fit(self, lens: LanguageModel) -> None:
+        """Refuse a model of other sizes, wherever it runs.
+
+        Raises:
+            MismatchError: naming what the edit and the model have.
+        """
         if self.n_layers is not None and self.n_layers != lens.n_layers:
             raise MismatchError(f"the edit is for a model of {self.n_layers} layers, {lens.name!r} has {lens.n_layers}")
         if beyond := [layer for layer in self.layers if layer >= lens.n_layers]:
@@ -145,12 +154,22 @@ class Edit(ABC):
             SeaLensWarning: an edit stands in the model already; names it.
         """
         self.check_model(model)
-        asked = self.settled(layers, strength, combine, positions)
-        strengths = strength_of_layers(asked["strength"], self.choose_layers(asked["layers"]))
-        where = Where(strengths, self.choose_combine(asked["combine"]), self.choose_positions(asked["positions"]))
+        where = self.where(layers, strength, combine, positions)
         self.check_strengths(model, where, scoring=scoring)
         warn_of_installed(model, f"{type(self).__name__} is applied")
         return where
+
+    def where(
+        self,
+        layers: LayerChoice | None = None,
+        strength: Strength | None = None,
+        combine: str | None = None,
+        positions: Positions | None = None,
+    ) -> Where:
+        """Where a call with these arguments acts, as one value; arguments and errors as in `applied`."""
+        asked = self.settled(layers, strength, combine, positions)
+        strengths = strength_of_layers(asked["strength"], self.choose_layers(asked["layers"]))
+        return Where(strengths, self.choose_combine(asked["combine"]), self.choose_positions(asked["positions"]))
 
     def settled(
         self,

@@ -11,10 +11,13 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from ..errors import DemonstrationError, InputError
 from ..models.decoding import before_stop, continue_prompts, decode_continuation
+from ..models.language_model import LanguageModel
 from ..models.lens import Lens
 from ..models.sampling import Sampling
 from ..models.tokens import encode
+from ..models.vllm_engine import language_model
 from .base import Edit, as_edit
+from .in_engine import applied_in_engine
 from .where import LayerChoice, Positions, Strength, warn_without_edit
 
 Prompts: TypeAlias = (
@@ -88,7 +91,7 @@ def generate(
     """Continuations of prompts, decoded with a KV cache under the edit, up to EOS or another end token.
 
     Args:
-        model: a TransformerLens model.
+        model: a TransformerLens model; or a vLLM engine (`vllm.LLM`), for many prompts (docs/method.md 6.12).
         prompts: a text or several; or the token ids of one prompt (a list of integers, or a tensor (pos,)) or of
             several (a list of these, or a tensor (batch, pos) without padding). Token ids are taken as they are: no BOS
             is added.
@@ -104,7 +107,7 @@ def generate(
         return_tokens: give the token ids of the continuations in place of their texts: without the end token, and with
             those that complete a stop text.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
-        batch_size: prompts at a time.
+        batch_size: prompts at a time; an engine chooses by itself.
 
     Returns:
         One continuation for each prompt, without the prompt.
@@ -131,11 +134,15 @@ def generate(
     if edit is None:
         warn_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
     edit = None if edit is None else as_edit(edit)
-    lens = Lens.of(model)
+    lens = language_model(model)
     tokens = prompt_tokens(lens, prompts, prepend_bos=prepend_bos)
-    context = (
-        edit.applied(model, layers, strength, combine, positions) if edit is not None else contextlib.nullcontext()
-    )
+    chosen = layers, strength, combine, positions
+    if edit is None:
+        context = contextlib.nullcontext()
+    elif isinstance(lens, Lens):
+        context = edit.applied(model, *chosen)
+    else:
+        context = applied_in_engine(lens, edit, *chosen)
     with context:
         found = continue_prompts(lens, tokens, max_new_tokens, batch_size=batch_size, stop=stops, sampling=sampling)
     if return_tokens:
@@ -151,7 +158,7 @@ def stop_texts(stop: Any) -> tuple[str, ...]:
     return given
 
 
-def prompt_tokens(lens: Lens, prompts: Any, *, prepend_bos: bool = True) -> list[list[int]]:
+def prompt_tokens(lens: LanguageModel, prompts: Any, *, prepend_bos: bool = True) -> list[list[int]]:
     """Tokens of prompts given as texts or as token ids; arguments and errors as in `generate`."""
     if isinstance(prompts, str):
         prompts = [prompts]
@@ -192,7 +199,7 @@ def _check_memory(ids: Tensor, what: str) -> None:
         raise InputError(f"{what} of {ids.dtype}, layout {ids.layout}, on {ids.device}: expected token ids in memory")
 
 
-def _checked_ids(lens: Lens, ids: Any, what: str) -> list[int]:
+def _checked_ids(lens: LanguageModel, ids: Any, what: str) -> list[int]:
     if isinstance(ids, Tensor):
         _check_memory(ids, what)
     if isinstance(ids, Tensor) and (ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool):

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from .._support.storage import ImpossibleError, as_file_errors, bytes_of, read_tensors, write_tensors
 from ..errors import InputError, MismatchError
-from ..models.lens import Lens
-from ..models.processing import processing
+from ..models.language_model import LanguageModel
 from ..models.sites import SITES, Site
 from .base import Edit
 from .where import Defaults
@@ -81,8 +80,8 @@ class SavedEdit(Edit):
             found.update(bytes_of(tensor))
         return found.hexdigest()
 
-    def check_model(self, model: Any) -> None:
-        """Refuse a model that the edit does not fit, as `Edit.check_model`, or whose weights are processed otherwise.
+    def check_fit(self, lens: LanguageModel) -> None:
+        """Refuse a model that the edit does not fit, as `Edit.check_fit`, or whose weights are processed otherwise.
 
         Folding and centring leave a model's predictions alone, and move its activations. An edit that records what had
         been done to the weights of its model is refused in a model of which that is not true; one without the record,
@@ -91,10 +90,9 @@ class SavedEdit(Edit):
         Raises:
             MismatchError: saying what each of them is.
         """
-        super().check_model(model)
+        super().check_fit(lens)
         recorded = self.provenance.get("model", {}).get(_PROCESSING)
-        lens = Lens.of(model)
-        if recorded in (None, _ANY) or recorded == (here := processing(lens.model)):
+        if recorded in (None, _ANY) or recorded == (here := lens.processing):
             return
         fitted, given = (", ".join(one) or "weights as trained" for one in (recorded, here))
         raise MismatchError(

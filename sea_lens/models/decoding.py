@@ -10,16 +10,18 @@ from torch import Tensor
 from ..errors import ActivationError, DemonstrationError
 from .cache import Past
 from .check import ensure_usable
+from .language_model import LanguageModel
 from .lens import Lens
 from .sampling import GREEDY, Sampling
 from .tokens import Batch, batches
+from .vllm_engine import Engine
 
 # Tokens of the prompt that a continuation is decoded with, so that its first token keeps its leading space.
 _BESIDE = 8
 
 
 def continue_prompts(
-    lens: Lens,
+    lens: Lens | Engine,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
@@ -37,13 +39,17 @@ def continue_prompts(
         ActivationError: the model's logits are NaN, or all infinite; names the prompt.
         UnsupportedModelError, InputError: the model is not what it should be, or drops out units at random.
     """
-    ensure_usable(lens)
+    if isinstance(lens, Lens):
+        ensure_usable(lens)
     for row, prompt in enumerate(prompts):
         if len(prompt) + max_new_tokens > lens.n_ctx:
             raise DemonstrationError(
                 f"prompt {row} has {len(prompt)} tokens; with {max_new_tokens} new ones it exceeds the model's "
                 f"context of {lens.n_ctx}"
             )
+    if isinstance(lens, Engine):
+        found = lens.continue_prompts(prompts, max_new_tokens, stop=stop, sampling=sampling)
+        return [_ended(lens, *pair, stop) for pair in zip(prompts, found, strict=True)]
     continuations: list[list[int]] = [[] for _ in prompts]
     generators = sampling.generators(prompts)
     # Hooks that are not ours may count positions, which padding on the left would shift.
@@ -97,7 +103,14 @@ def _check_logits(logits: Float[Tensor, "batch d_vocab"], rows: Sequence[int]) -
             raise ActivationError(f"prompt {row}: the model's logits for its next token are NaN or infinite")
 
 
-def _has_stopped(lens: Lens, prompt: Sequence[int], continuation: Sequence[int], stop: Sequence[str]) -> bool:
+def _ended(engine: Engine, prompt: Sequence[int], continuation: Sequence[int], stop: Sequence[str]) -> list[int]:
+    """A continuation up to its end; an engine also gives the end token, and may see a stop text later."""
+    kept = list(takewhile(lambda token: token not in engine.ends, continuation))
+    lengths = range(1, len(kept) + 1) if stop else ()
+    return kept[: next((n for n in lengths if _has_stopped(engine, prompt, kept[:n], stop)), len(kept))]
+
+
+def _has_stopped(lens: LanguageModel, prompt: Sequence[int], continuation: Sequence[int], stop: Sequence[str]) -> bool:
     decoded = [
         decode_continuation(lens, prompt[-_BESIDE:], continuation, skip_special_tokens=skip) for skip in (True, False)
     ]
@@ -105,7 +118,7 @@ def _has_stopped(lens: Lens, prompt: Sequence[int], continuation: Sequence[int],
 
 
 def decode_continuation(
-    lens: Lens, prompt: Sequence[int], continuation: Sequence[int], *, skip_special_tokens: bool = True
+    lens: LanguageModel, prompt: Sequence[int], continuation: Sequence[int], *, skip_special_tokens: bool = True
 ) -> str:
     """A continuation as text: decoded with its prompt and cut off it, since many tokenizers drop a leading space."""
 

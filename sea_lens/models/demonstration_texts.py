@@ -8,6 +8,7 @@ from .decoding import continue_prompts
 from .lens import Lens
 from .text_trees import Span, Tree
 from .tokens import TokenRows, bos_token, encode
+from .vllm_engine import Engine
 
 KINDS = ("neutral", "positive", "negative")
 
@@ -29,7 +30,7 @@ class DemonstrationTexts:
     @classmethod
     def of(
         cls,
-        lens: Lens,
+        lens: Lens | Engine,
         demonstrations: Demonstrations,
         *,
         position: str,

@@ -17,6 +17,7 @@ from ..errors import InputError, UnsupportedModelError
 from .configuration import context_length
 from .hook_points import HookPoints
 from .hooks import Hook, HookFunction, came_with_the_model, hook_behind, remove_from
+from .language_model import LanguageModel, is_vllm_engine
 from .parts import FINAL_NORM, Parts
 from .passes import Observer, Pass
 from .processing import processing
@@ -47,7 +48,7 @@ def end_tokens(hf_model: Any) -> frozenset[int]:
     return frozenset([given] if isinstance(given, int) else given or ())
 
 
-class Lens(Parts):
+class Lens(Parts, LanguageModel):
     """A TransformerLens model as the rest of sea_lens sees it.
 
     Attributes:
@@ -75,6 +76,11 @@ class Lens(Parts):
             raise UnsupportedModelError(
                 "the model is compiled (torch.compile), and compiled code passes by the hooks that edits and "
                 "measurements need: expected the model that was compiled"
+            )
+        if is_vllm_engine(model):
+            raise UnsupportedModelError(
+                "a vLLM engine captures (sl.capture) and generates (sl.generate), and all else needs a TransformerLens "
+                "model: expected one, as sl.load_model loads from the engine's checkpoint"
             )
         for name in ("hook_dict", "cfg", "blocks"):
             if not hasattr(model, name):
@@ -179,6 +185,11 @@ class Lens(Parts):
         return self.more_ends | ({eos} if eos is not None else set())
 
     @property
+    def processing(self) -> list[str]:
+        """What has been done to the weights, as measured on them."""
+        return processing(self.model)
+
+    @property
     def record(self) -> dict[str, Any]:
         """What a saved result says of its model; JSON values."""
         return {
@@ -189,7 +200,7 @@ class Lens(Parts):
             "d_model": self.d_model,
             "n_heads": self.n_heads,
             "d_head": self.d_head,
-            "processing": processing(self.model),
+            "processing": self.processing,
         } | ({} if self.checked is None else {"check": self.checked.record})
 
     def point(self, name: str, layer: int) -> str:

@@ -19,7 +19,9 @@ from .lens import FINAL_NORM, Lens
 from .readout import Norm, probe_norm
 from .sites import SITES, Site
 from .text_trees import batches
-from .tree_passes import Prepared, TreeReader
+from .tree_passes import TreeReader
+from .vllm_engine import Engine
+from .vllm_reader import EngineReader
 
 POSITIONS = ("last", "mean", "random")
 NEUTRALS = ("prompt", "generated")
@@ -105,7 +107,7 @@ class Reading:
 
     def plan(
         self,
-        lens: Lens,
+        lens: Lens | Engine,
         demonstrations: Demonstrations,
         layers: Sequence[int],
         *,
@@ -142,14 +144,16 @@ class ReadingPlan:
         batches: indices of demonstrations, those that share the longest beginnings and have the longest texts first.
     """
 
-    def __init__(self, reader: TreeReader, points: Sequence["_Points"], batches: list[list[int]]) -> None:
+    def __init__(
+        self, reader: TreeReader | EngineReader, points: Sequence["_Points"], batches: list[list[int]]
+    ) -> None:
         self.batches, self._reader, self._points = batches, reader, points
 
     @classmethod
     def of(
         cls,
         readings: Sequence[Reading],
-        lens: Lens,
+        lens: Lens | Engine,
         demonstrations: Demonstrations,
         layers: Sequence[int],
         *,
@@ -165,7 +169,7 @@ class ReadingPlan:
             layers: at which layers.
             batch_size: demonstrations at a time, at most; by default as many as `tokens_per_batch` allows.
             tokens_per_batch: tokens that a forward pass has at most, padding counted (a longer text is read by itself);
-                by default 1,024 on a CPU and 4,096 on an accelerator (docs/method.md 1.3).
+                by default 1,024 on a CPU, 4,096 on an accelerator (docs/method.md 1.3), and as many as an engine reads.
 
         Raises:
             DemonstrationError: a text that does not fit the context; names it.
@@ -176,11 +180,12 @@ class ReadingPlan:
         first = readings[0]
         most = None if batch_size is None else as_integer(batch_size, "batch_size", least=1)
         if tokens_per_batch is None:
-            tokens_per_batch = TOKENS_ON_CPU if lens.device.type == "cpu" else TOKENS_ON_ACCELERATOR
+            tokens_per_batch = _most_tokens(lens)
         tokens = as_integer(tokens_per_batch, "tokens_per_batch", least=1)
         if any(replace(one, site=first.site, fit_site=first.fit_site) != first for one in readings):
             raise InputError("readings of one pass may differ in their sites alone")
-        ensure_usable(lens)
+        if isinstance(lens, Lens):
+            ensure_usable(lens)
         points = [_Points.of(lens, one, layers) for one in readings]
         texts = DemonstrationTexts.of(
             lens,
@@ -192,6 +197,9 @@ class ReadingPlan:
             batch_size=most,
         )
         names = dict.fromkeys(name for one in points for name in one.names)
+        if isinstance(lens, Engine):
+            engine_reader = EngineReader(lens, texts, list(names), mean=first.position == "mean")
+            return cls(engine_reader, points, batches(texts.trees, tokens, most, equal_stems=False))
         reader = TreeReader(lens, texts, list(names), max(layers) + 1, mean=first.position == "mean", tokens=tokens)
         found = batches(texts.trees, tokens, most, equal_stems=not cached_reading(lens).padded)
         return cls(reader, points, found)
@@ -228,7 +236,7 @@ class ReadingPlan:
             ahead = self.prepared(chosen[place + 1]) if place + 1 < len(chosen) else None
             yield list(self.batches[number]), tuple(points.readings(found) for points in self._points)
 
-    def prepared(self, number: int) -> Prepared:
+    def prepared(self, number: int) -> Any:
         """What is run for a batch."""
         return self._reader.prepare(self.batches[number])
 
@@ -250,9 +258,10 @@ class _Points:
     dtype: torch.dtype = torch.float64
 
     @classmethod
-    def of(cls, lens: Lens, reading: Reading, layers: Sequence[int]) -> "_Points":
+    def of(cls, lens: Lens | Engine, reading: Reading, layers: Sequence[int]) -> "_Points":
         site = Site.of(reading.site)
-        if reading.read_site != HIDDEN_STATES:
+        # An engine refuses the latter by name.
+        if reading.read_site != HIDDEN_STATES or isinstance(lens, Engine):
             return cls(site, tuple(lens.point(reading.read_site, layer) for layer in layers))
         last = lens.n_layers - 1 if lens.has_final_norm else None
         names = (lens.norm_output(FINAL_NORM) if layer == last else lens.point("resid_post", layer) for layer in layers)
@@ -270,3 +279,9 @@ class _Points:
         stacked = torch.stack([x.to(of_layers[0].device) for x in of_layers], dim=1)
         # Texts come in threes, one for each text of a demonstration.
         return Readings(*(stacked[kind::3] for kind in range(3)))
+
+
+def _most_tokens(lens: Lens | Engine) -> int:
+    if isinstance(lens, Engine):
+        return lens.tokens_per_pass
+    return TOKENS_ON_CPU if lens.device.type == "cpu" else TOKENS_ON_ACCELERATOR

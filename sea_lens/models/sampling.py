@@ -56,9 +56,10 @@ class Sampling:
 
         So a prompt is continued alike in any company, and the same prompt given twice is continued in two ways.
         """
-        return [torch.Generator().manual_seed(seed) for seed in self._seeds(prompts)]
+        return [torch.Generator().manual_seed(seed) for seed in self.seeds(prompts)]
 
-    def _seeds(self, prompts: Sequence[Sequence[int]]) -> Iterator[int]:
+    def seeds(self, prompts: Sequence[Sequence[int]]) -> Iterator[int]:
+        """What the generators are seeded by: whole numbers below 2 to the power of 63."""
         before: Counter[tuple[int, ...]] = Counter()
         for prompt in map(tuple, prompts):
             named = f"{self.seed} {before[prompt]} {' '.join(map(str, prompt))}"

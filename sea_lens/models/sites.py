@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._support.arguments import as_several
 from ..errors import InputError
-from .lens import Lens
+from .language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Site:
     d_head wide. A site of another width needs `shape` to know of it.
 
     Attributes:
-        name: what users and `Lens.point` call it.
+        name: what users and `LanguageModel.point` call it.
         per_head: whether the units are heads.
     """
 
@@ -37,15 +37,15 @@ class Site:
             raise InputError(f"unknown site {name!r}: expected one of {', '.join(_SITES)}")
         return _SITES[name]
 
-    def point(self, lens: Lens, layer: int) -> str:
-        """Name of its hook point in a layer.
+    def point(self, lens: LanguageModel, layer: int) -> str:
+        """What it is called in a layer: the name of its hook point.
 
         Raises:
             UnsupportedModelError: this model has no such hook point.
         """
         return lens.point(self.name, layer)
 
-    def shape(self, lens: Lens) -> tuple[int, int]:
+    def shape(self, lens: LanguageModel) -> tuple[int, int]:
         """(units per layer, width of a unit) in a model: (1, d_model), or (n_heads, d_head)."""
         return (lens.n_heads, lens.d_head) if self.per_head else (1, lens.d_model)
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from .._support.text_rows import has_half_character
 from ..errors import DemonstrationError
+from .language_model import LanguageModel
 from .lens import Lens
 
 
-def bos_token(lens: Lens) -> int | None:
+def bos_token(lens: LanguageModel) -> int | None:
     """The tokenizer's own BOS token, None where it has none.
 
     TransformerLens gives a tokenizer without BOS its EOS as one, and a model that `load_model` did not load keeps that
@@ -43,7 +44,7 @@ def chat_tokenizer(lens: Lens) -> Any:
     return tokenizer
 
 
-def tokenise(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "text") -> list[int]:
+def tokenise(lens: LanguageModel, text: str, *, prepend_bos: bool = True, what: str = "text") -> list[int]:
     """Tokens of a text of any length, with one BOS in front where the tokenizer has one and `prepend_bos` holds.
 
     Raises:
@@ -62,7 +63,7 @@ def tokenise(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "te
     return [bos, *tokens] if prepend_bos and bos is not None and tokens[:1] != [bos] else tokens
 
 
-def encode(lens: Lens, text: str, *, prepend_bos: bool = True, what: str = "text") -> list[int]:
+def encode(lens: LanguageModel, text: str, *, prepend_bos: bool = True, what: str = "text") -> list[int]:
     """`tokenise`, for a text that must have tokens and fit the model's context.
 
     Raises:

@@ -16,6 +16,7 @@ from ..edits.where import LayerChoice, choose_layers
 from ..models.lens import Lens
 from ..models.reading import Reading
 from ..models.sites import site_names
+from ..models.vllm_engine import language_model
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
 from .covariance import CrossCovariance
@@ -123,7 +124,8 @@ def capture(
     later too (`CrossCovariance.with_feature`); one that has sums does not.
 
     Args:
-        model: a TransformerLens model, unedited or with whatever hooks the user has put there.
+        model: a TransformerLens model, unedited or with whatever hooks the user has put there; or a vLLM engine
+            (`vllm.LLM`), for many demonstrations (docs/method.md 6.12).
         demonstrations: at least one; N of them.
         site: what the edit will act on: "mlp_out", "attn_out", "resid_post", or "z" (each head on its own);
             or a list of them.
@@ -166,8 +168,9 @@ def capture(
         >>> {site: (one.units, one.d) for site, one in of_sites.items()}
         {'mlp_out': (1, 128), 'z': (4, 32)}
     """
-    lens = Lens.of(model)
-    warn_of_installed(model, "activations are captured")
+    lens = language_model(model)
+    if isinstance(lens, Lens):
+        warn_of_installed(model, "activations are captured")
     longest, seed = as_integer(max_new_tokens, "max_new_tokens", least=1), as_integer(seed, "seed")
     sites, maps = site_names(site), feature_maps(feature)
     readings = [Reading(one, fit_site, position, neutral, prepend_bos, longest, seed) for one in sites]
@@ -227,7 +230,7 @@ class Captured:
     ) -> "Captured":
         """Read demonstrations."""
         demonstrations = Demonstrations.of(demonstrations)
-        one_pass = OnePass.of(Lens.of(model), [reading], demonstrations, layers, batch_size)
+        one_pass = OnePass.of(language_model(model), [reading], demonstrations, layers, batch_size)
         ((found,),) = one_pass.in_memory([feature_map("identity")], sums=False, progress=progress)
         statistics = found.statistics
         assert isinstance(statistics, Activations)

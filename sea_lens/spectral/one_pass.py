@@ -16,6 +16,7 @@ from .._support.progress import tracked
 from ..models.lens import Lens
 from ..models.reading import Reading, ReadingPlan, Readings
 from ..models.sites import Site
+from ..models.vllm_engine import Engine
 from ..texts.demonstrations import Demonstrations
 from .covariance import CrossCovariance, refuse_non_finite
 from .features import FeatureMap
@@ -35,7 +36,7 @@ class OnePass:
         plan: which demonstrations are read together.
     """
 
-    lens: Lens
+    lens: Lens | Engine
     readings: Sequence[Reading]
     demonstrations: Demonstrations
     layers: tuple[int, ...]
@@ -44,7 +45,7 @@ class OnePass:
     @classmethod
     def of(
         cls,
-        lens: Lens,
+        lens: Lens | Engine,
         readings: Sequence[Reading],
         demonstrations: Demonstrations,
         layers: tuple[int, ...],

@@ -5,11 +5,15 @@ from typing import Any
 
 from ..errors import MismatchError
 
+# Facts of a model that say how it rounds.
+_ROUNDS = ("check", "vllm")
+
 
 def comparable(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What two captures must agree on: not on what the check of the model measured, which rounds on every machine."""
+    """What two captures must agree on: not on what differs by rounding, as what the check of the model measured."""
     # Shards of version 0.1 do not say how weights were processed; those of `load_model` were not.
-    model = {"processing": []} | {name: fact for name, fact in provenance.get("model", {}).items() if name != "check"}
+    recorded = {name: fact for name, fact in provenance.get("model", {}).items() if name not in _ROUNDS}
+    model = {"processing": []} | recorded
     return {**provenance, **({"model": model} if "model" in provenance else {})}
 
 
