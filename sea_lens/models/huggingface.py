@@ -133,7 +133,7 @@ def load_huggingface(
     Raises:
         UnsupportedModelError: one of them cannot be loaded; says why.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM
 
     devices: dict[str, torch.device] = {}
     with failures_named(name), _read_if_converted(name, dtype):
@@ -159,8 +159,20 @@ def load_huggingface(
             f"model {name!r}: weight {weight!r} has shape {tuple(given)}, the model of config.json needs "
             f"{tuple(expected)}"
         )
+    unmatched = Unmatched(*(tuple(sorted(found[f"{kind}_keys"])) for kind in ("missing", "unexpected")))
+    return model, load_tokenizer(name), unmatched
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The tokenizer of a hub model, of a revision of it, or of a folder.
+
+    Raises:
+        UnsupportedModelError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision or "main")
     # Files that are something else are met with whatever goes wrong first.
     except Exception as error:
         raise UnsupportedModelError(f"model {name!r} has no tokenizer that can be read, so texts cannot be") from error
@@ -169,4 +181,4 @@ def load_huggingface(
     if generic in ("TokenizersBackend", "PreTrainedTokenizerFast") and type(tokenizer) is not PreTrainedTokenizerFast:
         # transformers reads any tokenizer beside a Qwen 2 model as Qwen's own; the folder says that it is not.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(name)
-    return model, tokenizer, Unmatched(*(tuple(sorted(found[f"{kind}_keys"])) for kind in ("missing", "unexpected")))
+    return tokenizer

@@ -9,6 +9,7 @@ import importlib
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ActivationError, InputError, UnsupportedModelError
 from .configuration import context_length, text_config
+from .huggingface import load_tokenizer, quiet
 from .language_model import LanguageModel, is_vllm_engine
 from .lens import Lens
 from .sampling import GREEDY, Sampling
@@ -112,16 +114,23 @@ class Engine(LanguageModel):
         """The engine's tokenizer.
 
         Raises:
-            UnsupportedModelError: it has none.
+            UnsupportedModelError: it cannot be loaded.
         """
-        tokenizer = None if self._model.skip_tokenizer_init else self._llm.get_tokenizer()
-        if tokenizer is None:
-            raise UnsupportedModelError(f"the vLLM engine of {self.name!r} has no tokenizer, so texts cannot be read")
-        return tokenizer
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        # As that of a TransformerLens model: vLLM's own may be of another class, with other tokens.
+        with quiet():
+            return load_tokenizer(str(self._model.tokenizer), self._model.tokenizer_revision)
 
     @property
     def ends(self) -> frozenset[int]:
         """Tokens that end a generated text."""
+        return self._ends
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
         given = self._model.try_get_generation_config().get("eos_token_id")
         eos = self.tokenizer.eos_token_id
         more = [given] if isinstance(given, int) else given or ()
