@@ -1,7 +1,7 @@
-"""vLLM engines behind `sl.capture` and `sl.generate` (docs/method.md 6.12).
+"""vLLM engines behind `sl.capture` and `sl.generate` (docs/method.md 6.14).
 
-What needs an engine runs where vLLM is installed, in an environment with the extra `vllm`. An engine takes half a minute
-to start, so that there is one for each family.
+What needs an engine runs where vLLM is installed, in an environment with the extra `vllm`. An engine takes half a
+minute to start, so that there is one for each family.
 """
 
 import importlib.util

@@ -91,7 +91,7 @@ def generate(
     """Continuations of prompts, decoded with a KV cache under the edit, up to EOS or another end token.
 
     Args:
-        model: a TransformerLens model; or a vLLM engine (`vllm.LLM`), for many prompts (docs/method.md 6.12).
+        model: a TransformerLens model; or a vLLM engine (`vllm.LLM`), for many prompts (docs/method.md 6.14).
         prompts: a text or several; or the token ids of one prompt (a list of integers, or a tensor (pos,)) or of
             several (a list of these, or a tensor (batch, pos) without padding). Token ids are taken as they are: no BOS
             is added.

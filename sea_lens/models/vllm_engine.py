@@ -1,4 +1,4 @@
-"""A vLLM engine (`vllm.LLM`) behind the calls that capture and generate (docs/method.md 6.12).
+"""A vLLM engine (`vllm.LLM`) behind the calls that capture and generate (docs/method.md 6.14).
 
 The engine is handed token ids, so that a text has the same tokens as in a TransformerLens model. vLLM is imported where
 it is used, and never without an engine.

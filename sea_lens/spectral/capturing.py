@@ -125,7 +125,7 @@ def capture(
 
     Args:
         model: a TransformerLens model, unedited or with whatever hooks the user has put there; or a vLLM engine
-            (`vllm.LLM`), for many demonstrations (docs/method.md 6.12).
+            (`vllm.LLM`), for many demonstrations (docs/method.md 6.14).
         demonstrations: at least one; N of them.
         site: what the edit will act on: "mlp_out", "attn_out", "resid_post", or "z" (each head on its own);
             or a list of them.
