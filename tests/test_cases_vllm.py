@@ -393,7 +393,7 @@ def test_the_stream_behind_a_block_is_read_and_edited_as_the_sum_of_what_the_blo
     counts, complete, found = left
     assert (counts.passes, counts.calls, complete) == (1, {"layers.0.mlp": 1, "layers.1": 1}, True)
     assert torch.equal(found["layers.1"], plain[[3, 8]])
-    put_functions(model, {"layers.1": lambda x: 2 * x, "layers.0.mlp": lambda x: x})
+    put_functions(model, {"layers.1": lambda: lambda x: 2 * x, "layers.0.mlp": lambda: lambda x: x})
     assert torch.equal(model(input_ids=tokens, positions=positions), 2 * plain)
     assert take_out(model) is not None
     assert take_out(model) is None

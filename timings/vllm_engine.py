@@ -3,9 +3,9 @@
     python timings/vllm_engine.py [--data ../shared/data/halueval/qa_data.jsonl] [--limit 48] [--rounds 5]
 
 A random Llama captures `mlp_out` in all layers of HaluEval's demonstrations, and continues their questions under an
-edit of rank 16 in all layers, as a TransformerBridge and as an engine. The two take turns in one process, on the threads
-that OMP_NUM_THREADS names. Printed are medians and quartiles of the engine's speed over the other's, what an edit costs
-in the engine, and how far the captured activations are apart. Needs the extra `vllm`.
+edit of rank 16 in all layers, as a TransformerBridge and as an engine. The two take turns in one process, on as many
+threads as OMP_NUM_THREADS says. Printed are medians and quartiles of the speed of the engine over the other, what an
+edit costs in the engine, and how far the captured activations are apart. Needs the extra `vllm`.
 """
 
 import argparse

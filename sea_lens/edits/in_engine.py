@@ -1,6 +1,7 @@
 """An edit in a vLLM engine: one function of activations for each layer, which runs at every token."""
 
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -47,5 +48,5 @@ def applied_in_engine(
                 f"stand in one row: expected one number for all of them"
             )
     return engine.edited(
-        {points[layer]: edit.function(layer, alpha, where.combine) for layer, alpha in where.strengths.items()}
+        {points[layer]: partial(edit.function, layer, alpha, where.combine) for layer, alpha in where.strengths.items()}
     )

@@ -9,7 +9,7 @@ import importlib
 import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -207,7 +207,7 @@ class Engine(LanguageModel):
     def _recorded(
         self, recording: Recording, sequences: Sequence[tuple[int, ...]], points: Sequence[str]
     ) -> dict[str, Tensor]:
-        with self._standing(lambda model: put_recording(model, recording, points), points) as left:
+        with self._standing(partial(put_recording, recording=recording, points=tuple(points)), points) as left:
             # A name of its own, so that no part of a text comes from the cache.
             prompts = [{"prompt_token_ids": list(one), "cache_salt": uuid.uuid4().hex} for one in sequences]
             self._run(prompts, [{"max_tokens": 1, "temperature": 0.0}] * len(prompts))
@@ -221,14 +221,17 @@ class Engine(LanguageModel):
         return found
 
     @contextlib.contextmanager
-    def edited(self, functions: Mapping[str, Function]) -> Iterator[None]:
-        """The engine with functions of activations in it, by point, for the length of a context.
+    def edited(self, makers: Mapping[str, Callable[[], Function]]) -> Iterator[None]:
+        """The engine with functions of activations in it, for the length of a context.
+
+        Args:
+            makers: by point, what makes the function in each worker; it can be pickled.
 
         Raises:
             InputError: the engine is busy with requests of somebody else.
             UnsupportedModelError: a function cannot be sent to the workers, or was not called in every pass.
         """
-        with self._standing(lambda model: put_functions(model, functions), list(functions)):
+        with self._standing(partial(put_functions, makers=dict(makers)), list(makers)):
             # What is in the cache under another name, was computed without the functions or with others.
             self._salt = uuid.uuid4().hex
             try:

@@ -206,10 +206,10 @@ def class_of(model: torch.nn.Module) -> str:
     return type(model).__name__
 
 
-def put_functions(model: torch.nn.Module, functions: Mapping[str, Function]) -> None:
-    """Put functions of activations into the model."""
+def put_functions(model: torch.nn.Module, makers: Mapping[str, Callable[[], Function]]) -> None:
+    """Put functions of activations into the model, made in the worker, since most cannot be sent there."""
     take_out(model)
-    vars(model)[_KEPT_AS] = WorkerHooks(model, functions), None
+    vars(model)[_KEPT_AS] = WorkerHooks(model, {point: make() for point, make in makers.items()}), None
 
 
 def put_recording(model: torch.nn.Module, recording: Recording, points: Sequence[str]) -> None:
