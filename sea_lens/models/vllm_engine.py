@@ -295,8 +295,9 @@ class Engine(LanguageModel):
             yield left
         finally:
             left += self._apply(take_out)
+        # What comes from another process has lost the names of its parts.
         for counts, *_ in left:
-            self._prove(counts, points)
+            self._prove(Counts(*counts), points)
 
     def _prove(self, counts: Counts, points: Sequence[str]) -> None:
         """Refuse what was computed by code that passed by the hooks."""
