@@ -7,6 +7,7 @@ it is used, and never without an engine.
 import contextlib
 import importlib
 import math
+import pickle
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -31,7 +32,7 @@ from .vllm_worker import (
     class_of,
     put_functions,
     put_recording,
-    take_out,
+    take_out_in_bytes,
 )
 
 Found = TypeVar("Found")
@@ -294,10 +295,9 @@ class Engine(LanguageModel):
             self._apply(put)
             yield left
         finally:
-            left += self._apply(take_out)
-        # What comes from another process has lost the names of its parts.
+            left += map(pickle.loads, self._apply(take_out_in_bytes))
         for counts, *_ in left:
-            self._prove(Counts(*counts), points)
+            self._prove(counts, points)
 
     def _prove(self, counts: Counts, points: Sequence[str]) -> None:
         """Refuse what was computed by code that passed by the hooks."""
