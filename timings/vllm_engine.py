@@ -48,12 +48,18 @@ def main() -> None:
     demonstrations = sl.Demonstrations(sl.Demonstrations.from_halueval(arguments.data)[: arguments.limit])
     texts = capture.texts_of(demonstrations)
     with tempfile.TemporaryDirectory() as folder:
+        # The engine reads its tokenizer when it is first asked.
         random_llama(folder, texts, arguments.layers, arguments.width, capture.HEADS)
         model = sl.load_model(folder, "bridge", device="cpu")
         # Float32 as the other, and longer than every text.
         engine = importlib.import_module("vllm").LLM(
             folder, max_model_len=2048, enforce_eager=True, dtype="float32", disable_log_stats=True
         )
+        measure(arguments, demonstrations, model, engine)
+
+
+def measure(arguments: argparse.Namespace, demonstrations: sl.Demonstrations, model: Any, engine: Any) -> None:
+    """Let the two take turns, and print."""
     edit = sl.fit(sl.capture(model, demonstrations, progress=False), rank=16)
     prompts = [one.neutral for one in demonstrations]
     options: dict[str, Any] = {"max_new_tokens": arguments.new_tokens, "batch_size": len(prompts)}

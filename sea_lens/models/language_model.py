@@ -3,6 +3,8 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
+
 
 class LanguageModel(ABC):
     """What a TransformerLens model (`models.lens`) and a vLLM engine (`models.vllm_engine`) have in common."""
@@ -65,6 +67,11 @@ class LanguageModel(ABC):
     @abstractmethod
     def record(self) -> dict[str, Any]:
         """What a saved result says of its model; JSON values."""
+
+    @property
+    @abstractmethod
+    def double_device(self) -> torch.device:
+        """Where sums in float64 are kept."""
 
     @abstractmethod
     def point(self, name: str, layer: int) -> str:

@@ -7,6 +7,7 @@ it is used, and never without an engine.
 import contextlib
 import importlib
 import math
+import pickle
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -31,7 +32,7 @@ from .vllm_worker import (
     class_of,
     put_functions,
     put_recording,
-    take_out,
+    take_out_in_bytes,
 )
 
 Found = TypeVar("Found")
@@ -294,7 +295,7 @@ class Engine(LanguageModel):
             self._apply(put)
             yield left
         finally:
-            left += self._apply(take_out)
+            left += map(pickle.loads, self._apply(take_out_in_bytes))
         for counts, *_ in left:
             self._prove(counts, points)
 

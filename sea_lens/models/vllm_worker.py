@@ -5,6 +5,7 @@ so that an activation is (tokens, d_model). Which text a token belongs to is tol
 tokens and their positions, and by nothing that differs between its versions.
 """
 
+import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -228,3 +229,8 @@ def take_out(model: torch.nn.Module) -> tuple[Counts, bool, dict[str, Tensor]] |
     if recording is None:
         return hooks.counts, True, {}
     return hooks.counts, recording.complete, {point: x.cpu() for point, x in recording.kept.items()}
+
+
+def take_out_in_bytes(model: torch.nn.Module) -> bytes:
+    """`take_out`, pickled: on its way from another process vLLM would make lists of tuples, and of tensors in them."""
+    return pickle.dumps(take_out(model))
