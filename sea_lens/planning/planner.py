@@ -1,0 +1,293 @@
+"""What fits where: memory, passes and disk of every call, before any weight is read."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._support.arguments import as_integer
+from ..edits.where import LayerChoice, choose_layers
+from ..errors import DemonstrationError, InputError
+from ..models.configuration import text_config
+from ..models.huggingface import failures_named, quiet
+from ..models.load import BACKENDS, _DTYPES, _resolved
+from ..models.reading import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
+from ..models.sites import Site
+from ..models.unembedding import LOGITS_AT_ONCE
+from ..spectral.ranks import Energy
+from ..texts.demonstrations import Contrasts, Demonstrations
+from ..texts.items import Contrast, Demonstration
+from . import statistics_memory as of_fit
+from .counted_steps import CountedSteps, Counts
+from .empty_models import EmptyModel
+from .loading_memory import loading
+from .plans import Part, Plan, Step
+from .quantities import memory_of, read_bytes
+from .texts import TokenCounter, as_contrasts, as_demonstrations, assumed_contrasts, assumed_demonstrations
+
+# Directions of a side that are planned for where none are asked for: few dozen, as energies of 0.99 and the like give.
+FEW = 32
+
+
+def plan(
+    model: str | os.PathLike[str] | Any,
+    demonstrations: Iterable[Demonstration] | None = None,
+    contrasts: Iterable[Contrast] | None = None,
+    site: str = "mlp_out",
+    layers: LayerChoice = "all",
+    *,
+    rank: int | None = None,
+    backend: str = "auto",
+    device: str | None = None,
+    dtype: torch.dtype | str | None = "auto",
+    memory: str | float | None = None,
+    batch_size: int = 16,
+    tokens_per_batch: int | None = None,
+    max_new_tokens: int = 32,
+    prepend_bos: bool = True,
+) -> Plan:
+    """Memory, passes, tokens and disk of every step on a model, before any of them is made.
+
+    No weight is read. The package's own code runs on a model of the configuration that has sizes and no numbers, and
+    the bytes that it holds are counted (docs/what_fits_where.md).
+
+    Args:
+        model: a folder with a `config.json` (weights need not be there), a Hugging Face name, or a configuration of
+            transformers.
+        demonstrations: what will be fitted; 1,000 of 128 tokens and answers of 32 by default.
+        contrasts: what effects will be measured on; by default made of the demonstrations, 200 of them at most.
+        site, layers: what will be edited, as in `capture`.
+        rank: directions of each side; by default a few dozen are planned for, and the worst case is told.
+        backend, dtype, batch_size, tokens_per_batch, max_new_tokens, prepend_bos: as the calls take them.
+        device: where the model will be, "cpu" or "cuda"; it need not be here. A GPU where there is one by default.
+        memory: how much there is, such as "24GB" or "80GiB"; that of this machine's GPU, or of the machine, by default.
+
+    Returns:
+        A step for each call, with what it holds at most above an idle process.
+
+    Raises:
+        InputError: an unknown site, layer, backend, dtype, device or unit of memory, or a number out of range.
+        FileError: a folder that does not exist or has no `config.json`.
+        UnsupportedModelError: no model of this configuration can be made.
+        DemonstrationError: a text longer than the model's context; names it.
+
+    Example:
+        >>> from transformers import AutoConfig
+        >>> config = AutoConfig.for_model("llama", hidden_size=4096, num_hidden_layers=32)
+        >>> plan = sl.plan(config, device="cuda", dtype="bfloat16", memory="24GB")
+        >>> plan["load"].memory > 13e9
+        True
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}: expected 'auto', 'hooked' or 'bridge'")
+    placed = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if placed.split(":")[0] not in ("cpu", "cuda"):
+        raise InputError(f"device {device!r}: expected cpu or cuda")
+    limit = memory_of(placed) if memory is None else read_bytes(memory)
+    on_cpu = placed == "cpu"
+    if tokens_per_batch is None:
+        tokens_per_batch = TOKENS_ON_CPU if on_cpu else TOKENS_ON_ACCELERATOR
+    tokens_per_batch = as_integer(tokens_per_batch, "tokens_per_batch", least=1)
+    batch_size = as_integer(batch_size, "batch_size", least=1)
+    max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)
+    asked = None if rank is None else as_integer(rank, "rank", least=1)
+    Site.of(site)
+    config, folder = _configuration(model)
+    chosen_dtype = _dtype(dtype, config, on_cpu)
+    tokenizer = None if folder is None else _tokenizer(folder)
+    empty = EmptyModel.of(config, backend, chosen_dtype, tokenizer)
+    chosen = choose_layers(layers, range(empty.n_layers))
+    demos, pairs, told = _texts(empty, tokenizer, demonstrations, contrasts)
+    steps = CountedSteps(
+        empty,
+        demos,
+        pairs,
+        site,
+        chosen,
+        FEW if asked is None else asked,
+        batch_size,
+        tokens_per_batch,
+        prepend_bos,
+    )
+    with _logits_as_on(placed):
+        found = _Steps(steps, on_cpu, asked, max_new_tokens).all()
+    facts = {
+        "name": str(getattr(config, "name_or_path", "") or config.model_type),
+        "parameters": empty.parameters,
+        "n_layers": empty.n_layers,
+        "d_model": empty.lens.d_model,
+        "n_heads": empty.lens.n_heads,
+        "d_head": empty.lens.d_head,
+        "d_vocab": empty.lens.d_vocab,
+        "dtype": str(chosen_dtype).removeprefix("torch."),
+        "backend": empty.backend,
+    }
+    facts["name"] = Path(facts["name"]).name
+    about = {"demonstrations": len(demos), "contrasts": len(pairs), "tokens": told}
+    return Plan(facts, about, placed, limit, found)
+
+
+def _configuration(model: Any) -> tuple[Any, str | None]:
+    """The configuration, and the folder or the name that it came from."""
+    from transformers import AutoConfig, PreTrainedConfig
+
+    if isinstance(model, PreTrainedConfig):
+        return model, None
+    name = _resolved(model)
+    with failures_named(name), quiet():
+        return AutoConfig.from_pretrained(name), name
+
+
+def _tokenizer(name: str) -> Any:
+    """The tokenizer beside a configuration, None where there is none."""
+    from transformers import AutoTokenizer
+
+    with quiet():
+        # Whatever is missing, of whatever kind of tokenizer.
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            return tokenizer if tokenizer("a", add_special_tokens=False).input_ids else None
+        except Exception:
+            return None
+
+
+def _dtype(dtype: torch.dtype | str | None, config: Any, on_cpu: bool) -> torch.dtype:
+    """As `load_model` chooses; what a configuration does not name counts as float32."""
+    if dtype in (None, "auto"):
+        stored = getattr(text_config(config), "dtype", None)
+        stored = getattr(torch, stored, None) if isinstance(stored, str) else stored
+        return torch.float32 if on_cpu or stored not in _DTYPES else stored
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in _DTYPES:
+        raise InputError(f"unknown dtype {dtype!r}: expected 'auto', float32, bfloat16, float16 or float64")
+    return found
+
+
+def _texts(
+    empty: EmptyModel,
+    tokenizer: Any,
+    demonstrations: Iterable[Demonstration] | None,
+    contrasts: Iterable[Contrast] | None,
+) -> tuple[Demonstrations, Contrasts, str]:
+    """What is planned for, and how its tokens are counted."""
+    config = text_config(empty.config)
+    counter = TokenCounter(empty.lens.d_vocab, bos_token_id=getattr(config, "bos_token_id", None))
+    pairs = None if contrasts is None else Contrasts.of(contrasts)
+    if demonstrations is None and pairs is None:
+        demos, pairs = (make(empty.lens.n_ctx) for make in (assumed_demonstrations, assumed_contrasts))
+        told, tokenizer = "lengths are assumed", None
+    else:
+        demos = as_demonstrations(pairs) if demonstrations is None else Demonstrations.of(demonstrations)
+        pairs = as_contrasts(demos) if pairs is None else pairs
+        told = "tokens of the model's tokenizer"
+        if tokenizer is None:
+            told = "no tokenizer is there: four characters count as a token"
+    for lens in empty.lenses:
+        lens.own_tokenizer = counter if tokenizer is None else tokenizer
+    return demos, pairs, told
+
+
+@contextlib.contextmanager
+def _logits_as_on(device: str) -> Iterator[None]:
+    """Parts of the vocabulary of the size that a device makes of them, also of tensors that are nowhere."""
+    try:
+        LOGITS_AT_ONCE["meta"] = LOGITS_AT_ONCE[device.split(":")[0]]
+        yield
+    finally:
+        del LOGITS_AT_ONCE["meta"]
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """The steps of a plan, made of what is counted and of what is computed."""
+
+    counted: CountedSteps
+    on_cpu: bool
+    rank: int | None
+    new_tokens: int
+
+    def all(self) -> list[Step]:
+        """In the order in which they are called."""
+        model, layout, counted = self.counted.model, self.layout, self.counted
+        capture, weights = counted.capture(), Part("weights", model.weights)
+        statistics = Part("sums" if layout.are_sums else "activations", of_fit.kept(layout), not layout.are_sums)
+        adding = of_fit.adding(layout) if layout.are_sums else 0
+        few = of_fit.fitting(layout, counted.rank)
+        worst = max(0, of_fit.fitting(layout, None) - few) if self.rank is None else 0
+        factors = of_fit.factors(layout, counted.rank)
+        at_most = of_fit.factors(layout, min(layout.n, layout.d)) - factors if self.rank is None else 0
+        edit = Part("edit", factors, True)
+        of_one_layer = replace(layout, layers=1)
+        steps = [
+            Step("load", "load_model", (weights, Part("conversion", loading(model)), *self._on_host(weights.bytes))),
+            self._step("capture", "capture", weights, capture, [statistics, Part("adding up", adding)]),
+            Step(
+                "fit",
+                "fit",
+                (weights, replace(statistics, on_host=True), Part("decomposition", few), edit),
+                worst=worst + at_most,
+                disk=factors,
+                note=self._rank_note,
+            ),
+            replace(
+                self._step("capture, store", "capture(store=)", weights, capture, [self._shard]),
+                disk=layout.activations,
+            ),
+            Step(
+                "fit, store",
+                "fit, of a store",
+                (weights, Part("decomposition", few + (of_fit.kept(of_one_layer) if layout.are_sums else 0)), edit),
+                worst=worst + at_most,
+                disk=factors,
+                note=self._rank_note,
+            ),
+        ]
+        analyses: list[tuple[str, str, Callable[[], Counts], str]] = [
+            ("effect", "effect", counted.effect, ""),
+            (
+                "path",
+                'layer_contributions("path")',
+                counted.path,
+                f"at least so many passes; {counted.path_at_worst} times as many where the integral is hard",
+            ),
+            ("direct", 'head_contributions("direct")', counted.direct, ""),
+            ("gradient", 'head_contributions("gradient")', counted.gradient, ""),
+            ("sufficiency", 'head_contributions("sufficiency")', counted.sufficiency, ""),
+            ("generate", "generate", lambda: counted.generate(self.new_tokens), "if no text ends earlier"),
+        ]
+        for name, call, count, note in analyses:
+            try:
+                steps.append(replace(self._step(name, call, weights, count(), [edit]), note=note))
+            # Of these texts alone.
+            except DemonstrationError as error:
+                steps.append(Step(name, call, (weights,), note=f"cannot be made of these contrasts: {error}"))
+        return steps
+
+    @property
+    def layout(self) -> of_fit.Layout:
+        """Of what is captured."""
+        counted = self.counted
+        units, d = Site.of(counted.site).shape(counted.model.lens)
+        return of_fit.Layout(
+            len(counted.demonstrations), len(counted.layers), units, d, counted.model.dtype.itemsize
+        )
+
+    @property
+    def _shard(self) -> Part:
+        return Part("shard", of_fit.writing_shard(self.layout), True)
+
+    @property
+    def _rank_note(self) -> str:
+        return "" if self.rank is not None else f"{self.counted.rank} directions of each side; at worst as many as there are"
+
+    def _step(self, name: str, call: str, weights: Part, counts: Counts, more: Iterable[Part]) -> Step:
+        parts = [weights, Part("pass", counts.memory), *(part for part in more if part.bytes)]
+        return Step(name, call, tuple(parts), 0, counts.forward, counts.backward, counts.tokens)
+
+    def _on_host(self, weights: int) -> list[Part]:
+        """Weights pass through the machine's memory on their way to a GPU."""
+        return [] if self.on_cpu else [Part("weights on their way", weights, True)]
