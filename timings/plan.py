@@ -35,7 +35,8 @@ MODELS = {
     "wide": (2048, 4, 16, 4, 8_000),
     "deep": (1024, 16, 16, 16, 32_000),
 }
-DEMONSTRATIONS, CONTRASTS, QUESTIONS, RANK, NEW_TOKENS = 160, 32, 8, 24, 16
+# Some demonstrations are long, for the passes, and there are many, for the fit.
+LONG, SHORT, CONTRASTS, QUESTIONS, RANK, NEW_TOKENS = 32, 568, 16, 4, 24, 16
 
 
 def write_model(folder: Path, sizes: tuple[int, ...], dtype: str) -> None:
@@ -65,11 +66,12 @@ def write_texts(folder: Path) -> None:
         length = int(torch.randint(least, most + 1, (), generator=generator))
         return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (length,), generator=generator).tolist())
 
-    def demonstration() -> sl.Demonstration:
-        prompt = words(80, 160)
-        return sl.Demonstration(prompt, f"{prompt} {words(8, 24)}", f"{prompt} {words(8, 24)}")
+    def demonstration(length: int) -> sl.Demonstration:
+        prompt, answers = words(length, 2 * length), (length // 8 + 1, length // 4 + 1)
+        return sl.Demonstration(prompt, f"{prompt} {words(*answers)}", f"{prompt} {words(*answers)} w0")
 
-    sl.Demonstrations(demonstration() for _ in range(DEMONSTRATIONS)).to_jsonl(folder / "demonstrations.jsonl")
+    lengths = [80] * LONG + [4] * SHORT
+    sl.Demonstrations(map(demonstration, lengths)).to_jsonl(folder / "demonstrations.jsonl")
     contrasts = [sl.Contrast(words(40, 80), f" {words(2, 8)}", f" {words(2, 8)}") for _ in range(CONTRASTS)]
     sl.Contrasts(contrasts).to_jsonl(folder / "contrasts.jsonl")
     questions = []
@@ -124,9 +126,9 @@ def child(folder: Path, texts: Path, backend: str, dtype: str) -> None:
     questions = texts / "questions.json"
     with tempfile.TemporaryDirectory() as of_shipped:
         bed = sl.testbed.load(backend)
-        demonstrations = sl.Demonstrations(list(bed.demonstrations)[:100])
+        demonstrations, contrasts = bed.demonstrations[:40], sl.Contrasts(bed.contrasts["dev"][:4])
         sl.load_model(TESTBED, backend, "cpu", dtype)
-        for step in steps(bed.model, demonstrations, bed.contrasts["dev"], questions, Path(of_shipped)).values():
+        for step in steps(bed.model, demonstrations, contrasts, questions, Path(of_shipped)).values():
             step()
     del bed, step
     let_go()
@@ -140,6 +142,7 @@ def child(folder: Path, texts: Path, backend: str, dtype: str) -> None:
             let_go()
             step()
             found[name] = held("VmHWM") - idle
+            print(name, found[name] / 1e6, file=sys.stderr, flush=True)
     print(json.dumps(found))
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -17,6 +17,8 @@ from ..contributions.integral import FIRST_NODES, MAX_NODES, node, outside_infer
 from ..contributions.layers import by_layer
 from ..contributions.patching import all_heads, patched
 from ..contributions.study import Study
+from ..evaluation.benchmark import Item
+from ..evaluation.run import Task, evaluate
 from ..measure.scorer import EncodedContrasts, Scorer
 from ..models.cache import Past
 from ..models.demonstration_texts import DemonstrationTexts
@@ -31,7 +33,8 @@ from ..spectral.subspaces import Subspaces
 from ..texts.demonstrations import Contrasts, Demonstrations
 from .empty_models import EmptyModel
 
-One = TypeVar("One")
+# Items of a benchmark of which passes are counted.
+COUNTED_ITEMS = 32
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,19 @@ class CountedSteps:
             sum(one.tokens.numel() + steps * len(one.rows) for one in prompts),
         )
 
+    def evaluate(self, task: Task) -> Counts:
+        """A benchmark under the edit: memory of its longest items, passes of its first ones, as many times over."""
+        asked = {"batch_size": self.batch_size, "prepend_bos": self.prepend_bos, "progress": False}
+
+        def run(lens: Lens, items: Sequence[Item]) -> None:
+            evaluate(lens.model, replace(task, items=tuple(items)), edit=self._edit(lens), **asked)
+
+        longest = sorted(task.items, key=lambda item: -len("".join(item.texts)))[: self.batch_size]
+        first = task.items[:COUNTED_ITEMS]
+        forward, tokens = self.model.passes(lambda lens: run(lens, first))
+        times = len(task.items) / len(first)
+        return Counts(self.model.most(lambda lens: run(lens, longest)), round(forward * times), round(tokens * times))
+
     @cached_property
     def _encoded(self) -> EncodedContrasts:
         return EncodedContrasts.of(self.model.lens, self.contrasts, self.prepend_bos)
@@ -216,11 +232,6 @@ class CountedSteps:
             signatures=dict.fromkeys(every, 1.0),
             provenance={},
         )
-
-
-def smaller(steps: CountedSteps, batch_size: int) -> CountedSteps:
-    """The same in smaller batches."""
-    return replace(steps, batch_size=batch_size)
 
 
 def _rows_of(planned: Passes) -> Sequence[Rows]:

@@ -115,6 +115,12 @@ class EmptyModel:
             found.append(live.most)
         return self._deepened(found, self.n_layers if layers is None else layers)
 
+    def passes(self, run: Callable[[Lens], object]) -> tuple[int, int]:
+        """How many passes something makes, and how many tokens they read; as many as in a model of any depth."""
+        with counted(_tensors(self.lens), _embedding(self.lens)) as live:
+            run(self.lens)
+        return live.passes, live.tokens
+
     def _deepened(self, values: Sequence[int], layers: int) -> int:
         """A value for so many layers, from those of the models that were made."""
         if len(values) == 1:
@@ -125,6 +131,13 @@ class EmptyModel:
 
 def _tensors(lens: Lens) -> list[torch.Tensor]:
     return [*lens.model.parameters(), *lens.model.buffers()]
+
+
+def _embedding(lens: Lens) -> torch.Tensor:
+    """The weight that tokens are looked up in."""
+    if lens.backend == "hooked":
+        return lens.model.embed.W_E
+    return lens.model.original_model.get_input_embeddings().weight
 
 
 def _huggingface(config: Any, dtype: torch.dtype) -> Any:

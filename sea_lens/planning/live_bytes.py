@@ -17,20 +17,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 
+_LOOK_UPS = (torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor)
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all tensors without numbers that are alive, while it is entered.
 
     Args:
         known: tensors that are there anyhow, such as the weights of a model.
+        embedding: the one of them that tokens are looked up in, once in a pass.
 
     Attributes:
         now: bytes that are alive, those of `known` left out.
         most: the most that were alive at once.
+        passes, tokens: how often tokens were looked up, and how many.
     """
 
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+    def __init__(self, known: Iterable[Tensor] = (), embedding: Tensor | None = None) -> None:
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.most = self.passes = self.tokens = 0
+        self._embedding = None if embedding is None else _address(embedding)
         # An address may be used again only when what had it is gone.
         self._known = {_address(one): one for one in known}
         self._alive: set[int] = set()
@@ -41,6 +47,10 @@ class LiveBytes(TorchDispatchMode):
             return torch.zeros((), dtype=args[0].dtype).item()
         if func is torch.ops.aten._to_copy.default and args[0].is_meta and _goes_to_cpu(kwargs):
             return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
+        if func in _LOOK_UPS and _address(args[0]) == self._embedding:
+            indices = args[1][0] if isinstance(args[1], (list, tuple)) else args[1]
+            self.passes += 1
+            self.tokens += indices.numel()
         found = func(*args, **kwargs)
         for one in tree_iter(found):
             if isinstance(one, Tensor) and one.is_meta:
@@ -72,9 +82,9 @@ class _Finite(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def counted(known: Iterable[Tensor] = ()) -> Iterator[LiveBytes]:
+def counted(known: Iterable[Tensor] = (), embedding: Tensor | None = None) -> Iterator[LiveBytes]:
     """Count what is alive for the length of a context; arguments as in `LiveBytes`."""
-    with _Finite(), LiveBytes(known) as live:
+    with _Finite(), LiveBytes(known, embedding) as live:
         yield live
 
 

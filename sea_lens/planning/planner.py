@@ -2,8 +2,9 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ import torch
 from .._support.arguments import as_integer
 from ..edits.where import LayerChoice, choose_layers
 from ..errors import DemonstrationError, InputError
+from ..evaluation.benchmark import Benchmark
+from ..evaluation.run import Task
 from ..models.configuration import text_config
 from ..models.huggingface import failures_named, quiet
 from ..models.load import BACKENDS, _DTYPES, _resolved
 from ..models.reading import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
 from ..models.sites import Site
 from ..models.unembedding import LOGITS_AT_ONCE
-from ..spectral.ranks import Energy
 from ..texts.demonstrations import Contrasts, Demonstrations
 from ..texts.items import Contrast, Demonstration
 from . import statistics_memory as of_fit
-from .counted_steps import CountedSteps, Counts
+from .advice import advised
+from .counted_steps import COUNTED_ITEMS, CountedSteps, Counts
 from .empty_models import EmptyModel
 from .loading_memory import loading
 from .plans import Part, Plan, Step
@@ -31,6 +34,20 @@ from .texts import TokenCounter, as_contrasts, as_demonstrations, assumed_contra
 
 # Directions of a side that are planned for where none are asked for: few dozen, as energies of 0.99 and the like give.
 FEW = 32
+_CALLS = {
+    "load": "load_model",
+    "capture": "capture",
+    "fit": "fit",
+    "capture, store": "capture(store=)",
+    "fit, store": "fit, of a store",
+    "effect": "effect",
+    "path": "layer_contributions(method='path')",
+    "direct": "head_contributions(method='direct')",
+    "gradient": "head_contributions(method='gradient')",
+    "sufficiency": "head_contributions(method='sufficiency')",
+    "generate": "generate",
+    "evaluate": "evaluate",
+}
 
 
 def plan(
@@ -49,6 +66,8 @@ def plan(
     tokens_per_batch: int | None = None,
     max_new_tokens: int = 32,
     prepend_bos: bool = True,
+    benchmark: str | Benchmark | Task | None = None,
+    data: str | os.PathLike[str] | None = None,
 ) -> Plan:
     """Memory, passes, tokens and disk of every step on a model, before any of them is made.
 
@@ -64,6 +83,7 @@ def plan(
         rank: directions of each side; by default a few dozen are planned for, and the worst case is told.
         backend, dtype, batch_size, tokens_per_batch, max_new_tokens, prepend_bos: as the calls take them.
         device: where the model will be, "cpu" or "cuda"; it need not be here. A GPU where there is one by default.
+        benchmark, data: what will be evaluated, as `evaluate` takes both; nothing by default.
         memory: how much there is, such as "24GB" or "80GiB"; that of this machine's GPU, or of the machine, by default.
 
     Returns:
@@ -96,13 +116,16 @@ def plan(
     max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)
     asked = None if rank is None else as_integer(rank, "rank", least=1)
     Site.of(site)
+    task = benchmark if isinstance(benchmark, Task) or benchmark is None else Task.read(benchmark, data)
+    if task is None and data is not None:
+        raise InputError("data is a benchmark's: expected benchmark as well")
     config, folder = _configuration(model)
     chosen_dtype = _dtype(dtype, config, on_cpu)
     tokenizer = None if folder is None else _tokenizer(folder)
     empty = EmptyModel.of(config, backend, chosen_dtype, tokenizer)
     chosen = choose_layers(layers, range(empty.n_layers))
     demos, pairs, told = _texts(empty, tokenizer, demonstrations, contrasts)
-    steps = CountedSteps(
+    counted = CountedSteps(
         empty,
         demos,
         pairs,
@@ -113,10 +136,9 @@ def plan(
         tokens_per_batch,
         prepend_bos,
     )
-    with _logits_as_on(placed):
-        found = _Steps(steps, on_cpu, asked, max_new_tokens).all()
+    made = _Steps(counted, on_cpu, asked, max_new_tokens, task)
     facts = {
-        "name": str(getattr(config, "name_or_path", "") or config.model_type),
+        "name": Path(str(getattr(config, "name_or_path", "") or config.model_type)).name,
         "parameters": empty.parameters,
         "n_layers": empty.n_layers,
         "d_model": empty.lens.d_model,
@@ -126,9 +148,15 @@ def plan(
         "dtype": str(chosen_dtype).removeprefix("torch."),
         "backend": empty.backend,
     }
-    facts["name"] = Path(facts["name"]).name
     about = {"demonstrations": len(demos), "contrasts": len(pairs), "tokens": told}
-    return Plan(facts, about, placed, limit, found)
+
+    def recounted(name: str, smaller: int) -> Step:
+        return replace(made, counted=replace(counted, batch_size=smaller)).step(name)
+
+    with _logits_as_on(placed):
+        found = Plan(facts, about, placed, limit, [made.step(name) for name in made.names])
+        steps = [replace(one, advice=advised(found, one, recounted, batch_size)) for one in found.steps]
+    return replace(found, steps=steps)
 
 
 def _configuration(model: Any) -> tuple[Any, str | None]:
@@ -209,85 +237,107 @@ class _Steps:
     on_cpu: bool
     rank: int | None
     new_tokens: int
-
-    def all(self) -> list[Step]:
-        """In the order in which they are called."""
-        model, layout, counted = self.counted.model, self.layout, self.counted
-        capture, weights = counted.capture(), Part("weights", model.weights)
-        statistics = Part("sums" if layout.are_sums else "activations", of_fit.kept(layout), not layout.are_sums)
-        adding = of_fit.adding(layout) if layout.are_sums else 0
-        few = of_fit.fitting(layout, counted.rank)
-        worst = max(0, of_fit.fitting(layout, None) - few) if self.rank is None else 0
-        factors = of_fit.factors(layout, counted.rank)
-        at_most = of_fit.factors(layout, min(layout.n, layout.d)) - factors if self.rank is None else 0
-        edit = Part("edit", factors, True)
-        of_one_layer = replace(layout, layers=1)
-        steps = [
-            Step("load", "load_model", (weights, Part("conversion", loading(model)), *self._on_host(weights.bytes))),
-            self._step("capture", "capture", weights, capture, [statistics, Part("adding up", adding)]),
-            Step(
-                "fit",
-                "fit",
-                (weights, replace(statistics, on_host=True), Part("decomposition", few), edit),
-                worst=worst + at_most,
-                disk=factors,
-                note=self._rank_note,
-            ),
-            replace(
-                self._step("capture, store", "capture(store=)", weights, capture, [self._shard]),
-                disk=layout.activations,
-            ),
-            Step(
-                "fit, store",
-                "fit, of a store",
-                (weights, Part("decomposition", few + (of_fit.kept(of_one_layer) if layout.are_sums else 0)), edit),
-                worst=worst + at_most,
-                disk=factors,
-                note=self._rank_note,
-            ),
-        ]
-        analyses: list[tuple[str, str, Callable[[], Counts], str]] = [
-            ("effect", "effect", counted.effect, ""),
-            (
-                "path",
-                'layer_contributions("path")',
-                counted.path,
-                f"at least so many passes; {counted.path_at_worst} times as many where the integral is hard",
-            ),
-            ("direct", 'head_contributions("direct")', counted.direct, ""),
-            ("gradient", 'head_contributions("gradient")', counted.gradient, ""),
-            ("sufficiency", 'head_contributions("sufficiency")', counted.sufficiency, ""),
-            ("generate", "generate", lambda: counted.generate(self.new_tokens), "if no text ends earlier"),
-        ]
-        for name, call, count, note in analyses:
-            try:
-                steps.append(replace(self._step(name, call, weights, count(), [edit]), note=note))
-            # Of these texts alone.
-            except DemonstrationError as error:
-                steps.append(Step(name, call, (weights,), note=f"cannot be made of these contrasts: {error}"))
-        return steps
+    task: Task | None
 
     @property
-    def layout(self) -> of_fit.Layout:
+    def names(self) -> list[str]:
+        """Of all steps, in the order in which they are called."""
+        return [name for name in _CALLS if name != "evaluate" or self.task is not None]
+
+    def step(self, name: str) -> Step:
+        """The step of a name."""
+        made = {
+            "load": self._load,
+            "capture": self._capture,
+            "fit": self._fit,
+            "capture, store": self._capture_with_store,
+            "fit, store": self._fit_of_store,
+        }.get(name)
+        if made is not None:
+            return made()
+        try:
+            step = self._counted(name, self._of_passes(name), [self._edit])
+        # Of these texts alone.
+        except DemonstrationError as error:
+            return Step(name, _CALLS[name], (self._weights,), note=f"cannot be made of these texts: {error}")
+        return replace(step, note=self._note(name))
+
+    def _of_passes(self, name: str) -> Counts:
+        counted, task = self.counted, self.task
+        if name == "generate":
+            return counted.generate(self.new_tokens)
+        if name == "evaluate":
+            assert task is not None
+            return counted.evaluate(task)
+        return getattr(counted, name)()
+
+    def _note(self, name: str) -> str:
+        if name == "path":
+            return f"at least so many passes; {self.counted.path_at_worst} times as many where the integral is hard"
+        if name == "generate":
+            return f"up to {self.new_tokens} new tokens of each prompt"
+        if name == "evaluate" and self.task is not None and len(self.task.items) > COUNTED_ITEMS:
+            return f"passes of the first {COUNTED_ITEMS} of {len(self.task.items)} items, as many times over"
+        return ""
+
+    @cached_property
+    def _weights(self) -> Part:
+        return Part("weights", self.counted.model.weights)
+
+    @cached_property
+    def _layout(self) -> of_fit.Layout:
         """Of what is captured."""
         counted = self.counted
         units, d = Site.of(counted.site).shape(counted.model.lens)
-        return of_fit.Layout(
-            len(counted.demonstrations), len(counted.layers), units, d, counted.model.dtype.itemsize
-        )
+        return of_fit.Layout(len(counted.demonstrations), len(counted.layers), units, d, counted.model.dtype.itemsize)
+
+    @cached_property
+    def _read(self) -> Counts:
+        return self.counted.capture()
 
     @property
-    def _shard(self) -> Part:
-        return Part("shard", of_fit.writing_shard(self.layout), True)
+    def _edit(self) -> Part:
+        return Part("edit", of_fit.factors(self._layout, self.counted.rank), True)
 
-    @property
-    def _rank_note(self) -> str:
-        return "" if self.rank is not None else f"{self.counted.rank} directions of each side; at worst as many as there are"
+    def _load(self) -> Step:
+        parts = [self._weights, Part("conversion", loading(self.counted.model))]
+        if not self.on_cpu:
+            parts.append(Part("weights on their way", self._weights.bytes, True))
+        return Step("load", _CALLS["load"], tuple(parts))
 
-    def _step(self, name: str, call: str, weights: Part, counts: Counts, more: Iterable[Part]) -> Step:
-        parts = [weights, Part("pass", counts.memory), *(part for part in more if part.bytes)]
-        return Step(name, call, tuple(parts), 0, counts.forward, counts.backward, counts.tokens)
+    def _capture(self) -> Step:
+        layout = self._layout
+        if not layout.are_sums:
+            return self._counted("capture", self._read, [Part("activations", layout.activations, True)])
+        sums = [Part("sums", layout.sums), Part("adding up", layout.adding)]
+        on_host = [] if self.on_cpu else [Part("sums on the host", layout.sums, True)]
+        return self._counted("capture", self._read, [*sums, *on_host])
 
-    def _on_host(self, weights: int) -> list[Part]:
-        """Weights pass through the machine's memory on their way to a GPU."""
-        return [] if self.on_cpu else [Part("weights on their way", weights, True)]
+    def _capture_with_store(self) -> Step:
+        shard = Part("shard", of_fit.writing_shard(self._layout), True)
+        return replace(self._counted("capture, store", self._read, [shard]), disk=self._layout.activations)
+
+    def _fit(self) -> Step:
+        layout = self._layout
+        name = "sums" if layout.are_sums else "activations"
+        return self._decomposed("fit", Part(name, of_fit.kept(layout), True))
+
+    def _fit_of_store(self) -> Step:
+        one = replace(self._layout, layers=1)
+        return self._decomposed("fit, store", Part("sums of a layer", one.sums if one.are_sums else 0))
+
+    def _decomposed(self, name: str, statistics: Part) -> Step:
+        layout, few = self._layout, self.counted.rank
+        decomposition = of_fit.fitting(layout, few)
+        worst, note = 0, ""
+        if self.rank is None:
+            most = min(layout.n, layout.d)
+            worst = of_fit.fitting(layout, None) + of_fit.factors(layout, most)
+            worst = max(0, worst - decomposition - self._edit.bytes)
+            note = f"{few} directions of each side; at worst {most}"
+        parts = (self._weights, statistics, Part("decomposition", decomposition), self._edit)
+        return Step(name, _CALLS[name], parts, worst=worst, disk=self._edit.bytes, note=note)
+
+    def _counted(self, name: str, counts: Counts, more: Iterable[Part]) -> Step:
+        parts = (self._weights, Part("pass", counts.memory), *more)
+        return Step(name, _CALLS[name], parts, 0, counts.forward, counts.backward, counts.tokens)

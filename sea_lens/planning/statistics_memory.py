@@ -92,7 +92,7 @@ def fitting(layout: Layout, rank: int | None) -> int:
 
 def _of_rows(layout: Layout, rank: int | None) -> int:
     """Of activations (`ThinProduct`)."""
-    n, units, d = layout.n, layout.units, layout.d
+    n, units = layout.n, layout.units
     raw, rows = _KINDS * n * layout.width * layout.itemsize, n * layout.width * _DOUBLE
     # A mapped copy, its scaled one, and the neutral rows, which both sides share.
     making = 3 * rows

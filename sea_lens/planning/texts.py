@@ -54,7 +54,7 @@ def assumed_contrasts(n_ctx: int, n: int = N_CONTRASTS) -> Contrasts:
     # One token is left for BOS.
     prompt, answer = min(PROMPT, n_ctx * 3 // 4), min(ANSWER, max(1, n_ctx // 4 - 1))
     return Contrasts(
-        Contrast(_words(3 * i, prompt), _words(3 * i + 1, answer), _words(3 * i + 2, answer)) for i in range(n)
+        Contrast(_words(f"{i:x}", prompt), _words("good", answer), _words("evil", answer)) for i in range(n)
     )
 
 
@@ -78,6 +78,6 @@ def _behind(prompt: str, text: str) -> str:
     return text[len(prompt) :] if text.startswith(prompt) and text != prompt else f" {text}"
 
 
-def _words(number: int, tokens: int) -> str:
-    """A text of so many tokens, unlike that of any other number from its first token on."""
-    return f"{number:0{CHARACTERS}x}"[-CHARACTERS:] + "word" * (tokens - 1)
+def _words(first: str, tokens: int) -> str:
+    """A text of so many tokens with this beginning."""
+    return first.rjust(CHARACTERS, "x")[-CHARACTERS:] + "word" * (tokens - 1)
