@@ -90,6 +90,7 @@ def held(what: str) -> int:
 def let_go() -> None:
     """Give back what is free, and measure the peak from here on."""
     gc.collect()
+    # Freed memory that the allocator keeps would count for the next step.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
@@ -109,7 +110,6 @@ def steps(
         "fit": lambda: kept("edit", sl.fit(made.pop("covariance"), rank=RANK)),
         "capture, store": lambda: sl.capture(model, demonstrations, store=folder / "store", progress=False),
         "fit, store": lambda: sl.fit(sl.CrossCovariance.load(folder / "store"), rank=RANK),
-        "save": lambda: made["edit"].save(folder / "edit.safetensors"),
         "effect": lambda: sl.effect(model, made["edit"], contrasts),
         "path": lambda: sl.layer_contributions(model, made["edit"], contrasts, tolerance=1e9),
         "direct": lambda: sl.head_contributions(model, made["edit"], contrasts, "direct", tolerance=1e9),
@@ -135,6 +135,9 @@ def child(folder: Path, texts: Path, backend: str, dtype: str) -> None:
     idle = held("VmRSS")
     model = sl.load_model(folder, backend, "cpu", dtype)
     found = {"load": held("VmHWM") - idle}
+    # Pages of the file that nothing has read are not in memory, and no text reads all embeddings.
+    for parameter in model.parameters():
+        parameter.sum()
     with tempfile.TemporaryDirectory() as of_model:
         demonstrations = sl.Demonstrations.from_jsonl(texts / "demonstrations.jsonl")
         contrasts = sl.Contrasts.from_jsonl(texts / "contrasts.jsonl")
@@ -172,10 +175,29 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 in_child("--child", "make", folder, name, dtype)
                 for backend in given.backends:
+                    planned = plan_of(Path(folder), Path(texts), backend, dtype)
                     measured = json.loads(in_child("--child", folder, texts, backend, dtype).splitlines()[-1])
-                    print(name, dtype, backend)
+                    print(f"{name}, {dtype}, {backend}: weights of {planned['load'].parts[0].bytes / 1e6:.0f} MB")
+                    print(f"    {'step':18}{'planned, MB':>14}{'measured, MB':>14}{'ratio':>8}")
                     for step, value in measured.items():
-                        print(f"    {step:20}{value / 1e6:10.0f}", flush=True)
+                        expected = planned[step].memory
+                        print(f"    {step:18}{expected / 1e6:14.0f}{value / 1e6:14.0f}{expected / value:8.2f}", flush=True)
+
+
+def plan_of(folder: Path, texts: Path, backend: str, dtype: str) -> sl.Plan:
+    """What is planned for the steps that are measured."""
+    return sl.plan(
+        folder,
+        sl.Demonstrations.from_jsonl(texts / "demonstrations.jsonl"),
+        sl.Contrasts.from_jsonl(texts / "contrasts.jsonl"),
+        rank=RANK,
+        backend=backend,
+        dtype=dtype,
+        device="cpu",
+        max_new_tokens=NEW_TOKENS,
+        benchmark="truthfulqa",
+        data=texts / "questions.json",
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from .._support.json_files import plain
 from ..errors import InputError
 from ..evaluation.registry import BENCHMARKS
 from ..evaluation.run import Task
-from ..planning.planner import plan
+from ..planning.planner import STEPS, plan
 from ..testbed.bed import PATH as TESTBED
 from . import options as opt
 
@@ -43,6 +43,9 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(help="Longest continuation.", min=1, max=LARGEST)] = 32,
     tokens_per_batch: Annotated[
         int | None, typer.Option(help="Tokens of a pass that reads demonstrations, at most.", min=1, max=LARGEST)
+    ] = None,
+    steps: Annotated[
+        str | None, typer.Option(help=f"Some of, with ; between them: {'; '.join(STEPS)}; all by default.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON, in bytes.")] = False,
     limit: opt.LimitOption = None,
@@ -77,6 +80,7 @@ def run(
         max_new_tokens=max_new_tokens,
         prepend_bos=prepend_bos,
         benchmark=task,
+        steps=None if steps is None else [name.strip() for name in steps.split(";")],
     )
     if as_json:
         typer.echo(json.dumps(plain(found.record), indent=2))

@@ -145,8 +145,9 @@ class CountedSteps:
     def sufficiency(self) -> Counts:
         """Exact values of all heads."""
         copies = self._patched(self.model.n_layers * self.model.lens.n_heads)
+        at_once = max(1, self.batch_size // len(self._scorer.batches[0].tokens))
         return Counts(
-            self._most(lambda study: patched(study, {"sufficiency": ()}, all_heads(study.lens)[: self.batch_size])),
+            self._most(lambda study: patched(study, {"sufficiency": ()}, all_heads(study.lens)[:at_once])),
             2 * len(self._scorer.batches) + copies.forward,
             2 * _tokens(self._scorer) + copies.tokens,
         )
@@ -158,11 +159,11 @@ class CountedSteps:
 
         def run(lens: Lens) -> None:
             with self._edit(lens).applied(lens.model), torch.no_grad():
-                tokens, mask, past = batch.tokens, batch.mask, Past(lens, len(batch.rows))
-                for _ in range(new_tokens):
-                    found, past = past.predict(tokens, mask)
+                past = Past(lens, len(batch.rows)).predict(batch.tokens, batch.mask)[1]
+                # Some tokens at a time, since only the last step counts.
+                for width in (*_shared_out(new_tokens - 2, 3), 1):
+                    found, past = past.predict(torch.zeros(len(batch.rows), width, dtype=torch.int64))
                     found.last()
-                    tokens, mask = torch.zeros(len(batch.rows), 1, dtype=torch.int64), None
 
         steps = new_tokens - 1
         return Counts(
@@ -251,3 +252,9 @@ def _cells(planned: Passes) -> int:
 
 def _tokens(scorer: Scorer) -> int:
     return sum(batch.tokens.numel() for batch in scorer.batches)
+
+
+def _shared_out(number: int, parts: int) -> list[int]:
+    """A number as a sum of so many parts or fewer, of equal size but the last."""
+    size = max(1, math.ceil(number / parts))
+    return [min(size, number - start) for start in range(0, number, size)]

@@ -1,7 +1,7 @@
 """A model of a configuration, with the sizes of all of its tensors and no numbers in them (torch's meta device).
 
 TransformerLens makes it as it makes any other, so that the code that runs a model runs this one too (`live_bytes`).
-Models of two and of four layers tell what a deep one takes, since every layer beyond adds the same.
+Models of two and of three layers tell what a deep one takes, since every layer beyond adds the same.
 """
 
 import copy
@@ -25,7 +25,7 @@ from ..models.unembedding import Unembedding
 from ..testbed.bed import PATH as TESTBED
 from .live_bytes import counted
 
-_DEPTHS = (2, 4)
+_DEPTHS = (2, 3)
 _MAKERS = {"hooked": as_hooked, "bridge": as_bridge}
 
 
@@ -69,7 +69,7 @@ class EmptyModel:
             raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
         for kind in kinds:
             try:
-                depths = _DEPTHS if n_layers > _DEPTHS[1] else (n_layers,)
+                depths = _DEPTHS if n_layers > max(_DEPTHS) else (n_layers,)
                 lenses = [_lens(name, _cut(config, depth), kind, dtype, beside) for depth in depths]
                 return cls(config, dtype, n_layers, sum(sizes), max(sizes), lenses)
             except UnsupportedModelError:
@@ -155,8 +155,14 @@ def _lens(name: str, config: Any, kind: str, dtype: torch.dtype, tokenizer: Any)
         hf_model.config.architectures = config.architectures
         # TransformerLens reads the configuration anew.
         config.save_pretrained(folder)
-        with failures_named(name), torch.device("meta"):
-            model = _MAKERS[kind](folder, hf_model, copy.deepcopy(tokenizer), dtype)
+        with failures_named(name):
+            try:
+                with torch.device("meta"):
+                    model = _MAKERS[kind](folder, hf_model, copy.deepcopy(tokenizer), dtype)
+            except UnsupportedModelError:
+                # Weights that TransformerLens takes apart must be somewhere; they take no memory until they are used.
+                hf_model = hf_model.to_empty(device="cpu")
+                model = _MAKERS[kind](folder, hf_model, copy.deepcopy(tokenizer), dtype).to("meta")
     model = model.eval().requires_grad_(False)
     if kind == "bridge":
         fuse(model)

@@ -48,6 +48,7 @@ _CALLS = {
     "generate": "generate",
     "evaluate": "evaluate",
 }
+STEPS = tuple(_CALLS)
 
 
 def plan(
@@ -68,6 +69,7 @@ def plan(
     prepend_bos: bool = True,
     benchmark: str | Benchmark | Task | None = None,
     data: str | os.PathLike[str] | None = None,
+    steps: Iterable[str] | None = None,
 ) -> Plan:
     """Memory, passes, tokens and disk of every step on a model, before any of them is made.
 
@@ -84,13 +86,14 @@ def plan(
         backend, dtype, batch_size, tokens_per_batch, max_new_tokens, prepend_bos: as the calls take them.
         device: where the model will be, "cpu" or "cuda"; it need not be here. A GPU where there is one by default.
         benchmark, data: what will be evaluated, as `evaluate` takes both; nothing by default.
+        steps: which steps, of those of `STEPS`; all by default, "evaluate" where a benchmark is given.
         memory: how much there is, such as "24GB" or "80GiB"; that of this machine's GPU, or of the machine, by default.
 
     Returns:
         A step for each call, with what it holds at most above an idle process.
 
     Raises:
-        InputError: an unknown site, layer, backend, dtype, device or unit of memory, or a number out of range.
+        InputError: an unknown site, layer, backend, dtype, device, step or unit of memory, or a number out of range.
         FileError: a folder that does not exist or has no `config.json`.
         UnsupportedModelError: no model of this configuration can be made.
         DemonstrationError: a text longer than the model's context; names it.
@@ -119,6 +122,7 @@ def plan(
     task = benchmark if isinstance(benchmark, Task) or benchmark is None else Task.read(benchmark, data)
     if task is None and data is not None:
         raise InputError("data is a benchmark's: expected benchmark as well")
+    names = _names(steps, task)
     config, folder = _configuration(model)
     chosen_dtype = _dtype(dtype, config, on_cpu)
     tokenizer = None if folder is None else _tokenizer(folder)
@@ -154,9 +158,20 @@ def plan(
         return replace(made, counted=replace(counted, batch_size=smaller)).step(name)
 
     with _logits_as_on(placed):
-        found = Plan(facts, about, placed, limit, [made.step(name) for name in made.names])
-        steps = [replace(one, advice=advised(found, one, recounted, batch_size)) for one in found.steps]
-    return replace(found, steps=steps)
+        found = Plan(facts, about, placed, limit, [made.step(name) for name in names])
+        advice = [advised(found, one, recounted, batch_size) for one in found.steps]
+    told = zip(found.steps, advice, strict=True)
+    return replace(found, steps=[replace(one, advice=text) for one, text in told])
+
+
+def _names(steps: Iterable[str] | None, task: Task | None) -> list[str]:
+    """Of the steps that are planned, in the order in which they are called."""
+    asked = set(STEPS if steps is None else [steps] if isinstance(steps, str) else steps)
+    if unknown := sorted(map(str, asked - {*STEPS})):
+        raise InputError(f"unknown step {unknown[0]!r}: expected some of {', '.join(STEPS)}")
+    if steps is not None and "evaluate" in asked and task is None:
+        raise InputError("step 'evaluate' needs a benchmark")
+    return [name for name in STEPS if name in asked and (name != "evaluate" or task is not None)]
 
 
 def _configuration(model: Any) -> tuple[Any, str | None]:
@@ -186,13 +201,18 @@ def _tokenizer(name: str) -> Any:
 def _dtype(dtype: torch.dtype | str | None, config: Any, on_cpu: bool) -> torch.dtype:
     """As `load_model` chooses; what a configuration does not name counts as float32."""
     if dtype in (None, "auto"):
-        stored = getattr(text_config(config), "dtype", None)
-        stored = getattr(torch, stored, None) if isinstance(stored, str) else stored
-        return torch.float32 if on_cpu or stored not in _DTYPES else stored
+        return torch.float32 if on_cpu else _stored(config)
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in _DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: expected 'auto', float32, bfloat16, float16 or float64")
     return found
+
+
+def _stored(config: Any) -> torch.dtype:
+    """What weights are stored in as a configuration says; float32 where it does not."""
+    stored = getattr(text_config(config), "dtype", None)
+    stored = getattr(torch, stored, None) if isinstance(stored, str) else stored
+    return stored if stored in _DTYPES else torch.float32
 
 
 def _texts(
@@ -238,11 +258,6 @@ class _Steps:
     rank: int | None
     new_tokens: int
     task: Task | None
-
-    @property
-    def names(self) -> list[str]:
-        """Of all steps, in the order in which they are called."""
-        return [name for name in _CALLS if name != "evaluate" or self.task is not None]
 
     def step(self, name: str) -> Step:
         """The step of a name."""
@@ -300,7 +315,8 @@ class _Steps:
         return Part("edit", of_fit.factors(self._layout, self.counted.rank), True)
 
     def _load(self) -> Step:
-        parts = [self._weights, Part("conversion", loading(self.counted.model))]
+        config = self.counted.model.config
+        parts = [self._weights, Part("check, conversion", loading(self.counted.model, _stored(config).itemsize))]
         if not self.on_cpu:
             parts.append(Part("weights on their way", self._weights.bytes, True))
         return Step("load", _CALLS["load"], tuple(parts))

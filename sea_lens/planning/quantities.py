@@ -12,7 +12,7 @@ for _power, _letter in enumerate("KMGT", 1):
     _UNITS |= {f"{_letter}B": 1000**_power, f"{_letter}IB": 1024**_power, _letter: 1000**_power}
 
 
-def read_bytes(text: str | float) -> int:
+def read_bytes(text: str | int | float) -> int:
     """Bytes of a size such as "24GB", "80 GiB" or a number of bytes.
 
     Raises:
@@ -25,15 +25,16 @@ def read_bytes(text: str | float) -> int:
     return int(float(found[1]) * unit)
 
 
-def shown(size: float) -> str:
+def shown(number: int) -> str:
     """Bytes with three digits that count and a unit of thousands."""
+    size = float(number)
     for unit in ("B", "kB", "MB"):
-        if abs(size) < 999.5:
+        if size < 999.5:
             break
         size /= 1000
     else:
         unit = "GB"
-    digits = 0 if abs(size) >= 99.5 or unit == "B" else 1 if abs(size) >= 9.95 else 2
+    digits = 0 if size >= 99.5 or unit == "B" else 1 if size >= 9.95 else 2
     return f"{size:,.{digits}f} {unit}"
 
 
