@@ -1,8 +1,6 @@
 """What is planned is what is measured: passes, tokens, bytes; and what a user reads of it."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -151,7 +149,13 @@ def test_sizes_are_read_in_units_of_thousands_and_of_1024():
 
 
 def test_wrong_input_is_one_clear_error(tmp_path):
-    wrong: dict[str, Any] = {"memory": "24 parsecs", "device": "tpu", "dtype": "int8", "site": "nowhere", "layers": [99]}
+    wrong: dict[str, Any] = {
+        "memory": "24 parsecs",
+        "device": "tpu",
+        "dtype": "int8",
+        "site": "nowhere",
+        "layers": [99],
+    }
     for name, value in wrong.items():
         with pytest.raises(sl.InputError, match=f"{name}|layer"):
             sl.plan(LLAMA_7B, **{**OPTIONS, name: value})

@@ -169,6 +169,7 @@ def main() -> None:
     if given.child:
         child(Path(given.child[0]), Path(given.child[1]), given.child[2], given.child[3])
         return
+    print("# What is planned beside what is measured\n\nWritten by `python timings/plan.py`.")
     with tempfile.TemporaryDirectory() as texts:
         write_texts(Path(texts))
         for name, dtype in itertools.product(given.models, given.dtypes):
@@ -177,11 +178,15 @@ def main() -> None:
                 for backend in given.backends:
                     planned = plan_of(Path(folder), Path(texts), backend, dtype)
                     measured = json.loads(in_child("--child", folder, texts, backend, dtype).splitlines()[-1])
-                    print(f"{name}, {dtype}, {backend}: weights of {planned['load'].parts[0].bytes / 1e6:.0f} MB")
-                    print(f"    {'step':18}{'planned, MB':>14}{'measured, MB':>14}{'ratio':>8}")
+                    weights = planned["load"].parts[0].bytes / 1e6
+                    print(f"\n### {name}, {dtype}, {backend}: weights of {weights:.0f} MB\n")
+                    print("| step | planned, MB | measured, MB | planned / measured |\n| --- | --- | --- | --- |")
                     for step, value in measured.items():
                         expected = planned[step].memory
-                        print(f"    {step:18}{expected / 1e6:14.0f}{value / 1e6:14.0f}{expected / value:8.2f}", flush=True)
+                        print(
+                            f"| {step} | {expected / 1e6:.0f} | {value / 1e6:.0f} | {expected / value:.2f} |",
+                            flush=True,
+                        )
 
 
 def plan_of(folder: Path, texts: Path, backend: str, dtype: str) -> sl.Plan:

@@ -46,9 +46,10 @@ STEPS = (*QUICK, "effect", "path", "direct", "gradient", "generate")
 
 BEFORE = """# What fits where
 
-`sea-lens plan --model M --demonstrations F` says of every step on a model, before any weight is read, how much memory it
-holds at most, how many passes it makes and how many tokens they read, and what it writes; `sl.plan` is the same in
+`sea-lens plan --model M --demonstrations F` says of every step on a model, before any weight is read, how much memory
+it holds at most, how many passes it makes and how many tokens they read, and what it writes; `sl.plan` is the same in
 Python. `M` is a folder with a `config.json`; weights need not be there, and a tokenizer only if tokens are to be exact.
+How near that is to measured peaks stands in [plan_against_peaks.md](plan_against_peaks.md).
 
 ```
 sea-lens plan --model llama-folder --demonstrations demos.jsonl --device cuda --memory 24GB
@@ -59,8 +60,8 @@ sea-lens plan --model llama-folder --demonstrations demos.jsonl --device cuda --
 - *Memory* is what a process holds at most in a step, above one that has imported the same: the weights, and what the
   step adds. On a GPU, *host* is what stands in the machine's memory at the same time.
 - *pass* is the largest forward pass, with its cache of keys and values, logits, and what is kept for a backward pass.
-  It is counted, not estimated: the package's own code runs on a model of the configuration that has sizes and no numbers
-  (torch's meta device), in two and three layers, and what a layer adds is added for every further one.
+  It is counted: the package's own code runs on a model of the configuration that has sizes and no numbers (torch's
+  meta device), in two and three layers, and what a layer adds is added for every further one.
 - *activations* or *sums* are what a fit needs: of fewer demonstrations than the activations are wide their activations,
   else two d × d sums for each layer (method.md 2.2).
 - *decomposition* is the fit of one layer; layers are fitted one after another. How many directions an energy takes is
@@ -73,11 +74,11 @@ sea-lens plan --model llama-folder --demonstrations demos.jsonl --device cuda --
 
 | what does not fit | what to do |
 | --- | --- |
-| the weights | `dtype="bfloat16"`, half of float32; several GPUs by `device_map="auto"`; 8 or 4 bits by `quantization_config` |
-| `capture`: sums or activations | `capture(store="folder")` keeps them in files, which a fit reads one layer at a time |
+| the weights | `dtype="bfloat16"`; several GPUs by `device_map="auto"`; 8 or 4 bits by `quantization_config` |
+| `capture`: sums or activations | `capture(store="folder")`: in files, which a fit reads one layer at a time |
 | `capture`: the pass | a smaller `batch_size` |
 | `fit` | a store, and the fit in a process that has not loaded the model |
-| `path`, `gradient` | a smaller `batch_size`; fewer, later layers (`layers="last-2"`): nothing is kept before the first |
+| `path`, `gradient` | a smaller `batch_size`; `path`: later layers (`layers="last-2"`), which keep less |
 | `effect`, `generate` | a smaller `batch_size` |
 
 Each step that does not fit says which of these would make it fit.

@@ -216,7 +216,7 @@ app.command(epilog="Example: [bold]sea-lens compare unedited.json edited.json --
 
 app.command(
     "plan",
-    epilog="Example: [bold]sea-lens plan --model folder --demonstrations demos.jsonl --device cuda --memory 24GB[/bold]",
+    epilog="Example: [bold]sea-lens plan --model gpt2 --demonstrations demos.jsonl --device cuda --memory 24GB[/bold]",
 )(planning.run)
 
 

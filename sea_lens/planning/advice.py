@@ -38,7 +38,11 @@ def advised(plan: Plan, step: Step, recounted: Callable[[str, int], Step], batch
         if plan.held(recounted(step.name, smaller)) <= plan.limit:
             return f"batch_size={smaller}"
         smaller //= 4 if smaller >= 4 else 2
-    return _for_weights(plan, weights) if not step.backward else f"layers='last-1' or so; else {_for_weights(plan, weights)}"
+    return (
+        _for_weights(plan, weights)
+        if not step.backward
+        else f"layers='last-1' or so; else {_for_weights(plan, weights)}"
+    )
 
 
 def _for_weights(plan: Plan, weights: int) -> str:

@@ -110,7 +110,9 @@ class CountedSteps:
         """The integrated gradient with the fewest nodes, beside the two runs of `effect`."""
         runs = 2 + FIRST_NODES
         # What stands before the first edited layer keeps nothing for the backward pass.
-        memory = self._most(lambda study: node(study, 0.5, [by_layer(study).shares]), self.model.n_layers - self.layers[0])
+        memory = self._most(
+            lambda study: node(study, 0.5, [by_layer(study).shares]), self.model.n_layers - self.layers[0]
+        )
         return Counts(
             memory,
             runs * len(self._scorer.batches),

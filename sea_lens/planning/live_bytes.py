@@ -16,7 +16,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-
 _LOOK_UPS = (torch.ops.aten.embedding.default, torch.ops.aten.index.Tensor)
 
 

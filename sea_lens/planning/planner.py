@@ -17,7 +17,7 @@ from ..evaluation.benchmark import Benchmark
 from ..evaluation.run import Task
 from ..models.configuration import text_config
 from ..models.huggingface import failures_named, quiet
-from ..models.load import BACKENDS, _DTYPES, _resolved
+from ..models.load import _DTYPES, BACKENDS, _resolved
 from ..models.reading import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
 from ..models.sites import Site
 from ..models.unembedding import LOGITS_AT_ONCE

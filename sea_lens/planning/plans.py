@@ -176,13 +176,12 @@ class Plan:
     def heading(self) -> str:
         """What is planned for, in a few lines."""
         facts, texts = self.model, self.texts
-        where = "this memory" if self.on_cpu else f"a GPU ({self.device})"
+        sizes = f"{facts['n_layers']} layers, d {facts['d_model']}, vocabulary {facts['d_vocab']}"
         return "\n".join(
             [
-                f"{facts['name']}: {facts['parameters'] / 1e9:.3g} billion parameters, {facts['n_layers']} layers, "
-                f"d {facts['d_model']}, vocabulary {facts['d_vocab']}; {facts['dtype']}, {facts['backend']}",
+                f"{facts['name']}: {facts['parameters']:,} parameters, {sizes}; {facts['dtype']}, {facts['backend']}",
                 f"{texts['demonstrations']} demonstrations, {texts['contrasts']} contrasts; {texts['tokens']}",
-                f"{shown(self.limit)} of memory for {where}: {'all steps fit' if self.fits else 'not all steps fit'}",
+                f"{self.device} with {shown(self.limit)}: {'all steps fit' if self.fits else 'not all steps fit'}",
             ]
         )
 

@@ -27,15 +27,12 @@ def read_bytes(text: str | int | float) -> int:
 
 def shown(number: int) -> str:
     """Bytes with three digits that count and a unit of thousands."""
-    size = float(number)
-    for unit in ("B", "kB", "MB"):
-        if size < 999.5:
-            break
+    size, units = float(number), ["B", "kB", "MB", "GB"]
+    while size >= 999.5 and len(units) > 1:
         size /= 1000
-    else:
-        unit = "GB"
-    digits = 0 if size >= 99.5 or unit == "B" else 1 if size >= 9.95 else 2
-    return f"{size:,.{digits}f} {unit}"
+        units.pop(0)
+    digits = 0 if size >= 99.5 or units[0] == "B" else 1 if size >= 9.95 else 2
+    return f"{size:,.{digits}f} {units[0]}"
 
 
 def memory_of(device: str) -> int:

@@ -30,6 +30,7 @@ class TokenCounter:
     init_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, text: str, **options: Any) -> "TokenCounter.Encoded":
+        """The tokens of a text."""
         pieces = [text[start : start + CHARACTERS] for start in range(0, len(text), CHARACTERS)]
         return self.Encoded([zlib.crc32(piece.encode("utf-8", "replace")) % self.vocabulary for piece in pieces])
 
