@@ -1,20 +1,26 @@
 """What is planned is what is measured: passes, tokens, bytes; and what a user reads of it."""
 
+import ctypes
+import gc
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import BACKENDS, FAMILIES, contrasts, demonstrations
+from tiny import BACKENDS, FAMILIES, contrasts, demonstrations, save_random_weights
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.configuration_llama import LlamaConfig
 
 import sea_lens as sl
+from sea_lens.cli import main
 from sea_lens.models.lens import Lens
 from sea_lens.planning.live_bytes import counted
 from sea_lens.planning.planner import STEPS
 from sea_lens.planning.quantities import read_bytes, shown
 from sea_lens.planning.statistics_memory import Layout, fitting
+from sea_lens.testbed.tokenizer import word_tokenizer
 
 pytestmark = pytest.mark.model
 
@@ -97,6 +103,35 @@ def test_a_saved_edit_and_a_store_are_as_large_as_planned(tiny_plan, load_tiny, 
     edit = sl.fit(covariance, rank=3)
     factors = [one for name, one in edit.tensors().items() if name.endswith(("keep", "drop", "_values"))]
     assert tiny_plan["fit"].disk == pytest.approx(sum(one.numel() * one.element_size() for one in factors), rel=0.1)
+
+
+def held(what: str) -> int:
+    """Bytes that this process holds (`VmRSS`), or has held at most (`VmHWM`)."""
+    return int(Path("/proc/self/status").read_text().split(f"{what}:")[1].split()[0]) * 2**10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is set back on Linux alone")
+def test_a_backward_pass_holds_about_what_is_planned(tmp_path):
+    # The whole comparison is `timings/plan.py`.
+    sizes: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4}
+    save_random_weights(LlamaConfig(vocab_size=2000, num_attention_heads=8, **sizes), tmp_path, 0.0)
+    word_tokenizer([f"w{number}" for number in range(508)], 512).save_pretrained(tmp_path)
+    asked = sl.Contrasts(sl.Contrast("w1 " * 80 + f"w{i}", f" w{i + 10}", f" w{i + 20}") for i in range(8))
+    planned = sl.plan(tmp_path, None, asked, rank=2, steps=["gradient"], **OPTIONS)["gradient"].parts[1].bytes
+    model = sl.load_model(tmp_path, "bridge", "cpu", "float32")
+    edit = sl.fit_activations(*torch.randn(3, 20, 4, 512, generator=torch.Generator().manual_seed(0)), rank=2)
+
+    def run() -> None:
+        sl.head_contributions(model, edit, asked, "gradient", sample=0)
+
+    run()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = held("VmRSS")
+    run()
+    assert planned > 50e6
+    assert 0.6 * planned < held("VmHWM") - before < 1.6 * planned
 
 
 def test_bytes_are_counted_as_long_as_they_live():
@@ -196,3 +231,34 @@ def test_planning_leaves_nothing_behind(tiny_plan, load_tiny):
 
     assert set(LOGITS_AT_ONCE) == {"cpu", "cuda"}
     assert Lens.of(load_tiny("llama", "bridge")).device.type == "cpu"
+
+
+def test_the_command_prints_the_plan_and_json(model_folders, tmp_path, monkeypatch, capsys):
+    demonstrations().to_jsonl(tmp_path / "demos.jsonl")
+
+    def run(*more: object) -> tuple[Any, str, str]:
+        given = ["--model", model_folders["llama"], "--backend", "bridge", "--device", "cpu", "--steps", "load;capture"]
+        monkeypatch.setattr(sys, "argv", ["sea-lens", "plan", *map(str, given), *map(str, more)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return stopped.value.code, *capsys.readouterr()
+
+    status, out, _ = run("--demonstrations", tmp_path / "demos.jsonl", "--memory", "1GB", "--json")
+    record = json.loads(out)
+    assert status == 0
+    assert record["limit"] == 10**9
+    assert record["texts"]["demonstrations"] == len(demonstrations())
+    assert [step["step"] for step in record["steps"]] == ["load", "capture"]
+    status, out, _ = run("--memory", "10kB")
+    assert status == 0
+    assert "not all steps fit" in out
+    assert "lengths are assumed" in out
+    for wrong, message in (
+        (("--memory", "24 parsecs"), "expected a size such as 24GB"),
+        (("--demonstrations", tmp_path / "none.jsonl"), "--demonstrations"),
+        (("--benchmark", "truthfulqa"), "expected both or none"),
+        (("--model", tmp_path), "without config.json"),
+    ):
+        status, _, told = run(*wrong)
+        assert (status, len(told.strip().splitlines())) == (2, 1)
+        assert message in told

@@ -5,7 +5,7 @@
 Random Llamas of some sizes are written; a process for each of them, backend and dtype loads it, captures, fits,
 measures and generates, and prints the most memory that it held in each step (`VmHWM`, set back before the step) above
 what it held before it loaded the model. By then it has done the same on the shipped model, so that what is imported or
-made once does not count. Pages of the weights' file that are mapped into memory are counted. Linux only.
+made once does not count. The C library is told to give freed memory back at once (`ALLOCATOR`). Pages of the weights' file that are mapped into memory are counted. Linux only.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import ctypes
 import gc
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,8 @@ MODELS = {
     "wide": (2048, 4, 16, 4, 8_000),
     "deep": (1024, 16, 16, 16, 32_000),
 }
+# What is freed goes back at once. Otherwise the C library keeps up to some hundred megabytes of it, whatever the model.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 # Some demonstrations are long, for the passes, and there are many, for the fit.
 LONG, SHORT, CONTRASTS, QUESTIONS, RANK, NEW_TOKENS = 32, 568, 16, 4, 24, 16
 
@@ -152,7 +155,8 @@ def child(folder: Path, texts: Path, backend: str, dtype: str) -> None:
 def in_child(*given: Any) -> str:
     """What this script prints with other arguments."""
     asked = [sys.executable, __file__, *map(str, given)]
-    return subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = {**os.environ, **ALLOCATOR}
+    return subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ def advised(plan: Plan, step: Step, recounted: Callable[[str, int], Step], batch
         return ""
     weights = next(part.bytes for part in step.parts if part.name == "weights")
     if weights > plan.limit:
-        return _for_weights(plan, weights)
+        return _for_weights(plan, weights, held)
     if step.name == "fit":
         return "capture(store=) and a fit of the store read one layer at a time; see 'fit, store'"
     if step.name == "fit, store":
@@ -41,19 +41,19 @@ def advised(plan: Plan, step: Step, recounted: Callable[[str, int], Step], batch
     return (
         _for_weights(plan, weights)
         if not step.backward
-        else f"layers='last-1' or so; else {_for_weights(plan, weights)}"
+        else f"layers='last-1' or so; else {_for_weights(plan, weights, held)}"
     )
 
 
-def _for_weights(plan: Plan, weights: int) -> str:
-    """For weights that leave no room."""
+def _for_weights(plan: Plan, weights: int, held: int) -> str:
+    """For weights that leave no room, in a step that holds so much."""
     itemsize = getattr(torch, plan.model["dtype"]).itemsize
     half = weights * 2 // itemsize
     if itemsize > 2 and half <= plan.limit:
         return f"dtype='bfloat16': weights of {shown(half)}"
     if plan.on_cpu:
         return f"a machine with more than {shown(half if itemsize > 2 else weights)}, with dtype='bfloat16'"
-    count = math.ceil(1.2 * half / plan.limit)
+    count = math.ceil(1.2 * (held - weights + half) / plan.limit)
     told = f"device_map='auto' over {count} such GPUs (dtype='bfloat16')"
     for bits, size in _BITS.items():
         if (quantised := int(plan.model["parameters"] * size)) < 0.9 * plan.limit:
