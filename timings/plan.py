@@ -5,7 +5,8 @@
 Random Llamas of some sizes are written; a process for each of them, backend and dtype loads it, captures, fits,
 measures and generates, and prints the most memory that it held in each step (`VmHWM`, set back before the step) above
 what it held before it loaded the model. By then it has done the same on the shipped model, so that what is imported or
-made once does not count. The C library is told to give freed memory back at once (`ALLOCATOR`). Pages of the weights' file that are mapped into memory are counted. Linux only.
+made once does not count. The C library is told to give freed memory back at once (`ALLOCATOR`). Pages of the
+weights' file that are mapped into memory are counted. Linux only.
 """
 
 import argparse

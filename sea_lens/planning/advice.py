@@ -39,7 +39,7 @@ def advised(plan: Plan, step: Step, recounted: Callable[[str, int], Step], batch
             return f"batch_size={smaller}"
         smaller //= 4 if smaller >= 4 else 2
     return (
-        _for_weights(plan, weights)
+        _for_weights(plan, weights, held)
         if not step.backward
         else f"layers='last-1' or so; else {_for_weights(plan, weights, held)}"
     )
