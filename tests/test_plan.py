@@ -20,6 +20,7 @@ from sea_lens.planning.live_bytes import counted
 from sea_lens.planning.planner import STEPS
 from sea_lens.planning.quantities import read_bytes, shown
 from sea_lens.planning.statistics_memory import Layout, fitting
+from sea_lens.spectral.statistics import Activations
 from sea_lens.testbed.tokenizer import word_tokenizer
 
 pytestmark = pytest.mark.model
@@ -98,6 +99,7 @@ def test_effect_makes_the_passes_that_are_planned(tiny_plan, counting):
 def test_a_saved_edit_and_a_store_are_as_large_as_planned(tiny_plan, load_tiny, tmp_path):
     model = load_tiny("llama", "bridge")
     covariance = sl.capture(model, demonstrations(), store=tmp_path / "store", progress=False)
+    assert isinstance(covariance.statistics, Activations)
     tensors = [one for part in covariance.statistics.parts for index in range(3) for one in part.layer(index)]
     assert tiny_plan["capture, store"].disk == sum(one.numel() * one.element_size() for one in tensors)
     edit = sl.fit(covariance, rank=3)
@@ -119,7 +121,8 @@ def test_a_backward_pass_holds_about_what_is_planned(tmp_path):
     asked = sl.Contrasts(sl.Contrast("w1 " * 80 + f"w{i}", f" w{i + 10}", f" w{i + 20}") for i in range(8))
     planned = sl.plan(tmp_path, None, asked, rank=2, steps=["gradient"], **OPTIONS)["gradient"].parts[1].bytes
     model = sl.load_model(tmp_path, "bridge", "cpu", "float32")
-    edit = sl.fit_activations(*torch.randn(3, 20, 4, 512, generator=torch.Generator().manual_seed(0)), rank=2)
+    neutral, positive, negative = torch.randn(3, 20, 4, 512, generator=torch.Generator().manual_seed(0))
+    edit = sl.fit_activations(neutral, positive, negative, rank=2)
 
     def run() -> None:
         sl.head_contributions(model, edit, asked, "gradient", sample=0)

@@ -130,11 +130,12 @@ def child(folder: Path, texts: Path, backend: str, dtype: str) -> None:
     questions = texts / "questions.json"
     with tempfile.TemporaryDirectory() as of_shipped:
         bed = sl.testbed.load(backend)
-        demonstrations, contrasts = bed.demonstrations[:40], sl.Contrasts(bed.contrasts["dev"][:4])
+        demonstrations, contrasts = sl.Demonstrations(bed.demonstrations[:40]), sl.Contrasts(bed.contrasts["dev"][:4])
         sl.load_model(TESTBED, backend, "cpu", dtype)
         for step in steps(bed.model, demonstrations, contrasts, questions, Path(of_shipped)).values():
             step()
-    del bed, step
+            del step
+    del bed
     let_go()
     idle = held("VmRSS")
     model = sl.load_model(folder, backend, "cpu", dtype)

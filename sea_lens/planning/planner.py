@@ -225,12 +225,17 @@ def _texts(
     config = text_config(empty.config)
     counter = TokenCounter(empty.lens.d_vocab, bos_token_id=getattr(config, "bos_token_id", None))
     pairs = None if contrasts is None else Contrasts.of(contrasts)
-    if demonstrations is None and pairs is None:
-        demos, pairs = (make(empty.lens.n_ctx) for make in (assumed_demonstrations, assumed_contrasts))
-        told, tokenizer = "lengths are assumed", None
-    else:
-        demos = as_demonstrations(pairs) if demonstrations is None else Demonstrations.of(demonstrations)
+    if demonstrations is not None:
+        demos = Demonstrations.of(demonstrations)
         pairs = as_contrasts(demos) if pairs is None else pairs
+    elif pairs is not None:
+        demos = as_demonstrations(pairs)
+    else:
+        demos, pairs = assumed_demonstrations(empty.lens.n_ctx), assumed_contrasts(empty.lens.n_ctx)
+    told = "lengths are assumed"
+    if demonstrations is None and contrasts is None:
+        tokenizer = None
+    else:
         told = "tokens of the model's tokenizer"
         if tokenizer is None:
             told = "no tokenizer is there: four characters count as a token"
