@@ -7,7 +7,7 @@ BIN_NEWEST := .venv-newest/bin
 TESTS_NEWEST := tests/test_cases_cache.py tests/test_completions.py tests/test_harness.py tests/test_third_party.py
 PYTEST_OPTIONS ?= -n 2
 
-.PHONY: demo test test-notebooks test-bridge test-newest newest lint format notebooks bench clean
+.PHONY: demo test test-notebooks test-bridge test-newest newest lint format docs-tables notebooks bench clean
 
 demo: .venv/.installed
 	$(BIN)/sea-lens demo --out demo
@@ -44,6 +44,11 @@ lint: .venv/.installed
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+# The page of what fits where, anew; docs/plan_against_peaks.md is what `python timings/plan.py` prints.
+docs-tables: .venv/.installed
+	$(BIN)/python timings/what_fits_where.py > docs/what_fits_where.md.partial
+	mv docs/what_fits_where.md.partial docs/what_fits_where.md
 
 # The notebooks are written as scripts; this makes the .ipynb files anew.
 notebooks: .venv/.installed

@@ -59,6 +59,8 @@ from .models.check_report import Fact, ModelCheck
 from .models.load import load_model
 from .models.sites import SITES
 from .models.token_positions import POSITIONS, prompt_lengths
+from .planning.planner import plan
+from .planning.plans import Plan, Step
 from .spectral.arithmetic import COMBINES
 from .spectral.capturing import capture
 from .spectral.controls import permuted, randomised
@@ -109,11 +111,13 @@ __all__ = [
     "MissingPackageError",
     "ModelCheck",
     "PositionContributions",
+    "Plan",
     "PromptTemplate",
     "SeaLensError",
     "SeaLensWarning",
     "SpectralEdit",
     "Stability",
+    "Step",
     "Task",
     "Tuning",
     "UnsupportedModelError",
@@ -140,6 +144,7 @@ __all__ = [
     "lora",
     "mean_difference",
     "permuted",
+    "plan",
     "position_contributions",
     "prompt_lengths",
     "randomised",

@@ -14,7 +14,7 @@ import sea_lens as sl
 PACKAGE = Path(sl.__file__).parent
 # A room imports only rooms above it.
 ROOMS: Sequence[str] = """
-    errors _support texts models edits spectral methods plots measure contributions evaluation testbed cli
+    errors _support texts models edits spectral methods plots measure contributions evaluation testbed planning cli
 """.split()
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -22,7 +22,7 @@ from ..models.lens import Lens
 from ..models.reading import Reading
 from ..spectral.edit import SpectralEdit
 from ..testbed.bed import load as load_testbed
-from . import evaluation, fitting, generation, tuning
+from . import evaluation, fitting, generation, planning, tuning
 from . import options as opt
 from .attribution import (
     NAMES,
@@ -212,6 +212,12 @@ app.command(
     "--data mc_task.json --out edited.json[/bold]",
 )(evaluation.run)
 app.command(epilog="Example: [bold]sea-lens compare unedited.json edited.json --out changes[/bold]")(evaluation.compare)
+
+
+app.command(
+    "plan",
+    epilog="Example: [bold]sea-lens plan --model gpt2 --demonstrations demos.jsonl --device cuda --memory 24GB[/bold]",
+)(planning.run)
 
 
 app.command(

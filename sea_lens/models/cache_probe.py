@@ -76,6 +76,12 @@ def cached_reading(lens: Lens, length: int = 0, read: Read | None = None) -> Cac
     return lens.cached_readings[key]
 
 
+def take_as_exact(lens: Lens) -> None:
+    """Let a model read with its own cache, unmeasured: for one that has no numbers to measure (`planning`)."""
+    for length in (0, lens.n_ctx):
+        lens.cached_readings[_key(lens, length)] = CachedReading("own", True, None, 0.0, _limit(lens))
+
+
 def cache_deviation(lens: Lens) -> float | None:
     """Largest deviation of sea_lens's cached reading from reading whole, as a share of the largest logit.
 

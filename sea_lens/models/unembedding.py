@@ -29,6 +29,9 @@ _TOKENS = 2
 # Raw logits that g is measured with, in powers of ten: it is linear at the smallest, and capped at the largest.
 _SMALLEST, _LARGEST = -4.0, 4.0
 _LEAST_LIMIT, _ROUNDINGS = 1e-5, 2.0
+# Logits that are made at a time, by kind of device: enough to keep the processor busy, and on a CPU few enough to stay
+# near it.
+LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ class Unembedding:
         module = getattr(lens.model, "unembed", None)
         found = _measured_once(lens, module) if isinstance(module, torch.nn.Module) else None
         return found or cls(lens.unembedding.mT, lens.unembedding_bias, cap=lens.soft_cap)
+
+    @staticmethod
+    def take_as_plain(lens: Lens) -> None:
+        """Let a model's logits be x · W_U + b_U, unmeasured: for one that has no numbers to measure (`planning`)."""
+        state = _State.of(lens, lens.model.unembed)
+        lens.unembedding_kept = (state, Unembedding(lens.unembedding.mT, lens.unembedding_bias))
 
     @property
     def d_vocab(self) -> int:
@@ -283,7 +292,6 @@ def _is_near(given: Tensor, expected: Tensor, dtype: torch.dtype, share: float |
 
 def blocks(n: int, d_vocab: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Parts of the vocabulary in which n rows of logits are made one after the other."""
-    # Enough to keep the processor busy, and few enough to stay near it.
-    numbers = 2**21 if device.type == "cpu" else 2**25
+    numbers = LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"])
     width = min(d_vocab, max(256, numbers // max(n, 1)))
     return ((start, min(start + width, d_vocab)) for start in range(0, d_vocab, width))

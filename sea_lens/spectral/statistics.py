@@ -18,7 +18,7 @@ from .features import FeatureMap
 from .layer_statistics import LayerActivations, LayerStatistics, LayerSums, Three
 
 # Demonstrations of which float64 copies are made at a time.
-_ROWS = 512
+ROWS = 512
 
 
 class Part(ABC):
@@ -216,8 +216,8 @@ class Sums(Statistics):
 
     def add(self, values: Three, feature: FeatureMap, layers: slice = slice(None)) -> None:
         """Add activations before φ, each (layers, n, units, d), in place; some layers alone do not count for `n`."""
-        for start in range(0, values.neutral.shape[1], _ROWS):
-            some = values.each(lambda x, start=start: x[:, start : start + _ROWS])
+        for start in range(0, values.neutral.shape[1], ROWS):
+            some = values.each(lambda x, start=start: x[:, start : start + ROWS])
             h, *others = (feature.forward(x.to(self.single.neutral)) for x in some)
             for outer, other in zip(self.outer, others, strict=True):
                 outer[layers] += einsum(h, other, "layers n units i, layers n units j -> layers units i j")

@@ -223,7 +223,7 @@ def begin_store(
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / _INDEX).exists():
-            facts["shards"] = _shards(batches, max(FEWEST, SHARD_NUMBERS // (3 * math.prod(layout))))
+            facts["shards"] = _shards(batches, shard_size(layout))
             digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
             write_sealed_json(path / _INDEX, {"sea_lens": KIND, "id": digest, **facts})
     except (OSError, ValueError) as error:
@@ -237,6 +237,11 @@ def begin_store(
     if facts["batches"] != store.content["batches"]:
         raise MismatchError(f"{folder} was captured in other batches: expected the batch size that it was begun with")
     return store
+
+
+def shard_size(layout: tuple[int, int, int]) -> int:
+    """About how many demonstrations a shard has, given (layers, units, d)."""
+    return max(FEWEST, SHARD_NUMBERS // (3 * math.prod(layout)))
 
 
 def _shards(batches: Sequence[Sequence[int]], size: int) -> list[list[int]]:
