@@ -75,6 +75,7 @@ sea-lens plan --model llama-folder --demonstrations demos.jsonl --device cuda --
 | what does not fit | what to do |
 | --- | --- |
 | the weights | `dtype="bfloat16"`; several GPUs by `device_map="auto"`; 8 or 4 bits by `quantization_config` |
+| the weights, whatever is done | `device_map={"": "disk"}` brings a block of them at a time; passes become slow |
 | `capture`: sums or activations | `capture(store="folder")`: in files, which a fit reads one layer at a time |
 | `capture`: the pass | a smaller `batch_size` |
 | `fit` | a store, and the fit in a process that has not loaded the model |

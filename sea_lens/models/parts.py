@@ -54,7 +54,9 @@ class Parts:
     @property
     def device(self) -> torch.device:
         """Where the model's first parameter lies: tokens go in and logits come out there, and readings are kept."""
-        return next(parameter.device for parameter in self.model.parameters() if not parameter.is_meta)
+        placed = (parameter.device for parameter in self.model.parameters() if not parameter.is_meta)
+        # A model that has no numbers at all is planned with (`planning`).
+        return next(placed, torch.device("meta"))
 
     def layer_device(self, layer: int) -> torch.device:
         """Where a layer runs, and so its activations lie: a model may be spread over several devices."""

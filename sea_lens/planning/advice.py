@@ -52,7 +52,7 @@ def _for_weights(plan: Plan, weights: int, held: int) -> str:
     if itemsize > 2 and half <= plan.limit:
         return f"dtype='bfloat16': weights of {shown(half)}"
     if plan.on_cpu:
-        return f"a machine with more than {shown(half if itemsize > 2 else weights)}, with dtype='bfloat16'"
+        return "device_map={'': 'disk'} brings a block of weights at a time"
     count = math.ceil(1.2 * (held - weights + half) / plan.limit)
     told = f"device_map='auto' over {count} such GPUs (dtype='bfloat16')"
     for bits, size in _BITS.items():
