@@ -3,12 +3,13 @@
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypedDict, Unpack, overload
+from typing import Any, TypeAlias, TypedDict, overload
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import Unpack
 
 from .._support.arguments import as_integer
 from ..edits.in_model import warn_of_installed
