@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..errors import ActivationError, InputError, UnsupportedModelError
@@ -156,6 +157,11 @@ class Engine(LanguageModel):
             "d_head": self.d_head,
             "processing": self.processing,
         }
+
+    @property
+    def double_device(self) -> torch.device:
+        """The CPU, where all that is read arrives."""
+        return torch.device("cpu")
 
     def point(self, name: str, layer: int) -> str:
         """Path of the module that gives a site's activation: "mlp_out", "attn_out" or "resid_post".
