@@ -54,6 +54,13 @@ def test_a_script_without_its_data_is_named(bench, tmp_path):
     assert "not there" in bench["run"]("capture", tmp_path)["failed"]
 
 
+def test_the_page_of_the_whole_job_is_what_was_measured(bench):
+    written = [str(path) for path in sorted((ROOT / "docs").glob("whole_job_*.json"))]
+    asked = [sys.executable, str(ROOT / "timings" / "whole_job.py"), "--table", *written]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert (ROOT / "docs" / "whole_job.md").read_text(encoding="utf-8") == done.stdout
+
+
 @pytest.mark.model
 def test_the_whole_job_runs_on_a_model_of_no_size(tmp_path):
     halueval = tmp_path / "halueval"
