@@ -71,8 +71,8 @@ def test_the_whole_job_runs_on_a_model_of_no_size(tmp_path):
         {
             "knowledge": "none",
             "question": f"what is {i} and {i}?",
-            "right_answer": f"it is {2 * i}",
-            "hallucinated_answer": f"it is not {i}",
+            "right_answer": f"yes {2 * i}",
+            "hallucinated_answer": f"no {i}",
         }
         for i in range(8)
     ]
