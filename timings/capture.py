@@ -56,18 +56,19 @@ def one_text_at_a_time(lens: Lens, texts: Sequence[list[int]], names: Sequence[s
 
 
 def bare_forwards(lens: Lens, batches: Sequence[Any]) -> None:
-    """The passes of a plan's batches with nothing read of them."""
+    """The passes of a plan's batches with nothing read of them, logits and all, as a model makes them."""
     with torch.no_grad():
         for batch in batches:
             state = None
             if batch.stems is not None:
-                _, state = cached_pass(lens, batch.stems.tokens, batch.stems.mask, None, renamed=batch.renamed)
+                found, state = cached_pass(lens, batch.stems.tokens, batch.stems.mask, None, renamed=batch.renamed)
+                found.whole()
             for rows in batch.others:
                 if state is None:
                     lens.forward(rows.tokens, rows.mask)
                 else:
                     of_rows = selected(state, rows.parents)
-                    cached_pass(lens, rows.tokens, rows.mask, of_rows, renamed=batch.renamed)
+                    cached_pass(lens, rows.tokens, rows.mask, of_rows, renamed=batch.renamed)[0].whole()
 
 
 def main() -> None:
