@@ -6,7 +6,7 @@ from tiny import BACKENDS, FAMILIES, save_tiny_model, tokens
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
-from sea_lens.models.load import _resolved, hooked_available
+from sea_lens.models.load import hooked_available, resolved
 
 pytestmark = pytest.mark.model
 
@@ -76,7 +76,7 @@ def test_a_name_that_no_file_can_have_is_refused(name):
 @pytest.mark.parametrize("name", [5, None, b"x", ["x"]])
 def test_what_is_no_name_of_a_model_is_refused(name: Any):
     with pytest.raises(sl.InputError, match="as a text or a path"):
-        _resolved(name)
+        resolved(name)
 
 
 def test_a_name_that_no_hub_can_be_asked_for_is_said_clearly(backend):

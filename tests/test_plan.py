@@ -17,7 +17,7 @@ import sea_lens as sl
 from sea_lens.cli import main
 from sea_lens.models.lens import Lens
 from sea_lens.planning.live_bytes import counted
-from sea_lens.planning.planner import STEPS
+from sea_lens.planning.planned_steps import STEPS
 from sea_lens.planning.quantities import read_bytes, shown
 from sea_lens.planning.statistics_memory import Layout, fitting
 from sea_lens.spectral.statistics import Activations

@@ -4,8 +4,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sea_lens.spectral.arithmetic import COMBINES, ThinProducts, edit_activation, edit_unseen
+from sea_lens.spectral.arithmetic import COMBINES, ThinProducts, edit_activation
 from sea_lens.spectral.features import FEATURE_MAPS
+from sea_lens.spectral.few_steps import edit_unseen
 from sea_lens.spectral.products import Matrix
 from sea_lens.spectral.ranks import KEEP, Size
 from sea_lens.spectral.subspaces import Subspaces, leading_subspace, random_subspaces

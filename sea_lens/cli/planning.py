@@ -12,7 +12,8 @@ from .._support.json_files import plain
 from ..errors import InputError
 from ..evaluation.registry import BENCHMARKS
 from ..evaluation.run import Task
-from ..planning.planner import STEPS, plan
+from ..planning.planned_steps import STEPS
+from ..planning.planner import plan
 from ..testbed.bed import PATH as TESTBED
 from . import options as opt
 

@@ -23,7 +23,7 @@ from .reference import Probe, Read, Reference
 
 BACKENDS = ("auto", "hooked", "bridge")
 _MAKERS = {"hooked": as_hooked, "bridge": as_bridge}
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # The probe of a model without a longest text is cut by nothing.
 _LONG_ENOUGH = 2048
 
@@ -95,7 +95,7 @@ def load_model(
         backend = "bridge"
     placed = Placement.of(device, device_map, quantization_config, max_memory, offload_folder)
     torch_dtype = _dtype(dtype, placed)
-    name = _resolved(name_or_path)
+    name = resolved(name_or_path)
     available = hooked_available()
     if backend == "hooked" and not available:
         raise UnsupportedModelError("this TransformerLens has no HookedTransformer (removed in 4.0): use 'bridge'")
@@ -185,21 +185,27 @@ def _dtype(dtype: torch.dtype | str | None, placed: Placement) -> torch.dtype | 
     if dtype in (None, "auto"):
         return torch.float32 if placed.on_cpu else None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in _DTYPES:
+    if found not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: expected 'auto', float32, bfloat16, float16 or float64")
     return found
 
 
 def _stored_dtype(hf_model: Any) -> torch.dtype:
     found = next(hf_model.parameters()).dtype
-    if found not in _DTYPES:
+    if found not in DTYPES:
         raise UnsupportedModelError(
             f"weights are stored as {found}: expected float32, bfloat16, float16 or float64 (dtype= converts them)"
         )
     return found
 
 
-def _resolved(given: Any) -> str:
+def resolved(given: Any) -> str:
+    """The Hugging Face name or the folder that was given.
+
+    Raises:
+        InputError: it is neither; says why.
+        FileError: a folder that is not there.
+    """
     name_or_path = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
     if not isinstance(name_or_path, str):
         raise InputError(f"model {shown(given)}: expected a Hugging Face name or a local folder, as a text or a path")

@@ -7,30 +7,26 @@ it is used, and never without an engine.
 import contextlib
 import importlib
 import math
-import pickle
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from ..errors import ActivationError, InputError, UnsupportedModelError
-from .configuration import context_length, text_config
-from .huggingface import load_tokenizer, quiet
-from .language_model import LanguageModel, is_vllm_engine
+from .language_model import is_vllm_engine
 from .lens import Lens
 from .sampling import GREEDY, Sampling
+from .vllm_facts import EngineFacts
 from .vllm_worker import (
-    FAMILIES,
     Counts,
-    Family,
     Function,
     Read,
     Recording,
     class_of,
+    family_of,
+    from_bytes,
     put_functions,
     put_recording,
     take_out_in_bytes,
@@ -41,7 +37,7 @@ Found = TypeVar("Found")
 _KEPT_AS = "_sea_lens_engine"
 
 
-class Engine(LanguageModel):
+class Engine(EngineFacts):
     """A vLLM engine as the rest of sea_lens sees it.
 
     Args:
@@ -53,13 +49,11 @@ class Engine(LanguageModel):
 
     def __init__(self, llm: Any) -> None:
         self._llm, self._salt = llm, ""
-        self._vllm = importlib.import_module("vllm")
         config = llm.llm_engine.vllm_config
-        self._model, self._scheduler = config.model_config, config.scheduler_config
-        self._text = text_config(self._model.hf_config)
+        super().__init__(config)
         if why := _unreadable(config):
             raise UnsupportedModelError(f"the activations of this vLLM engine cannot be read: {why}")
-        self._family = self._family_of(self._apply(class_of)[0])
+        self.family = family_of(self._apply(class_of)[0])
 
     @classmethod
     def of(cls, llm: Any) -> "Engine":
@@ -68,108 +62,6 @@ class Engine(LanguageModel):
         if _KEPT_AS not in kept:
             kept[_KEPT_AS] = cls(llm)
         return kept[_KEPT_AS]
-
-    @property
-    def name(self) -> str:
-        """The model's hub name, or the name of its folder."""
-        name = str(self._model.model)
-        return Path(name).resolve().name if Path(name).is_dir() else name
-
-    @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return int(self._text.num_hidden_layers)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return int(self._text.hidden_size)
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads per block, those of all devices together."""
-        return int(self._text.num_attention_heads)
-
-    @property
-    def d_head(self) -> int:
-        """Width of a head's `z`."""
-        return int(getattr(self._text, "head_dim", None) or self.d_model // self.n_heads)
-
-    @property
-    def d_vocab(self) -> int:
-        """Size of the vocabulary."""
-        return int(self._text.vocab_size)
-
-    @property
-    def n_ctx(self) -> int:
-        """Longest text in tokens, what is generated counted: the engine's `max_model_len`, or the model's context."""
-        longest = int(self._model.max_model_len)
-        return min(longest, context_length(self._text) or longest)
-
-    @property
-    def tokens_per_pass(self) -> int:
-        """How many tokens the engine reads in one pass at most."""
-        return int(self._scheduler.max_num_batched_tokens)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The engine's tokenizer.
-
-        Raises:
-            UnsupportedModelError: it cannot be loaded.
-        """
-        return self._tokenizer
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        # As that of a TransformerLens model: vLLM's own may be of another class, with other tokens.
-        with quiet():
-            return load_tokenizer(str(self._model.tokenizer), self._model.tokenizer_revision)
-
-    @property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end a generated text."""
-        return self._ends
-
-    @cached_property
-    def _ends(self) -> frozenset[int]:
-        given = self._model.try_get_generation_config().get("eos_token_id")
-        eos = self.tokenizer.eos_token_id
-        more = [given] if isinstance(given, int) else given or ()
-        return frozenset(more) | ({eos} if eos is not None else set())
-
-    @property
-    def processing(self) -> list[str]:
-        """Nothing: vLLM runs weights as trained."""
-        return []
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What a saved result says of its model; JSON values."""
-        return {
-            "name": self.name,
-            "backend": "vllm",
-            "vllm": self._vllm.__version__,
-            "dtype": str(self._model.dtype).removeprefix("torch."),
-            "n_layers": self.n_layers,
-            "d_model": self.d_model,
-            "n_heads": self.n_heads,
-            "d_head": self.d_head,
-            "processing": self.processing,
-        }
-
-    @property
-    def double_device(self) -> torch.device:
-        """The CPU, where all that is read arrives."""
-        return torch.device("cpu")
-
-    def point(self, name: str, layer: int) -> str:
-        """Path of the module that gives a site's activation: "mlp_out", "attn_out" or "resid_post".
-
-        Raises:
-            UnsupportedModelError: another site.
-        """
-        return self._family.point(name, layer)
 
     def read(
         self,
@@ -200,7 +92,7 @@ class Engine(LanguageModel):
         distinct = list(number_of)
         numbered = [read._replace(sequence=number_of[tuple(sequences[read.sequence])]) for read in reads]
         # Together no more than one pass holds, so that none is cut in two where it could be taken for another.
-        for group in _groups(list(map(len, distinct)), self.tokens_per_pass, int(self._scheduler.max_num_seqs)):
+        for group in _groups(list(map(len, distinct)), self.tokens_per_pass, self.texts_per_pass):
             inside = range(len(distinct))[group]
             of_group = [
                 read._replace(sequence=read.sequence - inside.start) for read in numbered if read.sequence in inside
@@ -286,7 +178,7 @@ class Engine(LanguageModel):
 
     def _run(self, prompts: Sequence[dict[str, Any]], options: Sequence[Mapping[str, Any]]) -> list[Any]:
         """What the engine makes of some prompts, one for each."""
-        params = [self._vllm.SamplingParams(**one, detokenize="stop" in one) for one in options]
+        params = [importlib.import_module("vllm").SamplingParams(**one, detokenize="stop" in one) for one in options]
         if not prompts:
             return []
         self._refuse_busy()
@@ -301,7 +193,7 @@ class Engine(LanguageModel):
             self._apply(put)
             yield left
         finally:
-            left += map(pickle.loads, self._apply(take_out_in_bytes))
+            left += map(from_bytes, self._apply(take_out_in_bytes))
         for counts, *_ in left:
             self._prove(counts, points)
 
@@ -336,13 +228,6 @@ class Engine(LanguageModel):
                 "variable VLLM_ALLOW_INSECURE_SERIALIZATION=1, or VLLM_ENABLE_V1_MULTIPROCESSING=0, before the engine "
                 "is made"
             ) from error
-
-    def _family_of(self, name: str) -> Family:
-        if name not in FAMILIES:
-            raise UnsupportedModelError(
-                f"where vLLM's {name} has its activations is not known: expected one of {', '.join(FAMILIES)}"
-            )
-        return FAMILIES[name]
 
 
 def language_model(model: Any) -> Lens | Engine:

@@ -5,7 +5,7 @@ so that an activation is (tokens, d_model). Which text a token belongs to is tol
 tokens and their positions, and by nothing that differs between its versions.
 """
 
-import pickle
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import UnsupportedModelError
@@ -59,6 +60,19 @@ FAMILIES = {
     "Qwen2ForCausalLM": _PLAIN,
     "Qwen3ForCausalLM": _PLAIN,
 }
+
+
+def family_of(name: str) -> Family:
+    """Where the models of a class of vLLM's have the sites.
+
+    Raises:
+        UnsupportedModelError: it is not known.
+    """
+    if name not in FAMILIES:
+        raise UnsupportedModelError(
+            f"where vLLM's {name} has its activations is not known: expected one of {', '.join(FAMILIES)}"
+        )
+    return FAMILIES[name]
 
 
 class Counts(NamedTuple):
@@ -231,6 +245,17 @@ def take_out(model: torch.nn.Module) -> tuple[Counts, bool, dict[str, Tensor]] |
     return hooks.counts, recording.complete, {point: x.cpu() for point, x in recording.kept.items()}
 
 
-def take_out_in_bytes(model: torch.nn.Module) -> bytes:
-    """`take_out`, pickled: on its way from another process vLLM would make lists of tuples, and of tensors in them."""
-    return pickle.dumps(take_out(model))
+def take_out_in_bytes(model: torch.nn.Module) -> list[Any]:
+    """`take_out` as what comes from another process as it was: text, a truth value, and a file's bytes."""
+    if (found := take_out(model)) is None:
+        return []
+    counts, complete, kept = found
+    return [json.dumps(counts), complete, save({point: x.contiguous() for point, x in kept.items()})]
+
+
+def from_bytes(left: Sequence[Any]) -> tuple[Counts, bool, dict[str, Tensor]] | None:
+    """What `take_out` gave in the worker."""
+    if not left:
+        return None
+    counts, complete, kept = left
+    return Counts(*json.loads(counts)), complete, load(kept)

@@ -3,8 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +11,27 @@ import torch
 
 from .._support.arguments import as_integer
 from ..edits.where import LayerChoice, choose_layers
-from ..errors import DemonstrationError, InputError
+from ..errors import InputError
 from ..evaluation.benchmark import Benchmark
 from ..evaluation.run import Task
 from ..models.configuration import text_config
 from ..models.huggingface import failures_named, quiet
-from ..models.load import _DTYPES, BACKENDS, _resolved
+from ..models.load import BACKENDS, DTYPES, resolved
 from ..models.reading import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
 from ..models.sites import Site
 from ..models.unembedding import LOGITS_AT_ONCE
 from ..texts.demonstrations import Contrasts, Demonstrations
 from ..texts.items import Contrast, Demonstration
-from . import statistics_memory as of_fit
 from .advice import advised
-from .counted_steps import COUNTED_ITEMS, CountedSteps, Counts
+from .counted_steps import CountedSteps
 from .empty_models import EmptyModel
-from .loading_memory import loading
-from .plans import Part, Plan, Step
+from .planned_steps import STEPS, PlannedSteps, stored_dtype
+from .plans import Plan, Step
 from .quantities import memory_of, read_bytes
 from .texts import TokenCounter, as_contrasts, as_demonstrations, assumed_contrasts, assumed_demonstrations
 
 # Directions of a side that are planned for where none are asked for: few dozen, as energies of 0.99 and the like give.
 FEW = 32
-_CALLS = {
-    "load": "load_model",
-    "capture": "capture",
-    "fit": "fit",
-    "capture, store": "capture(store=)",
-    "fit, store": "fit, of a store",
-    "effect": "effect",
-    "path": "layer_contributions(method='path')",
-    "direct": "head_contributions(method='direct')",
-    "gradient": "head_contributions(method='gradient')",
-    "sufficiency": "head_contributions(method='sufficiency')",
-    "generate": "generate",
-    "evaluate": "evaluate",
-}
-STEPS = tuple(_CALLS)
 
 
 def plan(
@@ -140,7 +123,7 @@ def plan(
         tokens_per_batch,
         prepend_bos,
     )
-    made = _Steps(counted, on_cpu, asked, max_new_tokens, task)
+    made = PlannedSteps(counted, on_cpu, asked, max_new_tokens, task)
     facts = {
         "name": Path(str(getattr(config, "name_or_path", "") or config.model_type)).name,
         "parameters": empty.parameters,
@@ -160,8 +143,7 @@ def plan(
     with _logits_as_on(placed):
         found = Plan(facts, about, placed, limit, [made.step(name) for name in names])
         advice = [advised(found, one, recounted, batch_size) for one in found.steps]
-    told = zip(found.steps, advice, strict=True)
-    return replace(found, steps=[replace(one, advice=text) for one, text in told])
+    return replace(found, steps=[replace(one, advice=text) for one, text in zip(found.steps, advice, strict=True)])
 
 
 def _names(steps: Iterable[str] | None, task: Task | None) -> list[str]:
@@ -180,7 +162,7 @@ def _configuration(model: Any) -> tuple[Any, str | None]:
 
     if isinstance(model, PreTrainedConfig):
         return model, None
-    name = _resolved(model)
+    name = resolved(model)
     with failures_named(name), quiet():
         return AutoConfig.from_pretrained(name), name
 
@@ -201,18 +183,11 @@ def _tokenizer(name: str) -> Any:
 def _dtype(dtype: torch.dtype | str | None, config: Any, on_cpu: bool) -> torch.dtype:
     """As `load_model` chooses; what a configuration does not name counts as float32."""
     if dtype in (None, "auto"):
-        return torch.float32 if on_cpu else _stored(config)
+        return torch.float32 if on_cpu else stored_dtype(config)
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in _DTYPES:
+    if found not in DTYPES:
         raise InputError(f"unknown dtype {dtype!r}: expected 'auto', float32, bfloat16, float16 or float64")
     return found
-
-
-def _stored(config: Any) -> torch.dtype:
-    """What weights are stored in as a configuration says; float32 where it does not."""
-    stored = getattr(text_config(config), "dtype", None)
-    stored = getattr(torch, stored, None) if isinstance(stored, str) else stored
-    return stored if stored in _DTYPES else torch.float32
 
 
 def _texts(
@@ -252,113 +227,3 @@ def _logits_as_on(device: str) -> Iterator[None]:
         yield
     finally:
         del LOGITS_AT_ONCE["meta"]
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """The steps of a plan, made of what is counted and of what is computed."""
-
-    counted: CountedSteps
-    on_cpu: bool
-    rank: int | None
-    new_tokens: int
-    task: Task | None
-
-    def step(self, name: str) -> Step:
-        """The step of a name."""
-        made = {
-            "load": self._load,
-            "capture": self._capture,
-            "fit": self._fit,
-            "capture, store": self._capture_with_store,
-            "fit, store": self._fit_of_store,
-        }.get(name)
-        if made is not None:
-            return made()
-        try:
-            step = self._counted(name, self._of_passes(name), [self._edit])
-        # Of these texts alone.
-        except DemonstrationError as error:
-            return Step(name, _CALLS[name], (self._weights,), note=f"cannot be made of these texts: {error}")
-        return replace(step, note=self._note(name))
-
-    def _of_passes(self, name: str) -> Counts:
-        counted, task = self.counted, self.task
-        if name == "generate":
-            return counted.generate(self.new_tokens)
-        if name == "evaluate":
-            assert task is not None
-            return counted.evaluate(task)
-        return getattr(counted, name)()
-
-    def _note(self, name: str) -> str:
-        if name == "path":
-            return f"at least so many passes; {self.counted.path_at_worst} times as many where the integral is hard"
-        if name == "generate":
-            return f"up to {self.new_tokens} new tokens of each prompt"
-        if name == "evaluate" and self.task is not None and len(self.task.items) > COUNTED_ITEMS:
-            return f"passes of the first {COUNTED_ITEMS} of {len(self.task.items)} items, as many times over"
-        return ""
-
-    @cached_property
-    def _weights(self) -> Part:
-        return Part("weights", self.counted.model.weights)
-
-    @cached_property
-    def _layout(self) -> of_fit.Layout:
-        """Of what is captured."""
-        counted = self.counted
-        units, d = Site.of(counted.site).shape(counted.model.lens)
-        return of_fit.Layout(len(counted.demonstrations), len(counted.layers), units, d, counted.model.dtype.itemsize)
-
-    @cached_property
-    def _read(self) -> Counts:
-        return self.counted.capture()
-
-    @property
-    def _edit(self) -> Part:
-        return Part("edit", of_fit.factors(self._layout, self.counted.rank), True)
-
-    def _load(self) -> Step:
-        config = self.counted.model.config
-        parts = [self._weights, Part("check, conversion", loading(self.counted.model, _stored(config).itemsize))]
-        if not self.on_cpu:
-            parts.append(Part("weights on their way", self._weights.bytes, True))
-        return Step("load", _CALLS["load"], tuple(parts))
-
-    def _capture(self) -> Step:
-        layout = self._layout
-        if not layout.are_sums:
-            return self._counted("capture", self._read, [Part("activations", layout.activations, True)])
-        sums = [Part("sums", layout.sums), Part("adding up", layout.adding)]
-        on_host = [] if self.on_cpu else [Part("sums on the host", layout.sums, True)]
-        return self._counted("capture", self._read, [*sums, *on_host])
-
-    def _capture_with_store(self) -> Step:
-        shard = Part("shard", of_fit.writing_shard(self._layout), True)
-        return replace(self._counted("capture, store", self._read, [shard]), disk=self._layout.activations)
-
-    def _fit(self) -> Step:
-        layout = self._layout
-        name = "sums" if layout.are_sums else "activations"
-        return self._decomposed("fit", Part(name, of_fit.kept(layout), True))
-
-    def _fit_of_store(self) -> Step:
-        one = replace(self._layout, layers=1)
-        return self._decomposed("fit, store", Part("sums of a layer", one.sums if one.are_sums else 0))
-
-    def _decomposed(self, name: str, statistics: Part) -> Step:
-        layout, few = self._layout, self.counted.rank
-        decomposition = of_fit.fitting(layout, few)
-        worst, note = 0, ""
-        if self.rank is None:
-            most = min(layout.n, layout.d)
-            worst = of_fit.fitting(layout, None) + of_fit.factors(layout, most)
-            worst = max(0, worst - decomposition - self._edit.bytes)
-            note = f"{few} directions of each side; at worst {most}"
-        parts = (self._weights, statistics, Part("decomposition", decomposition), self._edit)
-        return Step(name, _CALLS[name], parts, worst=worst, disk=self._edit.bytes, note=note)
-
-    def _counted(self, name: str, counts: Counts, more: Iterable[Part]) -> Step:
-        parts = (self._weights, Part("pass", counts.memory), *more)
-        return Step(name, _CALLS[name], parts, 0, counts.forward, counts.backward, counts.tokens)

@@ -17,7 +17,7 @@ from .subspaces import Subspaces
 # The y of `combine_projections` counts as projected away up to this many roundings of x (docs/method.md 3.2).
 ROUNDINGS = 16
 # A power of two by which products are made smaller, so that they are finite for every finite x of up to 2¹⁶ entries.
-_LOW = 2.0**-10
+LOW = 2.0**-10
 COMBINES = ("norm", "average", "positive_only", "negative_only", "reverse")
 
 
@@ -87,7 +87,7 @@ class ThinProducts(NamedTuple):
         adds: whether x is a part of y, as it is but for U⁺ alone.
         terms: how many projections y is the sum of.
         matrices: D and E of the first unit.
-        low: D of the first unit times `_LOW`.
+        low: D of the first unit times `LOW`.
     """
 
     down: Float[Tensor, "units d k"]
@@ -109,7 +109,7 @@ class ThinProducts(NamedTuple):
             down, up, adds, terms = drop, -drop.mT.contiguous(), True, 1
         else:
             down, up, adds, terms = torch.cat([keep, drop], -1), torch.cat([keep.mT, -drop.mT], -2), True, 2
-        return ThinProducts(down, up, adds, terms, (down[0], up[0]), _LOW * down[0])
+        return ThinProducts(down, up, adds, terms, (down[0], up[0]), LOW * down[0])
 
     def sum(self, x: Float[Tensor, "*batch units d"]) -> Float[Tensor, "*batch units d"]:
         """y: the sum of the terms, a new tensor."""
@@ -194,14 +194,14 @@ def _edit_linearly(
     size of x, since fresh memory costs more than the arithmetic.
     """
     fresh = torch.is_grad_enabled()
-    unit, scale, x_norm = x, None, _length(x)
-    if not _are_moderate(x_norm, strength):
+    unit, scale, x_norm = x, None, length(x)
+    if not are_moderate(x_norm, strength):
         scale = power_of_two_scale(x)
         unit = x / scale
-        x_norm = _length(unit)
+        x_norm = length(unit)
     # Twice the y of the general way where it has two terms; only the direction counts.
     y = products.sum(unit)
-    y_norm = _length(y)
+    y_norm = length(y)
     vanished = y_norm <= products.terms * ROUNDINGS * torch.finfo(x.dtype).eps * x_norm
     ratio = x_norm / y_norm.masked_fill(vanished, 1.0)
     edited = y * ratio if fresh else y.mul_(ratio)
@@ -213,69 +213,7 @@ def _edit_linearly(
     return edited if scale is None else saturate(edited * scale)
 
 
-def edit_few(
-    x: Float[Tensor, "*batch d"], products: ThinProducts, strength: float | int
-) -> Float[Tensor, "*batch d"] | None:
-    """`_edit_linearly` of one unit in as few steps as there can be, the same to the bit.
-
-    A step costs more than its arithmetic where a model reads one token at a time.
-
-    Returns:
-        None where this way is not open: with gradients, on another device than a CPU or a CUDA device, and on a CPU for
-        vectors that have to be scaled or may vanish.
-    """
-    # The end of what follows needs buffers that nobody else will look at.
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(products.down) != 1:
-        return None
-    rows = x.reshape(-1, x.shape[-1])
-    if x.device.type == "cuda" and abs(strength) <= 2**30:
-        return edit_unseen(rows, products, strength).view(x.shape)
-    if x.device.type != "cpu":
-        return None
-    y = products.of_rows(rows)
-    x_norm, y_norm = _length(rows), _length(y)
-    vanishing = 2 * products.terms * ROUNDINGS * torch.finfo(x.dtype).eps
-    try:
-        if len(rows) == 1:
-            size, length = x_norm.item(), y_norm.item()
-            if not (2**-30 <= size <= 2**30 and length > vanishing * size) or abs(strength) > 2**30:
-                return None
-            y.mul_(size / length)
-        else:
-            ratio = x_norm / y_norm
-            if not _are_moderate(x_norm, strength) or not ratio.max().item() < 1 / vanishing:
-                return None
-            y.mul_(ratio)
-    except RuntimeError:
-        # Inside torch.func.vmap there are no numbers to look at.
-        return None
-    if strength != 1:
-        y.sub_(rows).mul_(strength).add_(rows)
-    return y.view(x.shape)
-
-
-def edit_unseen(
-    rows: Float[Tensor, "rows d"], products: ThinProducts, strength: float | int
-) -> Float[Tensor, "rows d"]:
-    """`_edit_linearly` of one unit where looking at a number would mean waiting for the device (docs/method.md 3.6).
-
-    Products are made `_LOW` times as large and norms are summed in float64, in place of a scale for each vector: half
-    as many steps, each of which costs more to start than to run. Of vectors shorter than 2⁻⁹⁰ digits are lost.
-    """
-    coordinates, up = rows @ products.low, products.matrices[1]
-    y = torch.addmm(rows, coordinates, up, beta=_LOW) if products.adds else coordinates @ up
-    x_norm, y_norm = (torch.linalg.vector_norm(v, dim=-1, keepdim=True, dtype=torch.float64) for v in (rows, y))
-    # Not a number for the zero vector, which stays as it is as well.
-    ratio = x_norm / y_norm
-    lives = ratio < 1 / (_LOW * products.terms * ROUNDINGS * torch.finfo(rows.dtype).eps)
-    edited = saturate(torch.where(lives, y.mul_(ratio.to(y.dtype)), rows))
-    if strength == 1:
-        return edited
-    # Half of the difference, since the whole of it may overflow.
-    return saturate(torch.add(rows, torch.sub(edited.mul_(0.5), rows, alpha=0.5), alpha=2 * strength))
-
-
-def _are_moderate(norms: Float[Tensor, "*batch 1"], strength: float | int | Float[Tensor, "..."]) -> bool:
+def are_moderate(norms: Float[Tensor, "*batch 1"], strength: float | int | Float[Tensor, "..."]) -> bool:
     """Whether vectors of these norms can do without a scale: none vanishes, and the edited ones cannot overflow."""
     if not _can_be_looked_at(norms) or isinstance(strength, Tensor) or abs(strength) > 2**30 or norms.numel() == 0:
         return False
@@ -300,6 +238,6 @@ def _can_be_looked_at(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _length(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
+def length(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 1"]:
     """Euclidean norm, where nothing overflows; of the zero vector 0, with slope 0."""
     return torch.linalg.vector_norm(x, dim=-1, keepdim=True)

@@ -24,8 +24,9 @@ from ..edits.saved import (
 )
 from ..edits.where import Defaults
 from ..errors import InputError
-from .arithmetic import COMBINES, ThinProducts, edit_activation, edit_few, is_linear
+from .arithmetic import COMBINES, ThinProducts, edit_activation, is_linear
 from .features import FeatureMap, recorded_feature_map
+from .few_steps import edit_few
 from .ranks import DROP, KEEP, Size
 from .singular import Spectrum
 from .subspaces import Subspaces
