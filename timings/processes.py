@@ -1,11 +1,11 @@
 """Wall time of two processes over that of one, and whether they write the same.
 
-    python timings/processes.py [--data ../shared/data] [--demonstrations 200] [--questions 12]
+    python timings/processes.py [--data ../shared/data] [--demonstrations 200] [--questions 128]
 
 `sea-lens fit` and `sea-lens evaluate` run on a random Llama, alone and with `torchrun --nproc-per-node 2`, each process
 on one thread. What a process needs before its work begins (imports, loading, the model check) is measured by a run over
 next to nothing, since it is the same for one process and for two; the share of the wall time is given with and without
-it. Two processes need two cores that nothing else uses.
+it. Two processes need two cores that nothing else uses; `evaluate` shares out parts of 64 items.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--demonstrations", type=int, default=200)
-    parser.add_argument("--questions", type=int, default=12)
+    parser.add_argument("--questions", type=int, default=128)
     Table.add_option(parser)
     given = parser.parse_args()
     table = Table(given.json)

@@ -150,7 +150,7 @@ def _names(steps: Iterable[str] | None, task: Task | None) -> list[str]:
     """Of the steps that are planned, in the order in which they are called."""
     asked = set(STEPS if steps is None else [steps] if isinstance(steps, str) else steps)
     if unknown := sorted(map(str, asked - {*STEPS})):
-        raise InputError(f"unknown step {unknown[0]!r}: expected some of {', '.join(STEPS)}")
+        raise InputError(f"unknown step {unknown[0]!r}: expected some of {'; '.join(STEPS)}")
     if steps is not None and "evaluate" in asked and task is None:
         raise InputError("step 'evaluate' needs a benchmark")
     return [name for name in STEPS if name in asked and (name != "evaluate" or task is not None)]
