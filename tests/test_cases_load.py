@@ -165,8 +165,21 @@ def test_a_device_map_that_cannot_be_is_refused_before_loading(tmp_path):
         sl.load_model(tmp_path, device="cpu", device_map="auto")
     with pytest.raises(sl.InputError, match="unknown device_map 'everywhere'"):
         sl.load_model(tmp_path, device_map="everywhere")
-    with pytest.raises(sl.InputError, match="device 'cuda:99' cannot be used"):
-        sl.load_model(tmp_path, device_map={"": 99})
+    for place in ({"": 99}, 99, "cuda:99"):
+        with pytest.raises(sl.InputError, match="device 'cuda:99' cannot be used"):
+            sl.load_model(tmp_path, device_map=place)
+    with pytest.raises(sl.InputError, match="puts weights on 'meta'"):
+        sl.load_model(tmp_path, device_map="meta")
+    with pytest.raises(sl.InputError, match="unknown device_map True"):
+        sl.load_model(tmp_path, device_map=True)
+
+
+@pytest.mark.parametrize("place", ["cpu", torch.device("cpu"), "disk"])
+def test_a_device_map_may_be_one_place(model_folders, place):
+    ids = tokens(1, 9)
+    whole = sl.load_model(model_folders["llama"], "bridge", device="cpu")
+    placed = sl.load_model(model_folders["llama"], device_map=place)
+    torch.testing.assert_close(placed(ids), whole(ids), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

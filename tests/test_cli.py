@@ -143,7 +143,16 @@ def test_commands_take_positions_what_an_edit_remembers_and_how_tokens_are_drawn
     assert run(*generating, "--strength", 2)[0] == 2
 
 
-@pytest.mark.parametrize("options", [("--site", "z"), ("--feature", "tanh", "--centre"), ("--neutral", "generated")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--site", "z"),
+        ("--feature", "tanh", "--centre"),
+        ("--neutral", "generated"),
+        ("--device-map", "disk"),
+        ("--device-map", "auto", "--max-memory", "cpu=80kB"),
+    ],
+)
 def test_fit_takes_every_kind_of_option(options, files, run):
     status, _, err = run(*fit_arguments(files, "--energy", "0.9,0.99", "--layers", "last-2", *options))
     assert status == 0, err
@@ -174,6 +183,10 @@ WRONG_FITS = {
     "out": (("--out", "nowhere/e.safetensors"), "no such folder nowhere"),
     "superscript layers": (("--layers", "²"), "unknown layer choice '²'"),
     "empty model": (("--model", ""), "--model: the name is empty"),
+    "device map": (("--device-map", "everywhere"), "unknown device_map 'everywhere'"),
+    "max memory": (("--device-map", "auto", "--max-memory", "20GiB"), "--max-memory '20GiB': expected devices"),
+    "size": (("--device-map", "auto", "--max-memory", "cpu=many"), "memory 'many': expected a size"),
+    "max memory alone": (("--max-memory", "cpu=1GiB"), "max_memory says how a device_map"),
 }
 
 

@@ -22,7 +22,7 @@ from measuring import DATA, Row, machine
 HERE = Path(__file__).parent
 # By name: the script, its arguments, and the data that it reads.
 MEASURED: dict[str, tuple[str, list[str], str | None]] = {
-    "fit": ("fit.py", ["--sizes", "2048x1000", "--decays", "1.0", "0.6", "0.5", "--rounds", "3"], None),
+    "fit": ("fit.py", ["--sizes", "2048x1000", "--decays", "1.0", "0.6", "0.5", "--rounds", "5"], None),
     "fit, wider": ("fit.py", ["--sizes", "4096x2000", "--decays", "1.0", "0.7", "--rounds", "1"], None),
     "fit from a store": ("fit.py", ["--store"], None),
     "capture": ("capture.py", ["--batch-sizes", "16"], "halueval/qa_data.jsonl"),
@@ -32,8 +32,8 @@ MEASURED: dict[str, tuple[str, list[str], str | None]] = {
     "scoring": ("unembedding.py", [], "truthfulqa/mc_task.json"),
     "edit": ("edit.py", [], None),
     "edit, bridge": ("edit.py", ["--backend", "bridge"], None),
-    "generation": ("generate.py", ["--ranks", "8"], None),
-    "generation, bridge": ("generate.py", ["--ranks", "8", "--backend", "bridge"], None),
+    "generation": ("generate.py", ["--ranks", "8", "--rounds", "25"], None),
+    "generation, bridge": ("generate.py", ["--ranks", "8", "--rounds", "25", "--backend", "bridge"], None),
     "loading": ("load_memory.py", [], None),
     "attention": ("attention.py", [], None),
     "processes": ("processes.py", [], "halueval/qa_data.jsonl"),

@@ -110,13 +110,14 @@ def effect(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "auto",
     device_map: opt.DeviceMapOption = None,
+    max_memory: opt.MaxMemoryOption = None,
 ) -> None:
     """Measure an edit's effect on contrasts, with a paired interval."""
     loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     items = opt.read_contrasts(contrasts, limit)
     inputs = {"--edit": edit, "--contrasts": contrasts, "--model": model}
     folder = None if out is None else output_folder(out, inputs)
-    loaded = opt.open_model(model, backend, device, dtype, device_map)
+    loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
     common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     result = measure_effect(loaded, loaded_edit, items, **where, **common)
     console.print(str(result), highlight=False, soft_wrap=True)
@@ -156,6 +157,7 @@ def attribute(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "auto",
     device_map: opt.DeviceMapOption = None,
+    max_memory: opt.MaxMemoryOption = None,
 ) -> None:
     """Trace an edit's effect to layers, positions, singular directions and heads."""
     loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
@@ -176,7 +178,7 @@ def attribute(
     folder = output_folder(out, inputs)
     unfinished = folder / f"{RESULTS}.partial"
     check_output_file(unfinished, inputs)
-    loaded = opt.open_model(model, backend, device, dtype, device_map)
+    loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(loaded, loaded_edit, items, **where, **common, progress=True)
     if names is None:
@@ -235,11 +237,12 @@ def check(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "auto",
     device_map: opt.DeviceMapOption = None,
+    max_memory: opt.MaxMemoryOption = None,
 ) -> None:
     """Is the model what it should be, and does what is done to it work? Exit status 1 where something is not."""
     if out is not None:
         check_output_file(out, {"--model": model})
-    loaded = opt.open_model(model, backend, device, dtype, device_map)
+    loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
     report = check_model(loaded)
     console.print(f"{Lens.of(loaded).name}, {Lens.of(loaded).backend}", highlight=False, markup=False)
     console.print(str(report), highlight=False, markup=False, soft_wrap=True)

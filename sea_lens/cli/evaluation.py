@@ -53,6 +53,7 @@ def run(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "auto",
     device_map: opt.DeviceMapOption = None,
+    max_memory: opt.MaxMemoryOption = None,
 ) -> None:
     """Run a benchmark, unedited or under an edit. Interrupted and started again, it goes on where it was."""
     if chat not in CHATS:
@@ -69,7 +70,7 @@ def run(
         loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     else:
         opt.refuse_without_edit(layers=layers, strength=strength, combine=combine, positions=positions)
-    loaded = opt.open_model(model, backend, device, dtype, device_map)
+    loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
     if journal.exists():
         console.print(f"going on from {journal}", highlight=False, soft_wrap=True)
     evaluation = evaluate(

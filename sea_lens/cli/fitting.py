@@ -54,6 +54,7 @@ def run(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "auto",
     device_map: opt.DeviceMapOption = None,
+    max_memory: opt.MaxMemoryOption = None,
 ) -> None:
     """Fit a spectral edit from a file of demonstrations."""
     opt.check_format(form)
@@ -68,7 +69,7 @@ def run(
     if store is not None:
         check_store(store)
     demos = opt.read_demonstrations(demonstrations, form, limit)
-    loaded = opt.open_model(model, backend, device, dtype, device_map)
+    loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
     size.check_width(Site.of(site).shape(Lens.of(loaded))[1])
     covariance = capture(
         loaded,

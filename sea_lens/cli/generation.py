@@ -39,6 +39,7 @@ def run(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "auto",
     device_map: opt.DeviceMapOption = None,
+    max_memory: opt.MaxMemoryOption = None,
 ) -> None:
     """Continue prompts, unedited or under an edit: greedily, or drawing tokens."""
     Sampling(temperature, top_p, top_k, seed)
@@ -50,7 +51,7 @@ def run(
     else:
         given = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
         opt.refuse_without_edit(compare=compare or None, **given)
-    loaded = opt.open_model(model, backend, device, dtype, device_map)
+    loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
     common: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "temperature": temperature,

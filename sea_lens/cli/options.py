@@ -15,6 +15,7 @@ from ..methods.loading import load_edit
 from ..models.load import load_model
 from ..models.sites import SITES
 from ..models.token_positions import POSITIONS
+from ..planning.quantities import read_bytes
 from ..spectral.arithmetic import COMBINES
 from ..spectral.features import FEATURE_MAPS
 from ..testbed.bed import PATH as TESTBED
@@ -30,7 +31,13 @@ DtypeOption = Annotated[
 ]
 DeviceMapOption = Annotated[
     str | None,
-    typer.Option(help="auto, balanced or sequential: over all GPUs, then CPU and disk, instead of --device."),
+    typer.Option(
+        help="auto, balanced, sequential: over all GPUs, then CPU and disk; disk: a block at a time; no --device."
+    ),
+]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(help="How much of each device --device-map may take, such as 0=20GiB,cpu=60GiB; else what is free."),
 ]
 BatchSizeOption = Annotated[int, typer.Option(help="Sequences at a time.", min=1, max=LARGEST)]
 PrependBosOption = Annotated[bool, typer.Option(help="One BOS in front of every text.")]
@@ -138,9 +145,29 @@ def read_contrasts(path: Path, limit: int | None) -> Contrasts:
     return Contrasts.from_jsonl(path, limit=limit)
 
 
-def open_model(name: str, backend: str, device: str | None, dtype: str, device_map: str | None = None) -> Any:
+def open_model(
+    name: str,
+    backend: str,
+    device: str | None,
+    dtype: str,
+    device_map: str | None = None,
+    max_memory: str | None = None,
+) -> Any:
     """Load a model; "testbed" is the shipped one."""
-    return load_model(str(TESTBED) if name == "testbed" else name, backend, device, dtype, device_map=device_map)
+    path = str(TESTBED) if name == "testbed" else name
+    sizes = None if max_memory is None else _sizes(max_memory)
+    return load_model(path, backend, device, dtype, device_map=device_map, max_memory=sizes)
+
+
+def _sizes(given: str) -> dict[int | str, int | str]:
+    """How much of each device, as `load_model` takes it."""
+    sizes: dict[int | str, int | str] = {}
+    for part in given.split(","):
+        device, equals, size = (text.strip() for text in part.partition("="))
+        if not (device and equals and size):
+            raise InputError(f"--max-memory {given!r}: expected devices and sizes, such as 0=20GiB,cpu=60GiB")
+        sizes[int(device) if device.isdigit() else device] = read_bytes(size)
+    return sizes
 
 
 def edit_and_where(

@@ -64,6 +64,7 @@ def run(
     device: opt.DeviceOption = None,
     dtype: opt.DtypeOption = "auto",
     device_map: opt.DeviceMapOption = None,
+    max_memory: opt.MaxMemoryOption = None,
 ) -> None:
     """Choose an edit's options on a dev split: the best of a grid that a budget allows."""
     opt.check_format(form)
@@ -102,7 +103,7 @@ def run(
     side = None if side_effects is None else Task.read("perplexity", side_effects)
     check_scores([maximise, *limits], [task] if side is None else [task, side])
     unseen = None if held_out is None else Task.read(benchmark, held_out)
-    loaded = opt.open_model(model, backend, device, dtype, device_map)
+    loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
     if journal.exists():
         console.print(f"going on from {journal}", highlight=False, soft_wrap=True)
     found = tune(

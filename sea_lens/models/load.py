@@ -41,7 +41,7 @@ def load_model(
     *,
     check: bool = True,
     attention: str = "auto",
-    device_map: str | dict[str, Any] | None = None,
+    device_map: str | int | torch.device | dict[str, Any] | None = None,
     quantization_config: Any = None,
     max_memory: dict[int | str, int | str] | None = None,
     offload_folder: str | os.PathLike[str] | None = None,
@@ -64,7 +64,8 @@ def load_model(
             pattern or anything else that it does not hold; "sdpa": the same, or an error; "eager": always with
             patterns, as a HookedTransformer does.
         device_map: how accelerate spreads the model over several devices, in place of `device`: "auto", "balanced",
-            "sequential" or a dict from modules to devices, as in Hugging Face; by a bridge alone. Blocks on the "disk",
+            "sequential", a dict from modules to devices, or one device or "disk" for all of them, as in Hugging Face;
+            by a bridge alone. Blocks on the "disk",
             and blocks on the "cpu" of a model that also has an accelerator, are brought whenever they run and dropped
             after it; from the disk they are read out of the checkpoint itself. What stands around the blocks stays in
             memory. Numbers are those of the model that is loaded whole. Every pass reads all such weights once, and a

@@ -48,6 +48,8 @@ class Placement:
             InputError: a device that cannot be used, two answers to one question, or an unknown device map.
             UnsupportedModelError: weights in few bits that are brought for each pass.
         """
+        if device_map is not None and not isinstance(device_map, dict) and device_map not in _SPREADS:
+            device_map = {"": _one_place(device_map)}
         if max_memory is not None and not (isinstance(device_map, str) and isinstance(max_memory, Mapping)):
             raise InputError(
                 "max_memory says how a device_map such as 'auto' may spread a model: expected both, and a dict from "
@@ -65,8 +67,6 @@ class Placement:
                 raise InputError("device_map puts weights on 'meta', which holds no numbers: expected 'disk' or 'cpu'")
             for place in set(device_map.values()) - {"disk"}:
                 usable(f"cuda:{place}" if isinstance(place, int) else place)
-        elif device_map not in _SPREADS:
-            raise InputError(f"unknown device_map {device_map!r}: expected one of {', '.join(_SPREADS)}, or a dict")
         folder = None if offload_folder is None else os.fspath(offload_folder)
         placed = Placement(
             None, device_map, quantization_config, None if max_memory is None else dict(max_memory), folder
@@ -127,6 +127,18 @@ def usable(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise InputError(f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
     return target
+
+
+def _one_place(device_map: Any) -> str | int:
+    """The place of a whole model, as the value of a device map."""
+    if device_map == "disk" or (isinstance(device_map, int) and not isinstance(device_map, bool)):
+        return device_map
+    try:
+        return str(torch.device(device_map))
+    except (RuntimeError, TypeError):
+        raise InputError(
+            f"unknown device_map {device_map!r}: expected one of {', '.join(_SPREADS)}, a device, 'disk', or a dict"
+        ) from None
 
 
 def kind(place: Any) -> str:

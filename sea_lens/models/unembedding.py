@@ -8,6 +8,7 @@ logits: its logits are made whole, by itself.
 """
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ _LEAST_LIMIT, _ROUNDINGS = 1e-5, 2.0
 # Logits that are made at a time, by kind of device: enough to keep the processor busy, and on a CPU few enough to stay
 # near it.
 LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
+# The kind of device that tensors without numbers stand for, while a plan counts them.
+stands_for: ContextVar[str] = ContextVar("stands_for", default="cuda")
 
 
 @dataclass(frozen=True)
@@ -292,6 +295,7 @@ def _is_near(given: Tensor, expected: Tensor, dtype: torch.dtype, share: float |
 
 def blocks(n: int, d_vocab: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Parts of the vocabulary in which n rows of logits are made one after the other."""
-    numbers = LOGITS_AT_ONCE.get(device.type, LOGITS_AT_ONCE["cuda"])
+    kind = stands_for.get() if device.type == "meta" else device.type
+    numbers = LOGITS_AT_ONCE.get(kind, LOGITS_AT_ONCE["cuda"])
     width = min(d_vocab, max(256, numbers // max(n, 1)))
     return ((start, min(start + width, d_vocab)) for start in range(0, d_vocab, width))

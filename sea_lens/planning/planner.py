@@ -19,7 +19,7 @@ from ..models.huggingface import failures_named, quiet
 from ..models.load import BACKENDS, DTYPES, resolved
 from ..models.reading import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
 from ..models.sites import Site
-from ..models.unembedding import LOGITS_AT_ONCE
+from ..models.unembedding import stands_for
 from ..texts.demonstrations import Contrasts, Demonstrations
 from ..texts.items import Contrast, Demonstration
 from .advice import advised
@@ -222,8 +222,8 @@ def _texts(
 @contextlib.contextmanager
 def _logits_as_on(device: str) -> Iterator[None]:
     """Parts of the vocabulary of the size that a device makes of them, also of tensors that are nowhere."""
+    before = stands_for.set(device.split(":")[0])
     try:
-        LOGITS_AT_ONCE["meta"] = LOGITS_AT_ONCE[device.split(":")[0]]
         yield
     finally:
-        del LOGITS_AT_ONCE["meta"]
+        stands_for.reset(before)

@@ -57,9 +57,8 @@ class Layout:
 
     @property
     def adding(self) -> int:
-        """What stands beside sums while a batch is added (`Sums.add`): one more of them, and activations in float64."""
-        outer = self.layers * self.units * self.d**2
-        return (outer + _KINDS * min(ROWS, self.n) * self.layers * self.width) * _DOUBLE
+        """What stands beside sums while a batch is added (`Sums.add`): activations of one layer in float64."""
+        return _KINDS * min(ROWS, self.n) * self.width * _DOUBLE
 
     @property
     def shard(self) -> int:
@@ -94,8 +93,8 @@ def _of_rows(layout: Layout, rank: int | None) -> int:
     """Of activations (`ThinProduct`)."""
     n, units = layout.n, layout.units
     raw, rows = _KINDS * n * layout.width * layout.itemsize, n * layout.width * _DOUBLE
-    # A mapped copy, its scaled one, and the neutral rows, which both sides share.
-    making = 3 * rows
+    # A mapped copy, and the neutral rows, which both sides share.
+    making = 2 * rows
     gram = units * n**2 * _DOUBLE
     # Inner products of both sides, and their root and what it is made of.
     held = 2 * rows + 2 * gram
@@ -108,8 +107,7 @@ def _of_rows(layout: Layout, rank: int | None) -> int:
 def _of_matrix(layout: Layout, rank: int | None) -> int:
     """Of sums (`Matrix`)."""
     matrix = layout.units * layout.d**2 * _DOUBLE
-    # Ω, and Ω over its scale.
-    held = 2 * matrix
+    held = matrix
     if rank is None or layout.units > 1 or layout.d <= SMALL:
         return held + 5 * matrix
     return held + max(matrix, krylov(layout.d, rank))

@@ -279,6 +279,8 @@ def refuse_non_finite(
     Raises:
         ActivationError: naming the layer and the demonstration.
     """
+    if not activations.numel() or torch.isfinite(torch.linalg.vector_norm(activations, torch.inf)):
+        return
     finite = reduce(torch.isfinite(activations), "batch layers units d -> batch layers", "all")
     if not finite.all():
         row, layer = (~finite).nonzero()[0].tolist()

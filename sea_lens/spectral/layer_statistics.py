@@ -14,6 +14,9 @@ from torch import Tensor
 from .features import FeatureMap
 from .products import Matrix, Product, Rows, ThinProduct
 
+# Rows of which float64 copies are added up at a time.
+_ROWS = 32
+
 
 class Three(NamedTuple):
     """Something of the neutral, the positive and the negative texts each."""
@@ -104,7 +107,7 @@ class LayerActivations(LayerStatistics):
 
     @cached_property
     def means(self) -> Three:
-        return Three(*(reduce(self._mapped(which), "n units d -> units d", "mean") for which in range(3)))
+        return self.raw.each(self._mean)
 
     def omega(self, side: int, *, centre: bool) -> Float[Tensor, "units d d"]:
         h, other = self._mapped(0, centre), self._mapped(1 + side, centre)
@@ -125,6 +128,11 @@ class LayerActivations(LayerStatistics):
     @cached_property
     def _centred_neutral(self) -> Rows:
         return Rows.of(self._mapped(0, centre=True))
+
+    def _mean(self, raw: Float[Tensor, "n units d"]) -> Float[Tensor, "units d"]:
+        # Few rows at a time, since a copy in float64 of all costs more time than adding it up.
+        parts = (self.feature.forward(rows.double()) for rows in raw.split(_ROWS))
+        return torch.stack([reduce(part, "n units d -> units d", "sum") for part in parts]).sum(0) / self.n
 
     def _mapped(self, which: int, centre: bool = False) -> Float[Tensor, "n units d"]:
         values = self.feature.forward(self.raw[which].double())

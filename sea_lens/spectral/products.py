@@ -1,7 +1,7 @@
 """Cross-covariances as linear maps: a d × d matrix, or the thin product of the activations behind it.
 
-Both have the same face, so that singular vectors are found in one way (`spectral.singular`). Tensors only. Everything
-is scaled by the largest entry, so that squares neither overflow nor vanish.
+Both have the same face, so that singular vectors are found in one way (`spectral.singular`). Tensors only. What is very
+large or small is scaled by its largest entry, so that squares neither overflow nor vanish.
 """
 
 import contextlib
@@ -18,7 +18,9 @@ from torch import Tensor
 from ..errors import ActivationError
 
 # Rows of a Gram matrix at a time: below the diagonal it is mirrored, which saves almost half of the work.
-_GRAM_BLOCKS = 4
+_GRAM_BLOCKS = 8
+# Entries between this and one over it are not scaled: sums of their fourth powers are far from where float64 ends.
+_MODERATE = 2.0**64
 # Share of what it could be that the energy of a thin product must be, so that ten digits of it are right.
 _CANCELS = 1e-6
 
@@ -128,7 +130,7 @@ class Rows:
 
     Attributes:
         values: activations over `scale`.
-        scale: their largest modulus, 1 where all are zero.
+        scale: their largest modulus where that is very large or small, else 1.
     """
 
     values: Float[Tensor, "units n d"]
@@ -276,7 +278,10 @@ def _after(x: Float[Tensor, "units d m"], *matrices: Float[Tensor, "units ..."])
 
 
 def _scaled(x: Float[Tensor, "units n d"]) -> tuple[Float[Tensor, "units n d"], Float[Tensor, " units"]]:
-    """X over its largest modulus, and that: 1 where it is zero."""
+    """X over its largest modulus, and that; as it is, and 1, where its squares need none or it is zero."""
     largest = torch.linalg.vector_norm(x, ord=torch.inf, dim=(1, 2))
-    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
+    ones = torch.ones_like(largest)
+    if ((largest == 0) | ((largest > 1 / _MODERATE) & (largest < _MODERATE))).all():
+        return x, ones
+    scale = torch.where(largest > 0, largest, ones)
     return x / rearrange(scale, "units -> units 1 1"), scale

@@ -28,7 +28,7 @@ _ANGLE = 1e-8
 # How often what was found is multiplied by Ω, which takes away what rounding of its squares has left.
 _TRIES = 3
 # Random vectors, and multiplications of them, that look for what the space has left out.
-_PROBES, _STEPS = 4, 6
+_PROBES, _STEPS = 4, 4
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from einops import einsum, rearrange, reduce
+from einops import rearrange, reduce
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -216,14 +216,20 @@ class Sums(Statistics):
 
     def add(self, values: Three, feature: FeatureMap, layers: slice = slice(None)) -> None:
         """Add activations before φ, each (layers, n, units, d), in place; some layers alone do not count for `n`."""
-        for start in range(0, values.neutral.shape[1], ROWS):
-            some = values.each(lambda x, start=start: x[:, start : start + ROWS])
-            h, *others = (feature.forward(x.to(self.single.neutral)) for x in some)
-            for outer, other in zip(self.outer, others, strict=True):
-                outer[layers] += einsum(h, other, "layers n units i, layers n units j -> layers units i j")
-            for single, one in zip(self.single, (h, *others), strict=True):
-                single[layers] += reduce(one, "layers n units d -> layers units d", "sum")
+        for place, index in enumerate(range(*layers.indices(self.layout[0]))):
+            # One layer after the other, so that no copy of all of them in float64 stands beside them.
+            for start in range(0, values.neutral.shape[1], ROWS):
+                self._add_to(index, values.each(lambda x, at=place, i=start: x[at, i : i + ROWS]), feature)
         self.n += values.neutral.shape[1]
+
+    def _add_to(self, index: int, values: Three, feature: FeatureMap) -> None:
+        """Add activations of one layer before φ, each (n, units, d)."""
+        neutral, *others = mapped = values.each(lambda x: feature.forward(x.to(self.single.neutral)))
+        rows = rearrange(neutral, "n units d -> units d n")
+        for outer, other in zip(self.outer, others, strict=True):
+            outer[index].baddbmm_(rows, rearrange(other, "n units d -> units n d"))
+        for single, one in zip(self.single, mapped, strict=True):
+            single[index] += reduce(one, "n units d -> units d", "sum")
 
     def layer(self, index: int, feature: FeatureMap) -> LayerSums:
         return LayerSums(self.n, (self.outer[0][index], self.outer[1][index]), self.single.each(lambda x: x[index]))
