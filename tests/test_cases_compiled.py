@@ -39,6 +39,9 @@ cases = {
     "a strength for each token": ("eager", edit(), x, torch.linspace(-1, 2, 3), "negative_only"),
     "ends of the number range": ("eager", edit(), x * torch.tensor([0.0, 1e-38, 1e37])[:, None], 3.0, None),
 }
+if torch.cuda.is_available():
+    for name, (backend, one, x, strength, combine) in list(cases.items()):
+        cases[f"{name}, on a GPU"] = backend, one, x.cuda(), strength, combine
 found = {}
 for name, (backend, one, x, strength, combine) in cases.items():
     torch.compiler.reset()
@@ -65,7 +68,7 @@ def compiled():
 
 
 def test_a_compiled_edit_gives_the_numbers_and_the_gradients_of_the_edit(compiled):
-    assert len(compiled) == 7
+    assert len(compiled) == 7 * (1 + torch.cuda.is_available())
     for name, (off, slopes_off, finite) in compiled.items():
         limit = 1e-2 if "half" in name else 1e-6
         assert off <= limit, name

