@@ -56,7 +56,15 @@ for name, (backend, one, x, strength, combine) in cases.items():
         slopes.append(start.grad)
     off = [float(((a - b).abs().max() / b.abs().max())) for a, b in (values, slopes)]
     found[name] = off + [all(bool(torch.isfinite(a).all()) for a in values + slopes)]
-print(json.dumps(found))
+# As blocks that are compiled one by one: a compiler makes few graphs of one function.
+torch.compiler.reset()
+deep = sl.fit_activations(*activations(3, 30, 12, 16), energy=0.9)
+with torch.no_grad():
+    apart = [
+        float((torch.compile(deep.module(layer), fullgraph=True, backend="eager")(x) - deep(x, layer)).abs().max())
+        for layer in deep.layers
+    ]
+print(json.dumps({"cases": found, "layers": apart}))
 """
 
 
@@ -68,12 +76,17 @@ def compiled():
 
 
 def test_a_compiled_edit_gives_the_numbers_and_the_gradients_of_the_edit(compiled):
-    assert len(compiled) == 7 * (1 + torch.cuda.is_available())
-    for name, (off, slopes_off, finite) in compiled.items():
+    assert len(compiled["cases"]) == 7 * (1 + torch.cuda.is_available())
+    for name, (off, slopes_off, finite) in compiled["cases"].items():
         limit = 1e-2 if "half" in name else 1e-6
         assert off <= limit, name
         assert slopes_off <= limit, name
         assert finite, name
+
+
+def test_modules_of_many_layers_share_their_graphs(compiled):
+    assert len(compiled["layers"]) == 12
+    assert max(compiled["layers"]) < 1e-5
 
 
 def test_a_module_is_the_edit_of_one_layer_and_refuses_what_that_refuses():

@@ -185,6 +185,9 @@ WRONG_FITS = {
     "empty model": (("--model", ""), "--model: the name is empty"),
     "device map": (("--device-map", "everywhere"), "unknown device_map 'everywhere'"),
     "max memory": (("--device-map", "auto", "--max-memory", "20GiB"), "--max-memory '20GiB': expected devices"),
+    "no digit": (("--device-map", "auto", "--max-memory", "²=1GiB"), "max_memory names '²', which is no device here"),
+    "device twice": (("--device-map", "auto", "--max-memory", "cpu=1GiB,cpu=2GiB"), "each once"),
+    "no such device": (("--device-map", "auto", "--max-memory", "99=1GiB"), "max_memory names 99, which is no device"),
     "size": (("--device-map", "auto", "--max-memory", "cpu=many"), "memory 'many': expected a size"),
     "max memory alone": (("--max-memory", "cpu=1GiB"), "max_memory says how a device_map"),
 }

@@ -206,11 +206,32 @@ def test_wrong_input_is_one_clear_error(tmp_path):
             sl.plan(LLAMA_7B, **{**OPTIONS, name: value})
     with pytest.raises(sl.InputError, match="unknown step 'dance'"):
         sl.plan(LLAMA_7B, steps=["dance"], **OPTIONS)
+    with pytest.raises(sl.InputError, match="no step is asked for"):
+        sl.plan(LLAMA_7B, steps=[], **OPTIONS)
     with pytest.raises(sl.FileError, match=r"without config\.json"):
         sl.plan(tmp_path, **OPTIONS)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(sl.UnsupportedModelError):
         sl.plan(tmp_path, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"),
+    [
+        ("llama", {"num_hidden_layers": 0}, "has 0 layers"),
+        ("llama", {"num_key_value_heads": 3}, "could not be run"),
+        ("llama", {"quantization_config": {"load_in_4bit": True}}, "weights in few bits"),
+        ("bert", {}, "no causal language model"),
+        ("t5", {}, "no causal language model"),
+    ],
+)
+def test_a_model_that_cannot_be_planned_is_refused(kind, changed, message):
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(kind, **sizes, **{"num_hidden_layers": 3, **changed})
+    with pytest.raises(sl.UnsupportedModelError, match=message):
+        sl.plan(config, steps=["capture"], **OPTIONS)
 
 
 def test_a_text_beyond_the_context_is_refused_with_its_name(model_folders):

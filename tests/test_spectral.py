@@ -189,8 +189,24 @@ class Times(sl.ActivationEdit):
     def shape(self):
         return (1, 4)
 
-    def edit_units(self, x, layer, strength, combine):
-        return x if strength == 1 else x * strength
+    def arithmetic(self, layer, combine):
+        return lambda x, strength: x if strength == 1 else x * strength
+
+
+@pytest.mark.parametrize("options", [{}, {"spectrum_power": 1}, {"energy": 1.0}, {"rank": (3, 2)}])
+@pytest.mark.filterwarnings("ignore:ranks above the numerical rank")
+def test_a_layer_whose_negatives_tell_nothing_drops_nothing(options, tmp_path):
+    neutral, positive, negative = torch.randn(3, 10, 2, 32, generator=torch.Generator().manual_seed(0))
+    # All alike, so that nothing is left of them about their mean.
+    negative[:, 0] = negative[:1, 0]
+    edit = sl.fit_activations(neutral, positive, negative, centre=True, **options)
+    assert edit.ranks[0][1] == 0 < edit.ranks[1][1]
+    edit.save(tmp_path / "edit.safetensors")
+    assert sl.SpectralEdit.load(tmp_path / "edit.safetensors").ranks == edit.ranks
+    uncentred = sl.fit_activations(neutral, positive, 0 * negative, **options)
+    assert all(ranks[1] == 0 for ranks in uncentred.ranks.values())
+    x = neutral[:, 0]
+    torch.testing.assert_close(uncentred(x, 0, combine="negative_only"), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -1,6 +1,7 @@
 """What `sl.plan` says of each step beside the peaks that are measured.
 
     python timings/plan.py [--models small wide] [--backends bridge hooked] [--dtypes float32 bfloat16]
+                             [--without path gradient]
 
 Random Llamas of some sizes are written; a process for each of them, backend and dtype loads it, captures, fits,
 measures and generates, and prints the most memory that it held in each step (`VmHWM`, set back before the step) above
@@ -123,7 +124,7 @@ def steps(
     }
 
 
-def child(folder: Path, texts: Path, backend: str, dtype: str) -> None:
+def child(folder: Path, texts: Path, backend: str, dtype: str, without: list[str]) -> None:
     """Print the bytes of every step."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -147,6 +148,8 @@ def child(folder: Path, texts: Path, backend: str, dtype: str) -> None:
         demonstrations = sl.Demonstrations.from_jsonl(texts / "demonstrations.jsonl")
         contrasts = sl.Contrasts.from_jsonl(texts / "contrasts.jsonl")
         for name, step in steps(model, demonstrations, contrasts, questions, Path(of_model)).items():
+            if name in without:
+                continue
             let_go()
             step()
             found[name] = held("VmHWM") - idle
@@ -167,15 +170,19 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["small", "wide"], choices=MODELS)
     parser.add_argument("--backends", nargs="+", default=["bridge", "hooked"] if hooked_available() else ["bridge"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--without", nargs="+", default=[], help="steps to leave out, such as backward passes in bfloat16"
+    )
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child and given.child[0] == "make":
         write_model(Path(given.child[1]), MODELS[given.child[2]], given.child[3])
         return
     if given.child:
-        child(Path(given.child[0]), Path(given.child[1]), given.child[2], given.child[3])
+        child(Path(given.child[0]), Path(given.child[1]), given.child[2], given.child[3], given.without)
         return
     print("# What is planned beside what is measured\n\nWritten by `python timings/plan.py`.")
+    left_out = ["--without", *given.without] if given.without else []
     with tempfile.TemporaryDirectory() as texts:
         write_texts(Path(texts))
         for name, dtype in itertools.product(given.models, given.dtypes):
@@ -183,7 +190,9 @@ def main() -> None:
                 in_child("--child", "make", folder, name, dtype)
                 for backend in given.backends:
                     planned = plan_of(Path(folder), Path(texts), backend, dtype)
-                    measured = json.loads(in_child("--child", folder, texts, backend, dtype).splitlines()[-1])
+                    measured = json.loads(
+                        in_child(*left_out, "--child", folder, texts, backend, dtype).splitlines()[-1]
+                    )
                     weights = planned["load"].parts[0].bytes / 1e6
                     print(f"\n### {name}, {dtype}, {backend}: weights of {weights:.0f} MB\n")
                     print("| step | planned, MB | measured, MB | planned / measured |\n| --- | --- | --- | --- |")

@@ -164,9 +164,12 @@ def _sizes(given: str) -> dict[int | str, int | str]:
     sizes: dict[int | str, int | str] = {}
     for part in given.split(","):
         device, equals, size = (text.strip() for text in part.partition("="))
-        if not (device and equals and size):
-            raise InputError(f"--max-memory {given!r}: expected devices and sizes, such as 0=20GiB,cpu=60GiB")
-        sizes[int(device) if device.isdigit() else device] = read_bytes(size)
+        place = int(device) if device.isascii() and device.isdigit() and len(device) < 4 else device
+        if not (device and equals and size) or place in sizes:
+            raise InputError(
+                f"--max-memory {given!r}: expected devices, each once, and their sizes, such as 0=20GiB,cpu=60GiB"
+            )
+        sizes[place] = read_bytes(size)
     return sizes
 
 

@@ -229,7 +229,7 @@ def _slopes(study: Study, t: float, batch: ScoringBatch) -> list[Slope]:
 
 def displaced(study: Study, slope: Slope) -> Float[Tensor, "batch pos units d"]:
     """The products of gradient and edited − x, whose sum is the inner product."""
-    edited = study.activation_edit(WHAT).edit_units(slope.x, slope.layer, 1.0, study.where.combine)
+    edited = study.activation_edit(WHAT).arithmetic(slope.layer, study.where.combine)(slope.x, 1.0)
     return slope.gradient * (edited - slope.x)
 
 

@@ -21,6 +21,9 @@ from ..models.token_positions import Positions, acting, check_positions
 from .base import Edit
 from .where import LayerChoice, Strength, Where
 
+# Maps activations of all units, and a strength, to edited ones.
+Arithmetic = Callable[[Tensor, float | Tensor], Tensor]
+
 
 class ActivationEdit(Edit):
     """A change of activations at one site of some layers, proportional to its strength: x + α (edited − x)."""
@@ -40,19 +43,19 @@ class ActivationEdit(Edit):
         """(units per layer, width of a unit)."""
 
     @abstractmethod
-    def edit_units(
-        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | Tensor, combine: str
-    ) -> Float[Tensor, "*batch units d"]:
-        """The arithmetic of the edit and nothing else: it runs at every token of every edited layer.
+    def arithmetic(self, layer: int, combine: str) -> Arithmetic:
+        """The arithmetic of the edit at one layer and nothing else: it runs at every token of every edited layer.
+
+        It holds tensors of the layer and not its number, so that a compiler makes one graph for all layers.
 
         Args:
-            x: float32 or float64, whose units are an axis.
             layer: one of `layers`.
-            strength: a finite number, or a tensor that broadcasts to (*batch, units).
             combine: one of `combines`.
 
         Returns:
-            The edited activations, of the shape and dtype of x; infinities in it become the largest finite numbers.
+            A function of x, float32 or float64 of shape (*batch, units, d), and the strength, a finite number or a
+            tensor that broadcasts to (*batch, units). It gives the edited activations, of the shape and dtype of x;
+            infinities in it become the largest finite numbers.
         """
 
     def per_unit(self, strength: float | Tensor) -> float | Tensor:
@@ -126,13 +129,13 @@ class ActivationEdit(Edit):
 
     def function(self, layer: int, strength: float | Tensor, combine: str) -> Callable[[Tensor], Tensor]:
         """The map from an activation to the edited one; what does not depend on the activation is settled here."""
-        site, alpha = self.at, self.per_unit(strength)
+        site, alpha, arithmetic = self.at, self.per_unit(strength), self.arithmetic(layer, combine)
 
         def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
             if isinstance(strength, Tensor):
                 _check_broadcast(strength, x)
             wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            computed = site.from_units(self.edit_units(site.to_units(wide), layer, alpha, combine))
+            computed = site.from_units(arithmetic(site.to_units(wide), alpha))
             # A new tensor also where a method gives back x itself.
             return saturate(computed, x.dtype).to(x.dtype)
 

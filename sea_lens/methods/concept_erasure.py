@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._support.arguments import as_integer
 from .._support.versions import versions
-from ..edits.activation import ActivationEdit
+from ..edits.activation import ActivationEdit, Arithmetic
 from ..edits.in_model import warn_of_installed
 from ..edits.saved import SavedEdit, check_units, grouped_by_layer, require
 from ..edits.where import Defaults, LayerChoice, choose_layers
@@ -84,13 +84,15 @@ class LEACE(SavedEdit, ActivationEdit):
         units, d = self.erasers[self.layers[0]].left.shape
         return units, d
 
-    def edit_units(
-        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | int | Tensor, combine: str
-    ) -> Float[Tensor, "*batch units d"]:
-        if isinstance(strength, Tensor):
-            strength = strength.to(x)[..., None]
+    def arithmetic(self, layer: int, combine: str) -> Arithmetic:
         eraser = self.erasers[layer]
-        return x - strength * eraser.erased_from(x - eraser.centre.to(x))
+
+        def edited(x: Tensor, strength: float | int | Tensor) -> Tensor:
+            if isinstance(strength, Tensor):
+                strength = strength.to(x)[..., None]
+            return x - strength * eraser.erased_from(x - eraser.centre.to(x))
+
+        return edited
 
     def tensors(self) -> dict[str, Tensor]:
         return {

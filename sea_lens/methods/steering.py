@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..edits.activation import ActivationEdit
+from ..edits.activation import ActivationEdit, Arithmetic
 from ..edits.saved import SavedEdit, check_signatures, check_units, keyed_by_layer, require
 from ..edits.where import Defaults
 
@@ -48,12 +48,15 @@ class Steering(SavedEdit, ActivationEdit):
     def signature(self) -> Mapping[int, float] | None:
         return self.signatures
 
-    def edit_units(
-        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | int | Tensor, combine: str
-    ) -> Float[Tensor, "*batch units d"]:
-        if isinstance(strength, Tensor):
-            strength = strength.to(x)[..., None]
-        return x + strength * self.vectors[layer].to(x)
+    def arithmetic(self, layer: int, combine: str) -> Arithmetic:
+        vector = self.vectors[layer]
+
+        def edited(x: Tensor, strength: float | int | Tensor) -> Tensor:
+            if isinstance(strength, Tensor):
+                strength = strength.to(x)[..., None]
+            return x + strength * vector.to(x)
+
+        return edited
 
     def tensors(self) -> dict[str, Tensor]:
         return {f"layers.{layer}": vector for layer, vector in self.vectors.items()}

@@ -77,8 +77,8 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def failures_named(name: str) -> Iterator[None]:
-    """Whatever goes wrong becomes an error of sea_lens's that names the model.
+def failures_named(name: str, done: str = "loaded") -> Iterator[None]:
+    """Whatever goes wrong becomes an error of sea_lens's that names the model, and what was to be done with it.
 
     Raises:
         UnsupportedModelError: with the reason.
@@ -92,7 +92,7 @@ def failures_named(name: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
         # Torch names what does not fit below a heading.
         reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-        raise UnsupportedModelError(f"model {name!r} could not be loaded: {reason}") from error
+        raise UnsupportedModelError(f"model {name!r} could not be {done}: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ class Span(NamedTuple):
         return Span(start, length if position == "mean" else start + 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tree:
     """The three texts of a demonstration as sequences to run: a text that begins another is read in it.
 

@@ -11,7 +11,7 @@ import torch
 
 from .._support.arguments import as_integer
 from ..edits.where import LayerChoice, choose_layers
-from ..errors import InputError
+from ..errors import InputError, UnsupportedModelError
 from ..evaluation.benchmark import Benchmark
 from ..evaluation.run import Task
 from ..models.configuration import text_config
@@ -140,7 +140,7 @@ def plan(
     def recounted(name: str, smaller: int) -> Step:
         return replace(made, counted=replace(counted, batch_size=smaller)).step(name)
 
-    with _logits_as_on(placed):
+    with _logits_as_on(placed), failures_named(facts["name"], "run"):
         found = Plan(facts, about, placed, limit, [made.step(name) for name in names])
         advice = [advised(found, one, recounted, batch_size) for one in found.steps]
     return replace(found, steps=[replace(one, advice=text) for one, text in zip(found.steps, advice, strict=True)])
@@ -153,6 +153,8 @@ def _names(steps: Iterable[str] | None, task: Task | None) -> list[str]:
         raise InputError(f"unknown step {unknown[0]!r}: expected some of {'; '.join(STEPS)}")
     if steps is not None and "evaluate" in asked and task is None:
         raise InputError("step 'evaluate' needs a benchmark")
+    if not asked:
+        raise InputError(f"no step is asked for: expected some of {'; '.join(STEPS)}")
     return [name for name in STEPS if name in asked and (name != "evaluate" or task is not None)]
 
 
@@ -161,10 +163,35 @@ def _configuration(model: Any) -> tuple[Any, str | None]:
     from transformers import AutoConfig, PreTrainedConfig
 
     if isinstance(model, PreTrainedConfig):
-        return model, None
-    name = resolved(model)
-    with failures_named(name), quiet():
-        return AutoConfig.from_pretrained(name), name
+        config, name = model, None
+    else:
+        name = resolved(model)
+        with failures_named(name), quiet():
+            config = AutoConfig.from_pretrained(name)
+    _refuse(config, name or config.model_type)
+    return config, name
+
+
+def _refuse(config: Any, name: str) -> None:
+    """Refuse what cannot be planned.
+
+    Raises:
+        UnsupportedModelError: a model that is not causal, has no layers, or has its weights in few bits.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+    inner = text_config(config)
+    if config.is_encoder_decoder or (
+        inner.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(inner, "is_decoder", False)
+    ):
+        raise UnsupportedModelError(f"model {name!r} is a {inner.model_type}, which is no causal language model")
+    if not getattr(inner, "num_hidden_layers", 0) >= 1:
+        raise UnsupportedModelError(f"model {name!r} has {getattr(inner, 'num_hidden_layers', 'no')} layers")
+    if getattr(config, "quantization_config", None) is not None:
+        raise UnsupportedModelError(
+            f"model {name!r} has its weights in few bits, which are not planned: expected a configuration without "
+            f"quantization_config"
+        )
 
 
 def _tokenizer(name: str) -> Any:

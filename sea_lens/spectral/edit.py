@@ -12,7 +12,7 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from .._support.saturation import saturate
 from .._support.storage import read_header
-from ..edits.activation import ActivationEdit
+from ..edits.activation import ActivationEdit, Arithmetic
 from ..edits.saved import (
     SavedEdit,
     check_signatures,
@@ -24,7 +24,8 @@ from ..edits.saved import (
 )
 from ..edits.where import Defaults
 from ..errors import InputError
-from .arithmetic import COMBINES, ThinProducts, edit_activation, is_linear
+from .arithmetic import COMBINES, edit_activation
+from .factors import Factors
 from .features import FeatureMap, recorded_feature_map
 from .few_steps import edit_few
 from .ranks import DROP, KEEP, Size
@@ -71,9 +72,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
     signatures: Mapping[int, float]
     provenance: Mapping[str, Any]
     defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)
-    _cast: dict[tuple[int, torch.device, torch.dtype, str], tuple[Subspaces, ThinProducts | None]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _cast: dict[tuple[int, str], Factors] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -126,32 +125,30 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         general = super().function(layer, strength, combine)
         if self.at.per_head or isinstance(strength, Tensor):
             return general
+        factors = self._factors(layer, combine)
 
         def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
             wide = x if x.dtype in _WIDE else x.to(torch.promote_types(x.dtype, torch.float32))
-            _, products = self._factors(layer, wide, combine)
+            _, products = factors.beside(wide)
             if products is not None and (found := edit_few(wide, products, strength)) is not None:
                 return found if wide is x else saturate(found, x.dtype).to(x.dtype)
             return general(x)
 
         return edited
 
-    def edit_units(
-        self, x: Float[Tensor, "*batch units d"], layer: int, strength: float | int | Tensor, combine: str
-    ) -> Float[Tensor, "*batch units d"]:
-        subspaces, products = self._factors(layer, x, combine)
-        return edit_activation(x, subspaces, self.feature, strength=strength, combine=combine, products=products)
+    def arithmetic(self, layer: int, combine: str) -> Arithmetic:
+        factors, feature = self._factors(layer, combine), self.feature
 
-    def _factors(self, layer: int, x: Tensor, combine: str) -> tuple[Subspaces, ThinProducts | None]:
-        """The subspaces of a layer on the device and in the dtype of x, and their products where the edit is linear."""
-        key = (layer, x.device, x.dtype, combine)
-        if key not in self._cast:
-            # What is made in inference mode could never be part of a backward pass later on.
-            with torch.inference_mode(False):
-                subspaces = self.subspaces[layer].to(x.device, x.dtype)
-                linear = is_linear(subspaces, self.feature, combine)
-                self._cast[key] = subspaces, ThinProducts.of(subspaces, combine) if linear else None
-        return self._cast[key]
+        def edited(x: Tensor, strength: float | int | Tensor) -> Tensor:
+            subspaces, products = factors.beside(x)
+            return edit_activation(x, subspaces, feature, strength=strength, combine=combine, products=products)
+
+        return edited
+
+    def _factors(self, layer: int, combine: str) -> Factors:
+        if (layer, combine) not in self._cast:
+            self._cast[layer, combine] = Factors(self.subspaces[layer], self.feature, combine)
+        return self._cast[layer, combine]
 
     def tensors(self) -> dict[str, Tensor]:
         """Factors in float64, never d × d matrices."""

@@ -283,5 +283,6 @@ def _scaled(x: Float[Tensor, "units n d"]) -> tuple[Float[Tensor, "units n d"], 
     ones = torch.ones_like(largest)
     if ((largest == 0) | ((largest > 1 / _MODERATE) & (largest < _MODERATE))).all():
         return x, ones
-    scale = torch.where(largest > 0, largest, ones)
+    # What is no number stays so in the scale, which says that the product has overflowed.
+    scale = torch.where(largest == 0, ones, largest)
     return x / rearrange(scale, "units -> units 1 1"), scale

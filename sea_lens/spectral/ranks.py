@@ -103,7 +103,7 @@ class Size(ABC):
             raise ValueError(f"it has ranks {ranks.tolist()} where {self.record} gives {wanted.tolist()}")
 
     def below(self, ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]) -> list[str]:
-        """Units of a layer that got fewer directions than were asked for, in words; of an energy none can."""
+        """Units of a layer that got fewer directions than were asked for, in words."""
         asked = self.ranks(Spectrum.whole(torch.ones(len(ranks), 1, dtype=torch.float64)), side, keys)
         of = ("k+", "k-")[side]
         return [
@@ -144,6 +144,10 @@ class EnergyShare(Size):
         first = reached.to(torch.int64).argmax(-1) + 1
         return torch.where(reached[:, -1], first, reached.shape[-1] + 1).cpu()
 
+    def below(self, ranks: Int[Tensor, " units"], side: int, keys: Sequence[Hashable]) -> list[str]:
+        # Where nothing is dropped there is no energy to reach.
+        return []
+
     @property
     def needs_all_values(self) -> bool:
         # The whole energy is the sum of all squares alone, and where nearly all of it counts its rounding does too.
@@ -167,7 +171,10 @@ class EnergyShare(Size):
         # With room for the rounding of another processor.
         reached = shares.gather(1, place) >= self.shares[side] - _ROUNDING
         needed = shares.gather(1, place - 1) < self.shares[side] + _ROUNDING
-        if not (reached & needed & (ranks.cpu()[:, None] > 0)).all():
+        right = (reached & needed & (ranks.cpu()[:, None] > 0))[:, 0]
+        # A spectrum of zeros has no energy to reach: nothing is dropped, and an edit that keeps nothing is none.
+        is_zero = (spectrum.values[:, 0] == 0).cpu()
+        if not torch.where(is_zero, (ranks.cpu() == 0) & (side == DROP), right).all():
             raise ValueError(f"it has ranks {ranks.tolist()}, which are not the least that {self.record} needs")
 
 

@@ -32,7 +32,7 @@ _SHARD = "activations of a capture"
 _INDEX = "capture.json"
 # Numbers in a shard, which is in memory while it is filled and written: little beside any model. One of a large model
 # has some batches' worth all the same, so that the files are not too many.
-SHARD_NUMBERS = 2**22
+SHARD_NUMBERS = 2**20
 FEWEST = 32
 
 

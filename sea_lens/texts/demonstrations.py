@@ -103,7 +103,10 @@ class _Items(Sequence[One], Generic[One]):
     @property
     def digest(self) -> str:
         """Short hash of the content, which says in a result what it was computed from."""
-        return hashlib.sha256(write_jsonl(asdict(item) for item in self._items).encode()).hexdigest()[:16]
+        found = hashlib.sha256()
+        for item in self._items:
+            found.update(write_jsonl([asdict(item)]).encode())
+        return found.hexdigest()[:16]
 
     @overload
     def __getitem__(self, index: int) -> One: ...

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .digests import question_digests
 
@@ -23,37 +23,38 @@ _DIGITS = 16
 _CUT = "\0"
 
 
-def question_views(texts: Sequence[str]) -> list[list[str]]:
+def question_views(texts: Sequence[str]) -> Iterator[list[str]]:
     """Each text without the labels around it and in it, and each of its lines that is its own.
 
     A line that stands in more than half of the different texts is the prompt's and not the question's. One that stands
     in several, as a context or a question of BBQ does, is no question alone, but is one together with the text's other
     lines. A line of fewer than 12 characters tells nothing.
 
-    Returns:
+    Yields:
         The forms of each text's question, of which digests are taken.
     """
-    lines = [
-        [_bare(line) for line in text.splitlines() if line.strip() and not _LABEL.fullmatch(line)] for text in texts
-    ]
-    different = set(map(frozenset, lines))
-    shared = Counter(line for own in different for line in own)
-    return [
-        [
+    # All forms of all texts would be several times as large as the texts.
+    different = set(map(frozenset, map(_lines, texts)))
+    shared, half = Counter(line for own in different for line in own), max(len(different) / 2, 1)
+    for text in texts:
+        own = _lines(text)
+        yield [
             _bare(text),
             " ".join(own),
-            " ".join(line for line in own if shared[line] <= max(len(different) / 2, 1)),
+            " ".join(line for line in own if shared[line] <= half),
             *(line for line in own if len(line) >= _SHORTEST_LINE and shared[line] == 1),
         ]
-        for text, own in zip(texts, lines, strict=True)
-    ]
+
+
+def _lines(text: str) -> list[str]:
+    return [_bare(line) for line in text.splitlines() if line.strip() and not _LABEL.fullmatch(line)]
 
 
 def packed_questions(texts: Iterable[str]) -> str:
     """The digests of all texts as one string of hexadecimal digits, for a file's header."""
     texts = list(texts)
-    views = [view for of_text in question_views(texts) for view in of_text]
-    found = _digests([*views, *(_CUT + inner for inner in _inner(texts) if inner)])
+    views = itertools.chain.from_iterable(question_views(texts))
+    found = _digests(itertools.chain(views, (_CUT + inner for inner in _inner(texts) if inner)))
     return "".join(sorted(found)[:MOST])
 
 
@@ -78,17 +79,24 @@ def _digests(views: Iterable[str]) -> frozenset[str]:
     return question_digests(view for view in views if view.strip(_CUT))
 
 
-def _inner(texts: Sequence[str]) -> list[str]:
+def _inner(texts: Sequence[str]) -> Iterator[str]:
     """What is left of each text without the words that all of them begin and end with; nothing where it is little."""
-    words = [text.split() for text in texts]
-    first, last = min(words, default=[]), max(words, default=[])
+    first, last = _ends(text.split() for text in texts)
     before = _n_common(first, last)
-    backwards = [own[before:][::-1] for own in words]
-    behind = _n_common(min(backwards, default=[]), max(backwards, default=[]))
-    if not before + behind or first == last:
-        return [""] * len(texts)
-    inner = [" ".join(own[before : len(own) - behind]) for own in words]
-    return [text if len(text) >= _SHORTEST_LINE else "" for text in inner]
+    behind = _n_common(*_ends(text.split()[before:][::-1] for text in texts))
+    cut = before + behind > 0 and first != last
+    for text in texts:
+        words = text.split() if cut else []
+        inner = " ".join(words[before : len(words) - behind])
+        yield inner if len(inner) >= _SHORTEST_LINE else ""
+
+
+def _ends(words: Iterable[list[str]]) -> tuple[list[str], list[str]]:
+    """The first and the last in order, as if they were sorted; empty where there are none."""
+    first = last = next(words := iter(words), [])
+    for own in words:
+        first, last = min(first, own), max(last, own)
+    return first, last
 
 
 def _n_common(first: Sequence[str], second: Sequence[str]) -> int:
