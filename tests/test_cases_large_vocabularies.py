@@ -5,9 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import N_CTX, save_random_weights
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from tiny import N_CTX, Largest, save_random_weights
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
@@ -16,18 +14,6 @@ from sea_lens.models.reference import Probe, Read, Reference
 
 pytestmark = pytest.mark.model
 VOCABULARY, WIDTH = 30_000, 16
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation makes."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sizes = [one.numel() for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
-        self.numbers = max([self.numbers, *sizes])
-        return result
 
 
 @pytest.fixture

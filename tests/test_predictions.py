@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import N_CTX, contrasts, fitted, save_random_weights, tokens
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from tiny import N_CTX, Largest, contrasts, fitted, save_random_weights, tokens
 
 import sea_lens as sl
 from sea_lens.measure.scorer import contrast_scorer
@@ -31,18 +29,6 @@ TOKENS = tokens(3, 9)
 MASK = torch.ones_like(TOKENS)
 ROW, POSITION = torch.arange(3).repeat_interleave(8), torch.arange(8).repeat(3)
 NEXT = TOKENS[:, 1:].flatten()
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation makes."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        sizes = [one.numel() for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
-        self.numbers = max([self.numbers, *sizes])
-        return result
 
 
 def everywhere(lens: Lens) -> torch.Tensor:

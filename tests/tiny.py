@@ -1,4 +1,4 @@
-"""Tiny random models in Hugging Face format, and demonstrations, contrasts and edits for them."""
+"""Tiny random models in Hugging Face format, demonstrations, contrasts and edits for them, and what they make."""
 
 import warnings
 from pathlib import Path
@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.gemma.configuration_gemma import GemmaConfig
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
@@ -121,3 +123,15 @@ def tokens(rows: int = 2, length: int = 9, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     body = torch.randint(4, VOCABULARY, (rows, length - 1), generator=generator)
     return torch.cat([torch.ones(rows, 1, dtype=torch.int64), body], dim=1)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        sizes = [one.numel() for one in tree_leaves(result) if isinstance(one, torch.Tensor)]
+        self.numbers = max([self.numbers, *sizes])
+        return result

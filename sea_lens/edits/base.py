@@ -16,28 +16,12 @@ from ..errors import InputError, MismatchError
 from ..models.check import ensure_usable
 from ..models.language_model import LanguageModel
 from ..models.lens import Lens
-from ..models.standing import Change, Held, Standing
+from ..models.standing import Change
 from ..models.token_positions import Positions, check_positions, positions_name
-from .in_model import warn_of_installed
+from .in_model import Installation, warn_of_installed
 from .where import Defaults, LayerChoice, Strength, Where, choose_layers, strength_of_layers
 
 Kind = TypeVar("Kind", bound="Edit")
-
-
-class Installation(Held):
-    """An edit in a model; `remove` takes it out again, in any order with others, and may be called twice.
-
-    As a context manager it takes the edit out on leaving. It also does when nothing holds it any more, unless it was
-    kept: `install` keeps it.
-
-    Attributes:
-        edit: the edit.
-        where: its layers, strengths, way to combine and positions.
-    """
-
-    def __init__(self, lens: Lens, edit: "Edit", where: Where) -> None:
-        self.edit, self.where = edit, where
-        super().__init__(Standing(lens.observer, about=(edit, where)))
 
 
 def as_edit(given: Any) -> "Edit":
@@ -313,9 +297,3 @@ class Edit(ABC):
         """
         with self.put(model, self.check(model, layers, strength, combine, positions)):
             yield model
-
-
-def asks_for_whole_rows(lens: Lens) -> bool:
-    """Whether an edit stands in the model whose positions are a function of a row's tokens."""
-    edits = (about for one in lens.observer.inside() if isinstance(about := getattr(one, "about", None), tuple))
-    return any(isinstance(part, Where) and callable(part.positions) for about in edits for part in about)

@@ -1,4 +1,4 @@
-"""What stands in a model now, taking all of it out, and the warning that something does."""
+"""What stands in a model: the handle of an edit that was put in, all that does now, taking it out, and the warning."""
 
 import sys
 import warnings
@@ -10,8 +10,25 @@ from torch import Tensor
 
 from ..errors import SeaLensWarning
 from ..models.lens import Lens
-from ..models.standing import Standing
+from ..models.standing import Held, Standing
 from ..models.token_positions import Positions, positions_name
+from .where import Where
+
+
+class Installation(Held):
+    """An edit in a model; `remove` takes it out again, in any order with others, and may be called twice.
+
+    As a context manager it takes the edit out on leaving. It also does when nothing holds it any more, unless it was
+    kept: `install` keeps it.
+
+    Attributes:
+        edit: the edit.
+        where: its layers, strengths, way to combine and positions.
+    """
+
+    def __init__(self, lens: Lens, edit: Any, where: Where) -> None:
+        self.edit, self.where = edit, where
+        super().__init__(Standing(lens.observer, about=(edit, where)))
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,12 @@ def warn_of_installed(model: Any, what: str) -> None:
         SeaLensWarning,
         stacklevel=_levels(),
     )
+
+
+def asks_for_whole_rows(lens: Lens) -> bool:
+    """Whether an edit stands in the model whose positions are a function of a row's tokens."""
+    edits = (about for one in lens.observer.inside() if isinstance(about := getattr(one, "about", None), tuple))
+    return any(isinstance(part, Where) and callable(part.positions) for about in edits for part in about)
 
 
 def _entry(standing: Standing) -> Installed:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from ..edits.base import asks_for_whole_rows
+from ..edits.in_model import asks_for_whole_rows
 from ..models.cache import Past
 from ..models.check import ensure_usable
 from ..models.lens import Lens
