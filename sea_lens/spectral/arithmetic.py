@@ -3,12 +3,11 @@
 Tensors only: nothing here knows of models or files.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .._support.saturation import saturate
@@ -89,7 +88,6 @@ class ThinProducts(NamedTuple):
         terms: how many projections y is the sum of.
         matrices: D and E of the first unit.
         low: D of the first unit times `LOW`.
-        arrays: the matrices for numpy, where they lie in memory that it can read.
     """
 
     down: Float[Tensor, "units d k"]
@@ -98,7 +96,6 @@ class ThinProducts(NamedTuple):
     terms: int
     matrices: tuple[Float[Tensor, "d k"], Float[Tensor, "k d"]]
     low: Float[Tensor, "d k"]
-    arrays: tuple[NDArray[Any], NDArray[Any]] | None
 
     @staticmethod
     def of(subspaces: Subspaces, combine: str) -> "ThinProducts":
@@ -112,10 +109,7 @@ class ThinProducts(NamedTuple):
             down, up, adds, terms = drop, -drop.mT.contiguous(), True, 1
         else:
             down, up, adds, terms = torch.cat([keep, drop], -1), torch.cat([keep.mT, -drop.mT], -2), True, 2
-        matrices, arrays = (down[0], up[0]), None
-        if down.device.type == "cpu" and not (down.requires_grad or torch.compiler.is_compiling()):
-            arrays = matrices[0].numpy(), matrices[1].numpy()
-        return ThinProducts(down, up, adds, terms, matrices, LOW * down[0], arrays)
+        return ThinProducts(down, up, adds, terms, (down[0], up[0]), LOW * down[0])
 
     def sum(self, x: Float[Tensor, "*batch units d"]) -> Float[Tensor, "*batch units d"]:
         """y: the sum of the terms, a new tensor."""

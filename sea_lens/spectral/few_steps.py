@@ -27,7 +27,7 @@ def edit_few(
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(products.down) != 1:
         return None
     place = x.device.type
-    if place == "cpu" and x.numel() == x.shape[-1] and products.arrays is not None:
+    if place == "cpu" and x.numel() == x.shape[-1]:
         return _edit_one(x, products, strength)
     rows = x.reshape(-1, x.shape[-1])
     if place == "cuda" and abs(strength) <= 2**30:
@@ -53,11 +53,10 @@ def _edit_one(
     x: Float[Tensor, "*batch d"], products: ThinProducts, strength: float | int
 ) -> Float[Tensor, "*batch d"] | None:
     """`edit_few` for a single vector, in numpy: there a step costs a third of what it costs in torch."""
-    assert products.arrays is not None
-    down, up = products.arrays
     try:
-        row = x.numpy().reshape(-1)
+        row, down, up = x.numpy().reshape(-1), products.matrices[0].numpy(), products.matrices[1].numpy()
     except RuntimeError:
+        # Inside torch.func there is no memory to look at.
         return None
     # What is no number or overflows is seen below.
     with np.errstate(all="ignore"):
