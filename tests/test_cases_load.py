@@ -2,6 +2,8 @@
 
 import copy
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +234,31 @@ def test_a_missing_library_for_few_bits_is_named(model_folders):
 def test_every_backend_loads_on_the_cpu_in_float32_by_itself(wide):
     for backend in BACKENDS:
         assert Lens.of(sl.load_model(wide, backend, device="cpu", check=False)).dtype == torch.float32
+
+
+def test_loading_installs_nothing(monkeypatch):
+    """TransformerLens calls pip where a model that sees too has no processor."""
+    from transformers import AutoConfig
+
+    asked = []
+
+    def check_call(command, *args, **options):
+        asked.append(command)
+        raise OSError("nothing is run here")
+
+    monkeypatch.setattr(subprocess, "check_call", check_call)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
+    seen = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = AutoConfig.for_model("gemma3", text_config={**sizes, "vocab_size": 64}, vision_config=seen)
+    plan = sl.plan(config, backend="bridge", memory="1GB", steps=["load"])
+    assert plan["load"].memory > 0
+    assert asked == []
+    with pytest.raises(OSError, match="nothing is run"):
+        subprocess.check_call(["ls"])

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
+from typing import Any
 
 import torch
 from measuring import Table, random_llama, resident
@@ -46,7 +47,8 @@ def child(name: str | None, backend: str, dtype: str) -> None:
         sl.generate(shipped, "the", max_new_tokens=2)
     start, model = time.perf_counter(), torch.nn.Module()
     if name:
-        model = sl.load_model(name, kind, dtype=dtype, device_map={"": "disk" if job == "disk" else "cpu"})
+        place: Any = {"device_map": "disk"} if job == "disk" else {"device": "cpu"}
+        model = sl.load_model(name, kind, dtype=dtype, **place)
     if name and job:
         prompts = [f"w{number} w{number + 1}" for number in range(16)]
         demonstrations = sl.Demonstrations(sl.Demonstration(one, f"{one} w500", f"{one} w501") for one in prompts)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,27 @@ def _config_source(name: str, hf_config: dict[str, Any]) -> Iterator[str]:
         yield str(inner)
 
 
+@contextlib.contextmanager
+def nothing_installed() -> Iterator[None]:
+    """Keep TransformerLens from installing packages.
+
+    For a model that sees too it calls pip for torchvision where that is missing, which brings another torch with it.
+    Without it the model has no processor of images, which texts do not need.
+    """
+    run = subprocess.check_call
+
+    def check_call(command: Any, *args: Any, **options: Any) -> int:
+        if not isinstance(command, str) and {"pip", "install"} <= set(map(str, command)):
+            raise RuntimeError(f"{' '.join(map(str, command))}: a model that is loaded installs nothing")
+        return run(command, *args, **options)
+
+    subprocess.check_call = check_call
+    try:
+        yield
+    finally:
+        subprocess.check_call = run
+
+
 def as_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
     """The model as a TransformerBridge, which wraps the modules of the Hugging Face model.
 
@@ -127,7 +149,7 @@ def as_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> A
 
     # Where accelerate has put it, TransformerLens looks itself.
     device = None if getattr(hf_model, "hf_device_map", None) else str(hf_model.device)
-    with failures_named(f"{name} (as TransformerBridge)"):
+    with failures_named(f"{name} (as TransformerBridge)"), nothing_installed():
         bridge = TransformerBridge.boot_transformers(
             name, hf_model=hf_model, tokenizer=tokenizer, device=device, dtype=dtype
         )
