@@ -189,6 +189,7 @@ WRONG_FITS = {
     "device twice": (("--device-map", "auto", "--max-memory", "cpu=1GiB,cpu=2GiB"), "each once"),
     "no such device": (("--device-map", "auto", "--max-memory", "99=1GiB"), "max_memory names 99, which is no device"),
     "size": (("--device-map", "auto", "--max-memory", "cpu=many"), "memory 'many': expected a size"),
+    "max memory of one": (("--device-map", "disk", "--max-memory", "cpu=1GiB"), "max_memory says how a device_map"),
     "max memory alone": (("--max-memory", "cpu=1GiB"), "max_memory says how a device_map"),
 }
 

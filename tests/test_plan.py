@@ -258,9 +258,10 @@ def test_the_table_has_every_step_and_json_every_part(tiny_plan):
 
 def test_planning_leaves_nothing_behind(tiny_plan, load_tiny):
     # The size of parts of the vocabulary belongs to real devices alone.
-    from sea_lens.models.unembedding import LOGITS_AT_ONCE
+    from sea_lens.models.vocabulary_parts import LOGITS_AT_ONCE, stands_for
 
     assert set(LOGITS_AT_ONCE) == {"cpu", "cuda"}
+    assert stands_for.get() == "cuda"
     assert Lens.of(load_tiny("llama", "bridge")).device.type == "cpu"
 
 

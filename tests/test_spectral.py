@@ -234,7 +234,8 @@ def test_few_vectors_are_edited_as_any_number_is(dtype, combine, strength):
         with torch.no_grad():
             few = edit(x, 0, strength, combine)
         recorded = edit(x.clone().requires_grad_(), 0, strength, combine).detach()
-        # A single vector is multiplied by another library.
-        apart = 8 * torch.finfo(dtype).eps if x.ndim == 1 or x.shape[:2] == (1, 1) else 0.0
+        # A single vector is multiplied by another library, unless it vanishes or is near the ends of the dtype.
+        alone = (x.ndim == 1 or x.shape[:2] == (1, 1)) and 2**-30 <= x.norm() <= 2**30
+        apart = 8 * torch.finfo(dtype).eps if alone and 0 < abs(strength) <= 2**30 else 0.0
         torch.testing.assert_close(few, recorded, rtol=apart, atol=apart * abs(strength), equal_nan=True)
         assert few.data_ptr() != x.data_ptr() or x.numel() == 0

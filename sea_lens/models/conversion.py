@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from ..errors import UnsupportedModelError
 from .configuration import context_length
 from .huggingface import failures_named
 from .offload import made_of_offloaded
+
+# Held while TransformerLens makes a bridge.
+_ALONE = threading.RLock()
 
 
 def as_hooked(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:
@@ -125,18 +129,20 @@ def nothing_installed() -> Iterator[None]:
     For a model that sees too it calls pip for torchvision where that is missing, which brings another torch with it.
     Without it the model has no processor of images, which texts do not need.
     """
-    run = subprocess.check_call
+    # What stands in for a function of another package must be taken out before it is put in again.
+    with _ALONE:
+        run = subprocess.check_call
 
-    def check_call(command: Any, *args: Any, **options: Any) -> int:
-        if not isinstance(command, str) and {"pip", "install"} <= set(map(str, command)):
-            raise RuntimeError(f"{' '.join(map(str, command))}: a model that is loaded installs nothing")
-        return run(command, *args, **options)
+        def check_call(command: Any, *args: Any, **options: Any) -> int:
+            if not isinstance(command, str) and {"pip", "install"} <= set(map(str, command)):
+                raise RuntimeError(f"{' '.join(map(str, command))}: a model that is loaded installs nothing")
+            return run(command, *args, **options)
 
-    subprocess.check_call = check_call
-    try:
-        yield
-    finally:
-        subprocess.check_call = run
+        subprocess.check_call = check_call
+        try:
+            yield
+        finally:
+            subprocess.check_call = run
 
 
 def as_bridge(name: str, hf_model: Any, tokenizer: Any, dtype: torch.dtype) -> Any:

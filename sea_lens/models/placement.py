@@ -55,9 +55,10 @@ class Placement:
                 "max_memory says how a device_map such as 'auto' may spread a model: expected both, and a dict from "
                 "devices to sizes, such as {0: '20GiB', 'cpu': '60GiB'}"
             )
-        here = [*range(torch.accelerator.device_count()), "cpu", "disk", *(["mps"] if torch.mps.is_available() else [])]
-        if strange := [name for name in max_memory or () if name not in here]:
-            raise InputError(f"max_memory names {strange[0]!r}, which is no device here: expected some of {here}")
+        if max_memory is not None:
+            here = [*range(torch.accelerator.device_count()), "mps", "cpu", "disk"]
+            if strange := [name for name in max_memory if name not in here]:
+                raise InputError(f"max_memory names {strange[0]!r}, which is no device here: expected some of {here}")
         if device_map is None:
             if quantization_config is not None:
                 # Quantised weights are made where they stay.

@@ -18,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UnsupportedModelError
 from .lens import Lens
 from .standing import Held, Standing
-from .unembedding import PutOff, Unembedding, WholeLogits, blocks
+from .unembedding import PutOff, Unembedding, WholeLogits
+from .vocabulary_parts import vocabulary_parts
 
 # Positions whose logits are made together, so that a weight that is read once serves many of them.
 _TOGETHER = 512
@@ -58,7 +59,7 @@ class Predictions:
         """Logits at some positions of some rows, a part of the vocabulary after the other, as (start, stop, logits)."""
         states = self._at(row, position)
         # Whoever compares them has several tensors of a part's size.
-        for start, stop in blocks(4 * len(states), self.unembedding.d_vocab, states.device):
+        for start, stop in vocabulary_parts(4 * len(states), self.unembedding.d_vocab, states.device):
             yield start, stop, self.unembedding.block(states, start, stop)
 
     def logits(self, row: Int[Tensor, " n"], position: Int[Tensor, " n"]) -> Float[Tensor, "n d_vocab"]:
@@ -100,7 +101,7 @@ class Predictions:
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
         d_vocab, device = self.unembedding.d_vocab, states.device
         which, token = which.to(device), token.to(device)
-        parts = list(blocks(len(states), d_vocab, device))
+        parts = list(vocabulary_parts(len(states), d_vocab, device))
         # Kept for the backward pass, all parts together would be the logits that are not to be made.
         again = len(parts) > 1 and torch.is_grad_enabled() and states.requires_grad
         sums, largest = (_by_part(parts, len(states), states) for _ in range(2))
@@ -144,7 +145,7 @@ class Predictions:
     def _divergence(self, other: "Predictions", row: Tensor, position: Tensor) -> Float[Tensor, " n"]:
         mine, others = self._at(row, position), other._at(row, position)
         # Several tensors of a part's size stand side by side here.
-        parts = list(blocks(4 * len(mine), self.unembedding.d_vocab, mine.device))
+        parts = list(vocabulary_parts(4 * len(mine), self.unembedding.d_vocab, mine.device))
         own_sums, other_sums, differences = (_by_part(parts, len(mine), mine) for _ in range(3))
         for at, (start, stop) in enumerate(parts):
             p, q = self.unembedding.block(mine, start, stop), other.unembedding.block(others, start, stop)

@@ -15,7 +15,7 @@ from .predictions import Predictions, predict
 from .processing import unembedding_centred
 from .reference import Probe, Reference
 from .sites import SITES, Site
-from .unembedding import blocks
+from .vocabulary_parts import vocabulary_parts
 
 _PUSH = 10.0
 
@@ -64,7 +64,7 @@ class Compared:
 
 def _parts_of(reference: Reference, row: Tensor, position: Tensor) -> Iterator[tuple[int, int, Tensor]]:
     d_vocab = reference.logits.shape[-1]
-    for start, stop in blocks(4 * len(row), d_vocab, reference.logits.device):
+    for start, stop in vocabulary_parts(4 * len(row), d_vocab, reference.logits.device):
         yield start, stop, reference.logits[row, position, start:stop].float()
 
 

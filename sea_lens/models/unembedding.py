@@ -7,8 +7,6 @@ this does not hold to rounding has no `Unembedding`, and neither has one in whic
 logits: its logits are made whole, by itself.
 """
 
-from collections.abc import Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +28,6 @@ _TOKENS = 2
 # Raw logits that g is measured with, in powers of ten: it is linear at the smallest, and capped at the largest.
 _SMALLEST, _LARGEST = -4.0, 4.0
 _LEAST_LIMIT, _ROUNDINGS = 1e-5, 2.0
-# Logits that are made at a time, by kind of device: enough to keep the processor busy, and on a CPU few enough to stay
-# near it.
-LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**25}
-# The kind of device that tensors without numbers stand for, while a plan counts them.
-stands_for: ContextVar[str] = ContextVar("stands_for", default="cuda")
 
 
 @dataclass(frozen=True)
@@ -291,11 +284,3 @@ def _is_near(given: Tensor, expected: Tensor, dtype: torch.dtype, share: float |
     given, expected = given.double(), expected.double()
     size = expected.abs() if share is None else share * expected.abs().max()
     return bool(((given - expected).abs() <= limit * size).all())
-
-
-def blocks(n: int, d_vocab: int, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Parts of the vocabulary in which n rows of logits are made one after the other."""
-    kind = stands_for.get() if device.type == "meta" else device.type
-    numbers = LOGITS_AT_ONCE.get(kind, LOGITS_AT_ONCE["cuda"])
-    width = min(d_vocab, max(256, numbers // max(n, 1)))
-    return ((start, min(start + width, d_vocab)) for start in range(0, d_vocab, width))

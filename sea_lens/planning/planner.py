@@ -19,7 +19,7 @@ from ..models.huggingface import failures_named, quiet
 from ..models.load import BACKENDS, DTYPES, resolved
 from ..models.reading import TOKENS_ON_ACCELERATOR, TOKENS_ON_CPU
 from ..models.sites import Site
-from ..models.unembedding import stands_for
+from ..models.vocabulary_parts import stands_for
 from ..texts.demonstrations import Contrasts, Demonstrations
 from ..texts.items import Contrast, Demonstration
 from .advice import advised

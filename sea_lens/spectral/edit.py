@@ -32,8 +32,6 @@ from .ranks import DROP, KEEP, Size
 from .singular import Spectrum
 from .subspaces import Subspaces
 
-# Dtypes that an edit is computed in as they are.
-_WIDE = (torch.float32, torch.float64)
 _TENSORS = (
     "keep",
     "drop",
@@ -128,7 +126,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         factors = self._factors(layer, combine)
 
         def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-            wide = x if x.dtype in _WIDE else x.to(torch.promote_types(x.dtype, torch.float32))
+            wide = x.to(torch.promote_types(x.dtype, torch.float32))
             _, products = factors.beside(wide)
             if products is not None and (found := edit_few(wide, products, strength)) is not None:
                 return found if wide is x else saturate(found, x.dtype).to(x.dtype)
