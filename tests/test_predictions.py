@@ -196,7 +196,8 @@ def test_gradients_are_those_of_logits_everywhere(model, monkeypatch, together):
     lens = Lens.of(model)
     # Several parts of the vocabulary, each computed once more in the backward pass.
     monkeypatch.setattr(predictions, "_TOGETHER", together)
-    monkeypatch.setattr(predictions, "blocks", lambda n, d_vocab, device: [(0, 20), (20, 41), (41, d_vocab)])
+    parts = [(0, 20), (20, 41), (41, 64)]
+    monkeypatch.setattr(predictions, "vocabulary_parts", lambda n, d_vocab, device: iter(parts))
 
     def slope(function):
         kept = []
