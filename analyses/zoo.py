@@ -72,7 +72,7 @@ class Truth:
 
     def off(self, found: torch.Tensor, expected: torch.Tensor) -> float:
         """Largest difference, relative to the largest logit."""
-        return ((found - expected).abs().max() / self.logits.abs().max()).item()
+        return ((found.to(expected) - expected).abs().max() / self.logits.abs().max()).item()
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ def huggingface(path: str, ids: torch.Tensor) -> torch.Tensor:
 
 def assert_exact(model: Any, path: str, ids: torch.Tensor, atol: float = 1e-4) -> None:
     with torch.no_grad():
-        found = Lens.of(model).forward(ids, torch.ones_like(ids)).log_softmax(-1)
+        found = Lens.of(model).forward(ids, torch.ones_like(ids)).log_softmax(-1).cpu()
     torch.testing.assert_close(found, huggingface(path, ids), rtol=0, atol=atol)
 
 

@@ -101,7 +101,7 @@ def test_direct_contributions_sum_to_the_change_of_the_models_logit_difference(s
             ids = torch.tensor([encode(lens, item.prompt)])
             target, foil = (encode(lens, item.prompt + text)[ids.shape[1]] for text in (item.target, item.foil))
             with torch.no_grad():
-                logits = lens.forward(ids, torch.ones_like(ids))[0, -1].double()
+                logits = lens.forward(ids, torch.ones_like(ids))[0, -1].double().cpu()
             if cap is not None:
                 logits = cap * torch.atanh(logits / cap)
             found.append(logits[target] - logits[foil])

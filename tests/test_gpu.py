@@ -36,6 +36,9 @@ def test_a_fit_gives_the_subspaces_of_the_cpu(width):
     found = sl.fit_activations(h.to(DEVICE), positive.to(DEVICE), negative.to(DEVICE), energy=0.99)
     expected = sl.fit_activations(h, positive, negative, energy=0.99)
     assert found.ranks == expected.ranks
+    # Read, plotted, pickled and saved like one of the CPU's.
+    parts = [part for one in found.subspaces.values() for part in vars(one).values() if part is not None]
+    assert {part.device.type for part in parts} == {"cpu"}
     for layer in range(2):
         for one, other in zip(found.projections(layer), expected.projections(layer), strict=True):
             torch.testing.assert_close(one.cpu(), other, rtol=0, atol=1e-8)
@@ -80,14 +83,15 @@ def test_an_edit(there, reference, strength):
             torch.testing.assert_close(edit(x.to(DEVICE), 1, strength).float().cpu(), expected, rtol=0, atol=near)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
 def test_an_edit_waits_for_no_number_of_the_device(there, reference):
     (model, _), (_, edit) = there, reference
     x = torch.randn(2, 7, 32, device=DEVICE, dtype=next(model.parameters()).dtype)
     with torch.no_grad():
         edit(x, 1)
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
         try:
+            torch.cuda.set_sync_debug_mode("error")
             edit(x, 1)
         finally:
             torch.cuda.set_sync_debug_mode(before)

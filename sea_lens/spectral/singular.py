@@ -50,6 +50,10 @@ class Spectrum:
         # Added up in the order in which ranks are chosen, so that all of it is all of it to the bit.
         return cls(values, shares.square().cumsum(-1)[:, -1])
 
+    def cpu(self) -> "Spectrum":
+        """The same on the CPU, as whoever reads or plots it wants it."""
+        return Spectrum(self.values.cpu(), self.energy.cpu())
+
     def left(self, power: float | int) -> Float[Tensor, "units m"]:
         """Share of the energy that lies beyond each direction (docs/method.md 2.4).
 

@@ -137,9 +137,9 @@ class Side(NamedTuple):
     """One of the two subspaces of a layer.
 
     Attributes:
-        factor: leading left singular vectors of each unit, then zero columns.
-        ranks: how many they are.
-        spectrum: the singular values, all or the leading ones.
+        factor: leading left singular vectors of each unit, then zero columns, where they were computed.
+        ranks: how many they are, on the CPU.
+        spectrum: the singular values, all or the leading ones, on the CPU.
     """
 
     factor: Float[Tensor, "units d k"]
@@ -196,7 +196,7 @@ def leading_subspace(
     ranks = torch.minimum(ranks_of(spectrum), above.sum(-1).cpu())
     widest = int(ranks.max())
     inside = rearrange(torch.arange(widest), "k -> 1 k") < rearrange(ranks, "units -> units 1")
-    return Side(left[:, :, :widest] * rearrange(inside, "units k -> units 1 k").to(left), ranks, spectrum)
+    return Side(left[:, :, :widest] * rearrange(inside, "units k -> units 1 k").to(left), ranks, spectrum.cpu())
 
 
 def random_subspaces(like: Subspaces, generator: torch.Generator) -> Subspaces:
