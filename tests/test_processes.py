@@ -21,18 +21,14 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1", "TOR
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="a torch without processes")
 
 
-def command(*arguments, processes=2):
-    """The command line that runs `sea-lens` in so many processes."""
-    if processes == 1:
-        return [sys.executable, "-m", "sea_lens", *map(str, arguments)]
-    started = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [sys.executable, *started, "-m", "sea_lens", *map(str, arguments)]
+def command(*arguments, processes=2, what=("-m", "sea_lens")):
+    """The command line that runs `sea-lens`, or a script, in so many processes."""
+    started = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
+    return [sys.executable, *map(str, (*started, *what, *arguments))]
 
 
-def run(*arguments, processes=2):
-    return subprocess.run(
-        command(*arguments, processes=processes), env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
+def run(*arguments):
+    return subprocess.run(command(*arguments), env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -53,66 +49,102 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("file", ["demos.jsonl", "many.jsonl"], ids=["activations", "sums"])
-@pytest.mark.parametrize("store", [False, True], ids=["in memory", "in a store"])
-def test_two_processes_fit_what_one_fits(given, tmp_path, file, store):
-    found = {}
+# Runs several commands one after the other, in processes that join once: what takes time is to start them.
+COMMANDS = """
+import json
+import sys
+from pathlib import Path
+from sea_lens._support import processes
+from sea_lens.cli import main
+
+processes.start()
+processes.start = lambda: None
+printed = sys.stdout
+for arguments in json.loads(Path(sys.argv[1]).read_text()):
+    sys.argv, sys.stdout = ["sea-lens", *arguments], printed
+    try:
+        main()
+    except SystemExit as ended:
+        if ended.code:
+            raise
+"""
+FITS = {
+    f"{file}{' in a store' if store else ''}": (file, store)
+    for file in ("demos.jsonl", "many.jsonl")
+    for store in (False, True)
+}
+
+
+def commands(given, out):
+    """The commands that are compared, by what they write into `out`."""
+    model, edit = ["--model", "testbed"], ["--edit", given / "edit.safetensors"]
+    contrasts = ["--contrasts", given / "contrasts.jsonl", "--batch-size", "2"]
+    capability = ["--benchmark", "capability", "--data", given / "rows.jsonl"]
+    asked = {}
+    for name, (file, store) in FITS.items():
+        kept = ["--store", out / name / "store"] if store else []
+        fit = ["fit", *model, "--demonstrations", given / file, "--rank", "3", "--batch-size", "4"]
+        asked[name] = [*fit, *kept, "--out", out / name / "edit.safetensors"]
+    asked["evaluate"] = ["evaluate", *model, *edit, *capability, "--out", out / "evaluate" / "scores.json"]
+    methods = ["--methods", "layers_path,layers_only_one,heads_gradient"]
+    asked["attribute"] = ["attribute", *model, *edit, *contrasts, *methods, "--out", out / "attribute"]
+    asked["effect"] = ["effect", *model, *edit, *contrasts, "--out", out / "effect" / "effect.json"]
+    tune = ["tune", *model, "--demonstrations", given / "demos.jsonl", *capability, "--maximise", "accuracy"]
+    asked["tune"] = [*tune, "--energies", "0.9,0.99", "--limit", "60", "--out", out / "tune" / "edit.safetensors"]
+    return {name: list(map(str, arguments)) for name, arguments in asked.items()}
+
+
+@pytest.fixture(scope="module")
+def ran(given, tmp_path_factory):
+    """What one process has written and what two have: a folder for each command, in one folder for each number."""
+    folder = tmp_path_factory.mktemp("ran")
+    (folder / "commands.py").write_text(COMMANDS)
     for n in (1, 2):
-        (tmp_path / str(n)).mkdir()
-        kept = ["--store", tmp_path / str(n) / "store"] if store else []
-        asked = ["fit", "--model", "testbed", "--demonstrations", given / file, "--rank", "3", "--batch-size", "4"]
-        ran = run(*asked, *kept, "--out", tmp_path / str(n) / "edit.safetensors", processes=n)
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.count("wrote") == 1
-        found[n] = contents(tmp_path / str(n))
-    if file == "many.jsonl" and not store:
+        asked = commands(given, folder / str(n))
+        for name in asked:
+            (folder / str(n) / name).mkdir(parents=True)
+        (folder / f"{n}.json").write_text(json.dumps(list(asked.values())))
+        done = subprocess.run(
+            command(folder / f"{n}.json", processes=n, what=[folder / "commands.py"]),
+            env=ENVIRONMENT, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        # One says it, each time.
+        assert done.stdout.count("wrote") == len(asked)
+    return folder
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_two_processes_fit_what_one_fits(ran, name):
+    if name == "many.jsonl":
         # Sums are added up in another order.
-        one, two = (sl.SpectralEdit.load(tmp_path / str(n) / "edit.safetensors") for n in (1, 2))
+        one, two = (sl.SpectralEdit.load(ran / str(n) / name / "edit.safetensors") for n in (1, 2))
         assert one.ranks == two.ranks
         for layer in one.layers:
             for a, b in zip(one.projections(layer), two.projections(layer), strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     else:
-        assert found[1] == found[2]
+        assert contents(ran / "1" / name) == contents(ran / "2" / name) != {}
 
 
-def test_two_processes_evaluate_what_one_does_and_write_it_once(given, tmp_path):
-    for n in (1, 2):
-        asked = ["evaluate", "--model", "testbed", "--edit", given / "edit.safetensors", "--benchmark", "capability"]
-        ran = run(*asked, "--data", given / "rows.jsonl", "--out", tmp_path / f"{n}.json", processes=n)
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.count("wrote") == 1
-    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "2.json").read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.json", "2.json"]
+@pytest.mark.parametrize("name", ["evaluate", "effect", "tune"])
+def test_two_processes_write_the_bytes_of_one(ran, name):
+    assert contents(ran / "1" / name) == contents(ran / "2" / name) != {}
 
 
-def test_two_processes_attribute_what_one_does(given, tmp_path):
-    numbers = {}
-    for n in (1, 2):
-        asked = ["attribute", "--model", "testbed", "--edit", given / "edit.safetensors", "--batch-size", "2"]
-        asked += ["--contrasts", given / "contrasts.jsonl", "--methods", "layers_path,layers_only_one,heads_gradient"]
-        ran = run(*asked, "--out", tmp_path / str(n), processes=n)
-        assert ran.returncode == 0, ran.stderr
-        assert ran.stdout.count("wrote") == 1
-        numbers[n] = json.loads((tmp_path / str(n) / "results.json").read_text())
-    assert contents(tmp_path / "1").keys() == contents(tmp_path / "2").keys()
-    assert _rounded(numbers[1]) == _rounded(numbers[2])
+def test_two_processes_attribute_what_one_does(ran):
+    one, two = ran / "1" / "attribute", ran / "2" / "attribute"
+    assert contents(one).keys() == contents(two).keys()
+    first, second = (json.loads((folder / "results.json").read_text()) for folder in (one, two))
+    assert _rounded(first) == _rounded(second)
 
 
-def test_two_processes_measure_effects_and_tune_as_one_does(given, tmp_path):
-    asked = {
-        "effect": ["--edit", given / "edit.safetensors", "--contrasts", given / "contrasts.jsonl", "--batch-size", "2"],
-        "tune": [
-            *("--demonstrations", given / "demos.jsonl", "--benchmark", "capability", "--data", given / "rows.jsonl"),
-            *("--maximise", "accuracy", "--energies", "0.9,0.99", "--limit", "60"),
-        ],
-    }
-    for name, options in asked.items():
-        for n in (1, 2):
-            ran = run(name, "--model", "testbed", *options, "--out", tmp_path / f"{name}{n}", processes=n)
-            assert ran.returncode == 0, ran.stderr
-            assert ran.stdout.count("wrote") == 1
-        assert contents(tmp_path / f"{name}1") == contents(tmp_path / f"{name}2") != {}
+def test_torchrun_runs_the_command(ran, given, tmp_path):
+    asked = ["fit", "--model", "testbed", "--demonstrations", given / "demos.jsonl", "--rank", "3", "--batch-size", "4"]
+    done = run(*asked, "--out", tmp_path / "edit.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("wrote") == 1
+    assert contents(tmp_path) == contents(ran / "1" / "demos.jsonl")
 
 
 def _rounded(content):

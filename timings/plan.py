@@ -1,13 +1,14 @@
 """What `sl.plan` says of each step beside the peaks that are measured.
 
     python timings/plan.py [--models small wide] [--backends bridge hooked] [--dtypes float32 bfloat16]
-                             [--without path gradient]
+                             [--without path gradient] [--device cuda]
 
 Random Llamas of some sizes are written; a process for each of them, backend and dtype loads it, captures, fits,
 measures and generates, and prints the most memory that it held in each step (`VmHWM`, set back before the step) above
 what it held before it loaded the model. By then it has done the same on the shipped model, so that what is imported or
 made once does not count. The C library is told to give freed memory back at once (`ALLOCATOR`). Pages of the
-weights' file that are mapped into memory are counted. Linux only.
+weights' file that are mapped into memory are counted. Linux only. With `--device cuda` it is what torch has allocated
+on the GPU at most, beside what is planned for it.
 """
 
 import argparse
@@ -87,14 +88,26 @@ def write_texts(folder: Path) -> None:
     (folder / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
 
 
-def held(what: str) -> int:
-    """Bytes that this process holds (`VmRSS`), or has held at most (`VmHWM`)."""
-    return int(Path("/proc/self/status").read_text().split(f"{what}:")[1].split()[0]) * 2**10
+def held(device: str) -> int:
+    """Bytes that this process holds in its memory, or on the GPU."""
+    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
 
 
-def let_go() -> None:
+def peak(device: str) -> int:
+    """The most bytes that it has held there since `let_go`."""
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 2**10
+
+
+def let_go(device: str) -> None:
     """Give back what is free, and measure the peak from here on."""
     gc.collect()
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return
     # Freed memory that the allocator keeps would count for the next step.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -124,7 +137,7 @@ def steps(
     }
 
 
-def child(folder: Path, texts: Path, backend: str, dtype: str, without: list[str]) -> None:
+def child(folder: Path, texts: Path, backend: str, dtype: str, device: str, without: list[str]) -> None:
     """Print the bytes of every step."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -132,15 +145,15 @@ def child(folder: Path, texts: Path, backend: str, dtype: str, without: list[str
     with tempfile.TemporaryDirectory() as of_shipped:
         bed = sl.testbed.load(backend)
         demonstrations, contrasts = sl.Demonstrations(bed.demonstrations[:40]), sl.Contrasts(bed.contrasts["dev"][:4])
-        sl.load_model(TESTBED, backend, "cpu", dtype)
-        for step in steps(bed.model, demonstrations, contrasts, questions, Path(of_shipped)).values():
+        warm = sl.load_model(TESTBED, backend, device, dtype)
+        for step in steps(warm, demonstrations, contrasts, questions, Path(of_shipped)).values():
             step()
             del step
-    del bed
-    let_go()
-    idle = held("VmRSS")
-    model = sl.load_model(folder, backend, "cpu", dtype)
-    found = {"load": held("VmHWM") - idle}
+    del bed, warm
+    let_go(device)
+    idle = held(device)
+    model = sl.load_model(folder, backend, device, dtype)
+    found = {"load": peak(device) - idle}
     # Pages of the file that nothing has read are not in memory, and no text reads all embeddings.
     for parameter in model.parameters():
         parameter.sum()
@@ -150,9 +163,9 @@ def child(folder: Path, texts: Path, backend: str, dtype: str, without: list[str
         for name, step in steps(model, demonstrations, contrasts, questions, Path(of_model)).items():
             if name in without:
                 continue
-            let_go()
+            let_go(device)
             step()
-            found[name] = held("VmHWM") - idle
+            found[name] = peak(device) - idle
             print(name, found[name] / 1e6, file=sys.stderr, flush=True)
     print(json.dumps(found))
 
@@ -173,38 +186,39 @@ def main() -> None:
     parser.add_argument(
         "--without", nargs="+", default=[], help="steps to leave out, such as backward passes in bfloat16"
     )
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child and given.child[0] == "make":
         write_model(Path(given.child[1]), MODELS[given.child[2]], given.child[3])
         return
     if given.child:
-        child(Path(given.child[0]), Path(given.child[1]), given.child[2], given.child[3], given.without)
+        child(Path(given.child[0]), Path(given.child[1]), given.child[2], given.child[3], given.device, given.without)
         return
     print("# What is planned beside what is measured\n\nWritten by `python timings/plan.py`.")
-    left_out = ["--without", *given.without] if given.without else []
+    passed_on = ["--device", given.device, *(["--without", *given.without] if given.without else [])]
     with tempfile.TemporaryDirectory() as texts:
         write_texts(Path(texts))
         for name, dtype in itertools.product(given.models, given.dtypes):
             with tempfile.TemporaryDirectory() as folder:
                 in_child("--child", "make", folder, name, dtype)
                 for backend in given.backends:
-                    planned = plan_of(Path(folder), Path(texts), backend, dtype)
+                    planned = plan_of(Path(folder), Path(texts), backend, dtype, given.device)
                     measured = json.loads(
-                        in_child(*left_out, "--child", folder, texts, backend, dtype).splitlines()[-1]
+                        in_child(*passed_on, "--child", folder, texts, backend, dtype).splitlines()[-1]
                     )
                     weights = planned["load"].parts[0].bytes / 1e6
                     print(f"\n### {name}, {dtype}, {backend}: weights of {weights:.0f} MB\n")
                     print("| step | planned, MB | measured, MB | planned / measured |\n| --- | --- | --- | --- |")
                     for step, value in measured.items():
-                        expected = planned[step].memory
+                        expected = planned[step].memory if given.device == "cpu" else planned[step].on_device
                         print(
                             f"| {step} | {expected / 1e6:.0f} | {value / 1e6:.0f} | {expected / value:.2f} |",
                             flush=True,
                         )
 
 
-def plan_of(folder: Path, texts: Path, backend: str, dtype: str) -> sl.Plan:
+def plan_of(folder: Path, texts: Path, backend: str, dtype: str, device: str) -> sl.Plan:
     """What is planned for the steps that are measured."""
     return sl.plan(
         folder,
@@ -213,7 +227,7 @@ def plan_of(folder: Path, texts: Path, backend: str, dtype: str) -> sl.Plan:
         rank=RANK,
         backend=backend,
         dtype=dtype,
-        device="cpu",
+        device=device,
         max_new_tokens=NEW_TOKENS,
         benchmark="truthfulqa",
         data=texts / "questions.json",
