@@ -5,7 +5,10 @@ BIN_BRIDGE := .venv-bridge/bin
 BIN_NEWEST := .venv-newest/bin
 # What generates text and scores benchmarks on real files.
 TESTS_NEWEST := tests/test_cases_cache.py tests/test_completions.py tests/test_harness.py tests/test_third_party.py
-PYTEST_OPTIONS ?= -n 2
+# Work is taken from a worker that has more of it left than another, and tests that share what they set up stay together.
+PYTEST_OPTIONS ?= -n 2 --dist worksteal
+# Types and shapes are checked at run time in the run of all tests; that takes two fifths of the time.
+UNTYPED := -o addopts="--strict-markers --strict-config -ra"
 
 .PHONY: demo test test-notebooks test-bridge test-newest newest lint format docs-tables notebooks bench clean
 
@@ -21,11 +24,11 @@ test-notebooks: .venv/.installed
 
 # The tests that touch a model once more, on a TransformerLens that has only the bridge.
 test-bridge: .venv-bridge/.installed
-	$(BIN_BRIDGE)/python -m pytest $(PYTEST_OPTIONS) -m model
+	$(BIN_BRIDGE)/python -m pytest $(PYTEST_OPTIONS) $(UNTYPED) -m model
 
 # A selection once more, on what `pip install .` takes.
 test-newest: .venv-newest/.installed
-	$(BIN_NEWEST)/python -m pytest $(PYTEST_OPTIONS) $(TESTS_NEWEST)
+	$(BIN_NEWEST)/python -m pytest $(PYTEST_OPTIONS) $(UNTYPED) $(TESTS_NEWEST)
 
 # Writes down what `pip install .` takes today, beside the torch of constraints.txt; then run the tests on it.
 newest:

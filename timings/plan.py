@@ -195,7 +195,10 @@ def main() -> None:
     if given.child:
         child(Path(given.child[0]), Path(given.child[1]), given.child[2], given.child[3], given.device, given.without)
         return
-    print("# What is planned beside what is measured\n\nWritten by `python timings/plan.py`.")
+    written_by = "Written by `python timings/plan.py`"
+    if given.device == "cuda":
+        written_by = f"Written by `python timings/plan.py --device cuda` on one {torch.cuda.get_device_name()}"
+    print(f"# What is planned beside what is measured\n\n{written_by}.", flush=True)
     passed_on = ["--device", given.device, *(["--without", *given.without] if given.without else [])]
     with tempfile.TemporaryDirectory() as texts:
         write_texts(Path(texts))

@@ -49,7 +49,8 @@ BEFORE = """# What fits where
 `sea-lens plan --model M --demonstrations F` says of every step on a model, before any weight is read, how much memory
 it holds at most, how many passes it makes and how many tokens they read, and what it writes; `sl.plan` is the same in
 Python. `M` is a folder with a `config.json`; weights need not be there, and a tokenizer only if tokens are to be exact.
-How near that is to measured peaks stands in [plan_against_peaks.md](plan_against_peaks.md).
+How near that is to measured peaks stands in [plan_against_peaks.md](plan_against_peaks.md), on a GPU in
+[plan_against_peaks_gpu.md](plan_against_peaks_gpu.md).
 
 ```
 sea-lens plan --model llama-folder --demonstrations demos.jsonl --device cuda --memory 24GB

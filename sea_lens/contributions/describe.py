@@ -8,6 +8,7 @@ from einops import einsum, rearrange, reduce
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .._support.saturation import widened
 from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction, Lens
 from ..models.predictions import predict
@@ -72,7 +73,7 @@ def _mean_displacements(
         count += int(counted.sum())
         for name, x in seen.items():
             layer = wanted[name]
-            activations = edit.at.to_units(x.to(torch.promote_types(x.dtype, torch.float32)))[counted]
+            activations = edit.at.to_units(widened(x))[counted]
             subspaces = edit.subspaces[layer].to(activations.device, activations.dtype)
             terms = direction_terms(activations, subspaces, edit.feature, where.combine)
             alpha = edit.per_unit(where.strengths[layer])

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .._support.arguments import as_number
 from .._support.processes import shared
+from .._support.saturation import widened
 from ..edits.base import Edit
 from ..measure.scorer import ScoringBatch
 from ..models.check import refuse_inference_tensors
@@ -259,4 +260,4 @@ def signed(batch: ScoringBatch, log_probs: Float[Tensor, " n"]) -> Float[Tensor,
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return widened(x)

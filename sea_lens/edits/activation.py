@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import Scalar, as_integer, as_strength
-from .._support.saturation import saturate
+from .._support.saturation import saturate, widened
 from ..errors import InputError, MismatchError
 from ..models.check import refuse_site
 from ..models.hooks import HookFunction
@@ -134,8 +134,7 @@ class ActivationEdit(Edit):
         def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
             if isinstance(strength, Tensor):
                 _check_broadcast(strength, x)
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
-            computed = site.from_units(arithmetic(site.to_units(wide), alpha))
+            computed = site.from_units(arithmetic(site.to_units(widened(x)), alpha))
             # A new tensor also where a method gives back x itself.
             return saturate(computed, x.dtype).to(x.dtype)
 

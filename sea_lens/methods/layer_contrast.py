@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_number
+from .._support.saturation import widened
 from ..edits.base import Edit
 from ..edits.where import Defaults, LayerChoice, Where, choose_layers
 from ..errors import InputError, UnsupportedModelError
@@ -171,7 +172,7 @@ def contrasted(
         readout: gives a residual stream's logits.
         relative_top: see `dola`.
     """
-    final = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    final = widened(logits).log_softmax(-1)
     furthest: Tensor | None = None
     penalty = torch.zeros_like(final)
     # One candidate after the other, so that memory does not grow with their number.

@@ -15,6 +15,7 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .._support.saturation import widened
 from ..errors import SeaLensError
 from .bare import without_hooks
 from .forward_stand_in import ForwardStandIn, own_forward
@@ -106,7 +107,7 @@ class Unembedding:
         return self._behind(torch.nn.functional.linear(given, weight, bias))
 
     def _behind(self, raw: Float[Tensor, "*batch block"]) -> Float[Tensor, "*batch block"]:
-        wide = raw.to(torch.promote_types(raw.dtype, torch.float32))
+        wide = widened(raw)
         if self.scale != 1.0:
             wide = wide * self.scale
         return wide if self.cap is None else self.cap * torch.tanh(wide / self.cap)
@@ -120,7 +121,7 @@ class WholeLogits:
 
     def block(self, states: Float[Tensor, "n d_vocab"], start: int, stop: int) -> Float[Tensor, "n block"]:
         """Logits of some tokens in a row of the vocabulary, in float32 at least."""
-        return states[:, start:stop].to(torch.promote_types(states.dtype, torch.float32))
+        return widened(states[:, start:stop])
 
 
 class PutOff(ForwardStandIn):

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.saturation import widened
 from ..errors import UnsupportedModelError
 from .hooks import HookFunction
 from .lens import Lens
@@ -144,7 +145,7 @@ def _update(lens: Lens, changed: Changed) -> None:
     vars(weight)["__deepcopy__"] = changed.copied
     if overwritten:
         return
-    total = original.to(torch.promote_types(original.dtype, torch.float32))
+    total = widened(original)
     for addition in changed.changes.values():
         total = total + addition.to(total)
     total = total.to(original.dtype)

@@ -84,7 +84,7 @@ def plan(
     Example:
         >>> from transformers import AutoConfig
         >>> config = AutoConfig.for_model("llama", hidden_size=4096, num_hidden_layers=32)
-        >>> plan = sl.plan(config, device="cuda", dtype="bfloat16", memory="24GB")
+        >>> plan = sl.plan(config, device="cuda", dtype="bfloat16", memory="24GB", steps=["load", "capture"])
         >>> plan["load"].memory > 13e9
         True
     """

@@ -5,6 +5,7 @@ Tensors only: nothing here knows of models or files.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
@@ -85,17 +86,19 @@ class ThinProducts(NamedTuple):
     Attributes:
         down, up: D and E; with both subspaces, [U⁺ U⁻] and [U⁺ −U⁻]ᵀ.
         adds: whether x is a part of y, as it is but for U⁺ alone.
-        terms: how many projections y is the sum of.
+        rounding: the length of y over that of x up to which y is rounding, and counts as projected away.
         matrices: D and E of the first unit.
         low: D of the first unit times `LOW`.
+        arrays: `matrices` for numpy, where somebody has made them.
     """
 
     down: Float[Tensor, "units d k"]
     up: Float[Tensor, "units k d"]
     adds: bool
-    terms: int
+    rounding: float
     matrices: tuple[Float[Tensor, "d k"], Float[Tensor, "k d"]]
     low: Float[Tensor, "d k"]
+    arrays: tuple[Float[np.ndarray, "d k"], Float[np.ndarray, "k d"]] | None = None
 
     @staticmethod
     def of(subspaces: Subspaces, combine: str) -> "ThinProducts":
@@ -109,7 +112,8 @@ class ThinProducts(NamedTuple):
             down, up, adds, terms = drop, -drop.mT.contiguous(), True, 1
         else:
             down, up, adds, terms = torch.cat([keep, drop], -1), torch.cat([keep.mT, -drop.mT], -2), True, 2
-        return ThinProducts(down, up, adds, terms, (down[0], up[0]), LOW * down[0])
+        rounding = terms * ROUNDINGS * torch.finfo(down.dtype).eps
+        return ThinProducts(down, up, adds, rounding, (down[0], up[0]), LOW * down[0])
 
     def sum(self, x: Float[Tensor, "*batch units d"]) -> Float[Tensor, "*batch units d"]:
         """y: the sum of the terms, a new tensor."""
@@ -202,7 +206,7 @@ def _edit_linearly(
     # Twice the y of the general way where it has two terms; only the direction counts.
     y = products.sum(unit)
     y_norm = length(y)
-    vanished = y_norm <= products.terms * ROUNDINGS * torch.finfo(x.dtype).eps * x_norm
+    vanished = y_norm <= products.rounding * x_norm
     ratio = x_norm / y_norm.masked_fill(vanished, 1.0)
     edited = y * ratio if fresh else y.mul_(ratio)
     # What was projected away has no direction to go to and stays as it is.

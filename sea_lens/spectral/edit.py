@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, SupportsIndex
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
-from .._support.saturation import saturate
+from .._support.saturation import saturate, widened
 from .._support.storage import read_header
 from ..edits.activation import ActivationEdit, Arithmetic
 from ..edits.saved import (
@@ -126,7 +125,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         factors = self._factors(layer, combine)
 
         def edited(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-            wide = x.to(torch.promote_types(x.dtype, torch.float32))
+            wide = widened(x)
             _, products = factors.beside(wide)
             if products is not None and (found := edit_few(wide, products, strength)) is not None:
                 return found if wide is x else saturate(found, x.dtype).to(x.dtype)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.saturation import saturate
-from .arithmetic import LOW, ROUNDINGS, ThinProducts, are_moderate, length
+from .arithmetic import LOW, ThinProducts, are_moderate, length
 
 
 def edit_few(
@@ -38,7 +38,8 @@ def edit_few(
     x_norm, y_norm = length(rows), length(y)
     try:
         ratio = x_norm / y_norm
-        if not are_moderate(x_norm, strength) or not ratio.max().item() < 1 / _vanishing(x, products):
+        # Twice as long as what counts as projected away, since that is not seen exactly.
+        if not are_moderate(x_norm, strength) or not ratio.max().item() < 1 / (2 * products.rounding):
             return None
         y.mul_(ratio)
     except RuntimeError:
@@ -53,8 +54,11 @@ def _edit_one(
     x: Float[Tensor, "*batch d"], products: ThinProducts, strength: float | int
 ) -> Float[Tensor, "*batch d"] | None:
     """`edit_few` for a single vector, in numpy: there a step costs a third of what it costs in torch."""
+    if products.arrays is None:
+        return None
+    down, up = products.arrays
     try:
-        row, down, up = x.numpy().reshape(-1), products.matrices[0].numpy(), products.matrices[1].numpy()
+        row = x.numpy().reshape(-1)
     except RuntimeError:
         # Inside torch.func there is no memory to look at.
         return None
@@ -64,19 +68,14 @@ def _edit_one(
         if products.adds:
             y += row
         size, edited = math.sqrt(row.dot(row)), math.sqrt(y.dot(y))
-    if not (2**-30 <= size <= 2**30 and edited > _vanishing(x, products) * size) or abs(strength) > 2**30:
+    if not (2**-30 <= size <= 2**30 and edited > 2 * products.rounding * size) or abs(strength) > 2**30:
         return None
     y *= size / edited
     if strength != 1:
         y -= row
         y *= strength
         y += row
-    return torch.from_numpy(y).view(x.shape)
-
-
-def _vanishing(x: Tensor, products: ThinProducts) -> float:
-    """The length of y over that of x up to which y counts as projected away, doubled since it is not seen exactly."""
-    return 2 * products.terms * ROUNDINGS * torch.finfo(x.dtype).eps
+    return torch.from_numpy(y.reshape(x.shape))
 
 
 def edit_unseen(
@@ -92,7 +91,7 @@ def edit_unseen(
     x_norm, y_norm = (torch.linalg.vector_norm(v, dim=-1, keepdim=True, dtype=torch.float64) for v in (rows, y))
     # Not a number for the zero vector, which stays as it is as well.
     ratio = x_norm / y_norm
-    lives = ratio < 1 / (LOW * products.terms * ROUNDINGS * torch.finfo(rows.dtype).eps)
+    lives = ratio < 1 / (LOW * products.rounding)
     edited = saturate(torch.where(lives, y.mul_(ratio.to(y.dtype)), rows))
     if strength == 1:
         return edited
