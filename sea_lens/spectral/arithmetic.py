@@ -5,7 +5,6 @@ Tensors only: nothing here knows of models or files.
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from einops import einsum, rearrange
 from jaxtyping import Bool, Float
@@ -89,7 +88,6 @@ class ThinProducts(NamedTuple):
         rounding: the length of y over that of x up to which y is rounding, and counts as projected away.
         matrices: D and E of the first unit.
         low: D of the first unit times `LOW`.
-        arrays: `matrices` for numpy, where somebody has made them.
     """
 
     down: Float[Tensor, "units d k"]
@@ -98,7 +96,6 @@ class ThinProducts(NamedTuple):
     rounding: float
     matrices: tuple[Float[Tensor, "d k"], Float[Tensor, "k d"]]
     low: Float[Tensor, "d k"]
-    arrays: tuple[Float[np.ndarray, "d k"], Float[np.ndarray, "k d"]] | None = None
 
     @staticmethod
     def of(subspaces: Subspaces, combine: str) -> "ThinProducts":

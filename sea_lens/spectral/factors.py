@@ -29,17 +29,5 @@ class Factors:
             with torch.inference_mode(False):
                 subspaces = self._subspaces.to(*key)
                 linear = is_linear(subspaces, self._feature, self._combine)
-                self._cast[key] = subspaces, _products(subspaces, self._combine) if linear else None
+                self._cast[key] = subspaces, ThinProducts.of(subspaces, self._combine) if linear else None
         return self._cast[key]
-
-
-def _products(subspaces: Subspaces, combine: str) -> ThinProducts:
-    products = ThinProducts.of(subspaces, combine)
-    if products.down.device.type != "cpu" or torch.compiler.is_compiling():
-        return products
-    try:
-        down, up = products.matrices
-        return products._replace(arrays=(down.numpy(), up.numpy()))
-    except RuntimeError:
-        # Inside torch.func there is no memory to look at.
-        return products

@@ -5,16 +5,12 @@ A step costs more than its arithmetic where a model reads one token at a time, a
 
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from .._support.saturation import saturate
 from .arithmetic import LOW, ThinProducts, are_moderate, length
-
-# Vectors up to which numpy is faster.
-_FEW = 8
 
 
 def edit_few(
@@ -27,59 +23,39 @@ def edit_few(
         vectors that have to be scaled or may vanish.
     """
     # The end of what follows needs buffers that nobody else will look at.
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or len(products.down) != 1:
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or abs(strength) > 2**30:
         return None
-    place = x.device.type
-    if place == "cpu" and x.numel() <= _FEW * x.shape[-1]:
-        return _edit_in_numpy(x, products, strength)
     rows = x.reshape(-1, x.shape[-1])
-    if place == "cuda" and abs(strength) <= 2**30:
+    if x.is_cuda:
         return edit_unseen(rows, products, strength).view(x.shape)
-    if place != "cpu":
+    if not x.is_cpu:
         return None
     y = products.of_rows(rows)
-    x_norm, y_norm = length(rows), length(y)
     try:
-        ratio = x_norm / y_norm
-        # Twice as long as what counts as projected away, since that is not seen exactly.
-        if not are_moderate(x_norm, strength) or not ratio.max().item() < 1 / (2 * products.rounding):
-            return None
-        y.mul_(ratio)
+        ratio = _ratio(rows, y, products.rounding)
     except RuntimeError:
         # Inside torch.func.vmap there are no numbers to look at.
         return None
+    if ratio is None:
+        return None
+    y.mul_(ratio)
     if strength != 1:
         y.sub_(rows).mul_(strength).add_(rows)
     return y.view(x.shape)
 
 
-def _edit_in_numpy(
-    x: Float[Tensor, "*batch d"], products: ThinProducts, strength: float | int
-) -> Float[Tensor, "*batch d"] | None:
-    """`edit_few` for so few vectors that steps cost more than arithmetic: in numpy one costs a third of torch's."""
-    if products.arrays is None or abs(strength) > 2**30:
-        return None
-    try:
-        rows = x.numpy().reshape(-1, x.shape[-1])
-    except RuntimeError:
-        # Inside torch.func there is no memory to look at.
-        return None
-    down, up = products.arrays
-    # What is no number or overflows is seen below.
-    with np.errstate(all="ignore"):
-        y = (rows @ down) @ up
-        if products.adds:
-            y += rows
-        for row, one in zip(rows, y, strict=True):
-            size, edited = math.sqrt(row.dot(row)), math.sqrt(one.dot(one))
-            if not (2**-30 <= size <= 2**30 and edited > 2 * products.rounding * size):
-                return None
-            one *= size / edited
-    if strength != 1:
-        y -= rows
-        y *= strength
-        y += rows
-    return torch.from_numpy(y.reshape(x.shape))
+def _ratio(rows: Float[Tensor, "n d"], y: Float[Tensor, "n d"], rounding: float) -> Float[Tensor, "n 1"] | float | None:
+    """How much longer than y the rows are; None where one has to be scaled, or may be projected away."""
+    # Twice what counts as projected away, since that is not seen exactly.
+    least = 2 * rounding
+    if len(rows) == 1:
+        # With a number in place of a tensor of one, a model that reads a token at a time spends half as much here.
+        squared, edited = (torch.dot(one, one).item() for one in (rows.reshape(-1), y.reshape(-1)))
+        usual = 2**-60 <= squared <= 2**60 and edited > least**2 * squared
+        return math.sqrt(squared / edited) if usual else None
+    x_norm = length(rows)
+    ratio = x_norm / length(y)
+    return ratio if are_moderate(x_norm, 1) and ratio.max().item() < 1 / least else None
 
 
 def edit_unseen(
