@@ -195,9 +195,9 @@ def main() -> None:
     if given.child:
         child(Path(given.child[0]), Path(given.child[1]), given.child[2], given.child[3], given.device, given.without)
         return
-    written_by = "Written by `python timings/plan.py`"
+    written_by = f"Written by `{' '.join(['python timings/plan.py', *sys.argv[1:]])}`"
     if given.device == "cuda":
-        written_by = f"Written by `python timings/plan.py --device cuda` on one {torch.cuda.get_device_name()}"
+        written_by += f" on one {torch.cuda.get_device_name()}"
     print(f"# What is planned beside what is measured\n\n{written_by}.", flush=True)
     passed_on = ["--device", given.device, *(["--without", *given.without] if given.without else [])]
     with tempfile.TemporaryDirectory() as texts:
