@@ -224,12 +224,13 @@ def test_a_method_of_ones_own_saturates_too_and_never_gives_back_the_tensor_itse
 @pytest.mark.parametrize("strength", [1.0, 1.5])
 def test_derivatives_taken_forwards_are_right_without_gradients(shape, strength):
     generator = torch.Generator().manual_seed(0)
-    edit = sl.fit_activations(*torch.randn(3, 40, 1, 12, generator=generator), rank=(3, 4))
+    neutral, positive, negative = torch.randn(3, 40, 1, 12, generator=generator)
+    edit = sl.fit_activations(neutral, positive, negative, rank=(3, 4))
     x, direction = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
     small = 1e-6
     expected = (edit(x + small * direction, 0, strength) - edit(x - small * direction, 0, strength)) / (2 * small)
     with torch.no_grad():
-        _, found = torch.func.jvp(lambda v: edit(v, 0, strength), (x,), (direction,))
+        found = torch.func.jvp(lambda v: edit(v, 0, strength), (x,), (direction,))[1]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
 
 
