@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import Peak
 
 import sea_lens as sl
 from sea_lens.models.load import hooked_available
@@ -88,29 +89,10 @@ def write_texts(folder: Path) -> None:
     (folder / "questions.json").write_text(json.dumps(questions), encoding="utf-8")
 
 
-def held(device: str) -> int:
-    """Bytes that this process holds in its memory, or on the GPU."""
-    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS")
-
-
-def peak(device: str) -> int:
-    """The most bytes that it has held there since `let_go`."""
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) * 2**10
-
-
-def let_go(device: str) -> None:
-    """Give back what is free, and measure the peak from here on."""
+def let_go() -> None:
+    """Give back what is free: what the allocator keeps would count for the next step."""
     gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    # Freed memory that the allocator keeps would count for the next step.
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def steps(
@@ -150,10 +132,12 @@ def child(folder: Path, texts: Path, backend: str, dtype: str, device: str, with
             step()
             del step
     del bed, warm
-    let_go(device)
-    idle = held(device)
-    model = sl.load_model(folder, backend, device, dtype)
-    found = {"load": peak(device) - idle}
+    let_go()
+    on_gpu = device == "cuda"
+    with Peak() as loading:
+        idle = torch.cuda.memory_allocated() / 2**30 if on_gpu else loading.before
+        model = sl.load_model(folder, backend, device, dtype)
+    peaks = {"load": loading}
     # Pages of the file that nothing has read are not in memory, and no text reads all embeddings.
     for parameter in model.parameters():
         parameter.sum()
@@ -163,11 +147,12 @@ def child(folder: Path, texts: Path, backend: str, dtype: str, device: str, with
         for name, step in steps(model, demonstrations, contrasts, questions, Path(of_model)).items():
             if name in without:
                 continue
-            let_go(device)
-            step()
-            found[name] = peak(device) - idle
-            print(name, found[name] / 1e6, file=sys.stderr, flush=True)
-    print(json.dumps(found))
+            let_go()
+            with Peak() as peaks[name]:
+                step()
+            print(name, file=sys.stderr, flush=True)
+    most = {name: peak.device if on_gpu else peak.host for name, peak in peaks.items()}
+    print(json.dumps({name: round((held - idle) * 2**30) for name, held in most.items()}))
 
 
 def in_child(*given: Any) -> str:

@@ -220,8 +220,8 @@ def _slopes(study: Study, t: float, batch: ScoringBatch) -> list[Slope]:
     return [
         Slope(
             layer,
-            edit.at.to_units(_at_least_float32(befores[layer])),
-            at_strength(edit.at.to_units(_at_least_float32(of_layer[layer])), layer),
+            edit.at.to_units(widened(befores[layer])),
+            at_strength(edit.at.to_units(widened(of_layer[layer])), layer),
             batch,
         )
         for layer in strengths
@@ -257,7 +257,3 @@ def gradients_of(value: Float[Tensor, ""], tensors: Sequence[Tensor]) -> list[Te
 def signed(batch: ScoringBatch, log_probs: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Log-probabilities counted for targets and against foils: even completions are targets, odd ones foils."""
     return (1.0 - 2.0 * (batch.completion % 2)).to(log_probs) * log_probs
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return widened(x)

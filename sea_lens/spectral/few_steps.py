@@ -50,8 +50,8 @@ def _ratio(rows: Float[Tensor, "n d"], y: Float[Tensor, "n d"], rounding: float)
     # Twice what counts as projected away, since that is not seen exactly.
     least = 2 * rounding
     if len(rows) == 1 and unpack_dual(y).tangent is None:
-        # With a number in place of a tensor of one, a model that reads a token at a time spends half as much here. A
-        # derivative taken forwards, which is recorded without gradients too, would be lost with it.
+        # With a number in place of a tensor of one, a model that reads a token at a time spends less here. A derivative
+        # taken forwards, which is recorded without gradients too, would be lost with it.
         squared, edited = (torch.dot(one, one).item() for one in (rows.reshape(-1), y.reshape(-1)))
         usual = 2**-60 <= squared <= 2**60 and edited > least**2 * squared
         return math.sqrt(squared / edited) if usual else None
