@@ -616,6 +616,24 @@ print(signal.getitimer(signal.ITIMER_REAL)[0], interrupts.has_come())
     assert ended.stdout.split() == ["True", "0.0", "True"]
 
 
+def test_an_interrupt_within_code_that_was_run_from_text_ends_with_the_status_all_the_same(tmp_path):
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "__init__.py").write_text("import sea_lens._support.interrupts\n")
+    (tmp_path / "part" / "__main__.py").write_text(
+        "import contextlib, os, signal, sys\n"
+        "from sea_lens._support import interrupts\n"
+        "with contextlib.suppress(KeyboardInterrupt), interrupts.raised():\n"
+        "    exec('os.kill(os.getpid(), signal.SIGINT); sum(range(10**7))')\n"
+        "print(interrupts.has_come())\n"
+        "sys.exit(interrupts.STATUS)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
+    # What follows the module's name is what tells the package that it is a command.
+    line = [sys.executable, "-m", "part", "sea_lens"]
+    ended = subprocess.run(line, env={**ENVIRONMENT, "PYTHONPATH": path}, capture_output=True, text=True)
+    assert (ended.stdout, ended.returncode) == ("True\n", 130)
+
+
 def test_an_interrupt_is_one_line_from_the_first_import_on(tmp_path):
     demonstrations().to_jsonl(tmp_path / "demos.jsonl")
     arguments = ("fit", "--model", "testbed", "--demonstrations", tmp_path / "demos.jsonl", "--out", tmp_path / "edit")

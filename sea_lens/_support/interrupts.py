@@ -66,6 +66,9 @@ def raised() -> Iterator[None]:
         # All is cleaned up. Python takes signal handlers away while it ends, which may last: the timer would kill it.
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, 0)
+        # Where it was raised in code that `exec` ran from text, as dataclasses do, Python keeps in mind that it has to
+        # kill itself at its end, with whatever status it ends; running any such code anew makes it forget.
+        exec("")
 
 
 def has_come() -> bool:
