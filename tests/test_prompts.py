@@ -100,3 +100,33 @@ def test_a_chat_template_that_fails_is_named(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('no users here') }}"
     with pytest.raises(sl.InputError, match="no users here"):
         for_model(named_prompts()["qa"], tokenizer).render({"question": "Why?"})
+
+
+def test_a_system_prompt_is_a_turn_of_its_own_and_stands_in_front_where_there_are_no_turns(tokenizer):
+    template = sl.PromptTemplate("mine", "Q {question}", instruction="Add.", separator=";", system="Be brief.")
+    assert template.render({"question": "2+2"}) == "Be brief.;Add.;Q 2+2"
+    assert template.record()["system"] == "Be brief."
+    assert "system" not in sl.PromptTemplate("mine", "Q {question}").record()
+    tokenizer.chat_template = CHAT
+    inside = for_model(template, tokenizer, answers=True)
+    assert inside.render({"question": "2+2"}) == "<system>Be brief.</s><user>Add.;Q 2+2</s><bot>"
+    assert inside.with_answers({"question": "2+2"}, ["4"]) == (
+        "<system>Be brief.</s><user>Add.;Q 2+2</s><assistant>", ["4"]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "fails: System role not supported"),
+        (
+            "{% for m in messages if m.role != 'system' %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}",
+            "what the system says",
+        ),
+    ],
+)
+def test_a_chat_template_that_has_no_system_turn_is_refused(tokenizer, chat, message):
+    tokenizer.chat_template = chat
+    template = sl.PromptTemplate("mine", "Q {question}", system="Be brief.")
+    with pytest.raises(sl.InputError, match=message):
+        for_model(template, tokenizer, answers=True)

@@ -15,7 +15,7 @@ _TURN = {"role": "user", "content": "Who came second?"}
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A template inside a tokenizer's chat template: the whole prompt is the user's turn, the answer the assistant's.
+    """A template inside a tokenizer's chat template: its prompt is what the user says, the answer the assistant's turn.
 
     Where an answer stands, and what is in front of it (a space, a line end, an empty thought), is read from the chat
     template's own rendering of the conversation with that answer (docs/method.md 6.1). White space in front of an
@@ -82,7 +82,7 @@ class ChatPrompt:
         return {**self.template.record(), "chat_template": self.tokenizer.chat_template}
 
     def _turn(self, item: Mapping[str, str]) -> dict[str, str]:
-        return {"role": "user", "content": self.template.render(item)}
+        return {"role": "user", "content": self.template.turn(item)}
 
     def _answers(self, turn: dict[str, str], answers: Iterable[str]) -> tuple[str, list[str]]:
         before, after = self._around(turn)
@@ -111,18 +111,20 @@ class ChatPrompt:
         return parts[0], parts[1]
 
     def _rendered(self, turns: list[dict[str, str]], *, add_generation_prompt: bool = False) -> str:
+        system = [{"role": "system", "content": self.template.system}] if self.template.system else []
         try:
             written = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=add_generation_prompt
+                [*system, *turns], tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # the template is a program of somebody else's
             raise InputError(f"the tokenizer's chat template fails: {error}") from error
         # Many leave out the white space around what is said.
-        if (said := turns[0]["content"].strip()) not in written:
-            raise InputError(
-                f"the tokenizer's chat template does not write what the user says, {shown(said)}, as it is: give "
-                "chat=False, or a tokenizer with another chat template"
-            )
+        for turn in (*system, turns[0]):
+            if (said := turn["content"].strip()) not in written:
+                raise InputError(
+                    f"the tokenizer's chat template does not write what the {turn['role']} says, {shown(said)}, as it "
+                    "is: give chat=False, or a tokenizer with another chat template"
+                )
         return written
 
 

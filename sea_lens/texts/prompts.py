@@ -58,9 +58,10 @@ class PromptTemplate:
         completion: a format string over {answer}, appended to the prompt verbatim.
         examples: worked examples in front (few-shot): the fields of the prompt and "answer".
         separator: between examples, and between the last one and the prompt.
-        instruction: a text in front of everything.
+        instruction: a text in front of the examples.
         stop: a generated answer ends before the first of these.
         source: where it comes from.
+        system: a system prompt: a turn of its own in a chat template, else in front of everything.
 
     Example:
         >>> template = sl.PromptTemplate("short", "Q: {question}\nA:")
@@ -76,6 +77,7 @@ class PromptTemplate:
     instruction: str = ""
     stop: tuple[str, ...] = ()
     source: str = field(default="", compare=False)
+    system: str = ""
 
     def __post_init__(self) -> None:
         _refuse_format_specifications("prompt", self.prompt)
@@ -139,7 +141,11 @@ class PromptTemplate:
                 raise InputError(f"example {number} of prompt {self.name!r} lacks {sorted(missing)}")
 
     def render(self, item: Mapping[str, str]) -> str:
-        """The prompt of an item, with the instruction and the examples in front."""
+        """The prompt of an item, with system prompt, instruction and examples in front."""
+        return self.separator.join(part for part in (self.system, self.turn(item)) if part)
+
+    def turn(self, item: Mapping[str, str]) -> str:
+        """`render` without the system prompt: what the user says in a chat."""
         shots = [self.prompt.format(**example) + self.completion.format(**example) for example in self.examples]
         parts = [self.instruction, *shots, self.prompt.format(**item)]
         return self.separator.join(part for part in parts if part)
@@ -154,7 +160,9 @@ class PromptTemplate:
 
     def record(self) -> dict[str, Any]:
         """Everything that it is, for a file."""
-        return {**asdict(self), "chat_template": None}
+        # As before there were system prompts, where there is none.
+        said = {name: value for name, value in asdict(self).items() if name != "system" or value}
+        return {**said, "chat_template": None}
 
 
 @cache
