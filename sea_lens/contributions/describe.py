@@ -153,12 +153,14 @@ def _tokens(
     written = written.to(lens.device)
     logits = LogitReadout.of(lens).changes(written / written.norm().clamp_min(1e-300)).cpu()
     logits = logits - logits.mean()
-    count = min(TOKENS, len(logits))
+    # Padding and its like, and rows that only make the vocabulary's size round, stand in no text and explain nothing.
+    special = {*lens.tokenizer.all_special_ids}
+    ids = torch.tensor([i for i in range(min(len(logits), len(lens.tokenizer))) if i not in special])
     sides = []
-    for order in (logits.topk(count), logits.topk(count, largest=False)):
-        sides.append(
-            [(lens.tokenizer.decode([i]), value) for value, i in zip(*(part.tolist() for part in order), strict=True)]
-        )
+    for largest in (True, False):
+        order = logits[ids].topk(min(TOKENS, len(ids)), largest=largest)
+        pairs = zip(order.values.tolist(), ids[order.indices].tolist(), strict=True)
+        sides.append([(lens.tokenizer.decode([i]), value) for value, i in pairs])
     return sides[0], sides[1]
 
 
