@@ -1,16 +1,17 @@
 """Every method on the shipped model: effect, side effects and cost, each at its own best and all at one divergence.
 
-    python analyses/methods.py [--testbed DIR] [--out DIR]
+    python analyses/methods.py [--behaviour truth] [--testbed DIR] [--out DIR]
 
-Where and how strongly a method acts is chosen on the dev questions by the rule of `sea-lens demo`: the largest lower
-end of the effect's 95 % interval, for a spectral edit less the mean effect of random subspaces of its ranks, among
-settings that leave at least 90 % of the unedited model's probability on the two answers. What is chosen is measured on
-the test questions once. For the second table each method's strength is changed, layers as before, until the KL
-divergence from the unedited model on held-out documents is that of the spectral edit at its own best. The row of a
-method is empty where no strength up to 64 reaches that divergence.
+Where and how strongly a method acts is chosen on the dev questions: the largest lower end of the effect's 95 % interval
+among settings that leave at least 90 % of the unedited model's probability on the two answers, and raise the loss on
+other documents by at most 0.1 nats per token. For the spectral edit the choice is that of `sea-lens demo`, which looks
+at fits to shuffled demonstrations too. What is chosen is measured on the test questions once. For the second table each
+method's strength is changed, layers as before, until the KL divergence from the unedited model on held-out documents is
+that of the spectral edit at its own best. The row of a method is empty where no strength up to 64 reaches that
+divergence.
 
-Few-shot prompting has no strength, so it is in the first table alone. Naming a reliable source changes the question and
-not the model; it is shown beside, without a divergence.
+Few-shot prompting has no strength, so it is in the first table alone. Naming a source of wanted answers changes the
+question and not the model; it is shown beside, without a divergence.
 
 Costs: seconds to fit one candidate, and how many times longer the test questions take than without an edit.
 """
@@ -31,10 +32,12 @@ import sea_lens as sl
 from sea_lens.evaluation.perplexity import Perplexity
 from sea_lens.measure.effects import effect_between, effect_from
 from sea_lens.measure.scorer import contrast_scorer
+from sea_lens.spectral.controls import permuted_fits
 from sea_lens.testbed import PATH
-from sea_lens.testbed.bed import contrasts_of
-from sea_lens.testbed.demo import BATCH_SIZE, CENTRES, DEV_DRAWS, ENERGIES, LAYERS, MINIMUM_MASS, RANDOM_DRAWS, RANKS
-from sea_lens.testbed.world import RELIABLE_SOURCES
+from sea_lens.testbed.behaviours import BEHAVIOURS, Behaviour
+from sea_lens.testbed.choosing import BATCH_SIZE, LAYERS, LOSS_BUDGET, MINIMUM_MASS, SITES, as_noted
+from sea_lens.testbed.choosing import where as acting
+from sea_lens.testbed.demo import CONTROL_DRAWS, RANDOM_DRAWS
 
 BISECTIONS = 12
 
@@ -55,48 +58,37 @@ class Method:
     graded: bool = True
 
 
-def methods(bed: sl.testbed.Testbed) -> dict[str, Method]:
-    """What is compared."""
+def methods(bed: sl.testbed.Testbed, behaviour: Behaviour) -> dict[str, Method]:
+    """What is compared with the spectral edit."""
+    model, demonstrations = bed.model, behaviour.demonstrations
 
-    def capture() -> sl.CrossCovariance:
-        return sl.capture(bed.model, bed.demonstrations, batch_size=BATCH_SIZE, progress=False)
-
-    def spectral() -> dict[str, Any]:
-        covariance = capture()
-        sizes: list[dict[str, Any]] = [*({"energy": energy} for energy in ENERGIES), *({"rank": k} for k in RANKS)]
-        return {
-            f"{'centred' if centre else 'uncentred'} {size}": sl.fit(covariance, centre=centre, **size)
-            for centre, size in itertools.product(CENTRES, sizes)
-        }
+    def steering() -> dict[str, Any]:
+        read = sl.capture(model, demonstrations, list(SITES), batch_size=BATCH_SIZE, progress=False)
+        return {site: sl.mean_difference(one) for site, one in read.items()}
 
     def heads() -> dict[str, Any]:
         return {
-            f"{k} heads, {direction}": sl.iti(
-                bed.model, bed.demonstrations, heads=k, direction=direction, progress=False
-            )
+            f"{k} heads, {direction}": sl.iti(model, demonstrations, heads=k, direction=direction, progress=False)
             for k, direction in itertools.product((4, 8, 16), ("mass_mean", "probe"))
         }
 
     def examples() -> dict[str, Any]:
-        # A document holds at most five questions.
-        return {f"{n} examples": sl.in_context(bed.model, bed.demonstrations, n, " . ") for n in (1, 2, 4)}
+        # A document holds a few questions.
+        return {f"{n} examples": sl.in_context(model, demonstrations, n, " . ") for n in (1, 2)}
 
     def adapters() -> dict[str, Any]:
         return {
             f"rank 8, {epochs} epochs": sl.lora(
-                bed.model, bed.demonstrations, epochs=epochs, learning_rate=1e-3, progress=False
+                model, demonstrations, epochs=epochs, learning_rate=1e-3, progress=False
             )
             for epochs in (1, 3, 10)
         }
 
     return {
-        "spectral": Method(spectral, strengths=(0.5, 1.0, 1.5)),
-        "mean difference": Method(lambda: {"": sl.mean_difference(capture())}),
+        "mean difference": Method(steering),
         "ITI": Method(heads, ("all",), (1.0, 2.0, 5.0, 10.0, 15.0)),
-        "LEACE": Method(
-            lambda: {"": sl.leace(bed.model, bed.demonstrations, progress=False)}, strengths=(0.5, 1.0, 1.5)
-        ),
-        "DoLa": Method(lambda: {"": sl.dola(bed.model, relative_top=0)}, ("all",), (0.1, 0.25, 0.5, 1.0)),
+        "LEACE": Method(lambda: {"": sl.leace(model, demonstrations, progress=False)}, strengths=(0.5, 1.0, 1.5)),
+        "DoLa": Method(lambda: {"": sl.dola(model, relative_top=0)}, ("all",), (0.1, 0.25, 0.5, 1.0)),
         "few-shot prompting": Method(examples, ("all",), (1.0,), graded=False),
         "LoRA": Method(adapters, ("all",), (0.5, 1.0)),
     }
@@ -105,14 +97,15 @@ def methods(bed: sl.testbed.Testbed) -> dict[str, Method]:
 class Measure:
     """Effects on the splits, and side effects on the held-out documents."""
 
-    def __init__(self, bed: sl.testbed.Testbed) -> None:
-        self.bed = bed
+    def __init__(self, bed: sl.testbed.Testbed, behaviour: Behaviour) -> None:
+        self.bed, self.behaviour = bed, behaviour
         benchmark = Perplexity()
         items = benchmark.read("held-out documents", enumerate(bed.documents, start=1))
         self.documents = sl.Task(benchmark, "held-out documents", tuple(items), None)
         self.unedited = self.side_effects(None)
         self.scorers = {
-            split: contrast_scorer(bed.model, bed.contrasts[split], batch_size=BATCH_SIZE) for split in ("dev", "test")
+            split: contrast_scorer(bed.model, behaviour.asked(split), batch_size=BATCH_SIZE)
+            for split in ("dev", "test")
         }
         self.log_probs = {split: scorer.log_probs() for split, scorer in self.scorers.items()}
         start = time.perf_counter()
@@ -127,7 +120,7 @@ class Measure:
         """Loss and divergence on the held-out documents."""
         return sl.evaluate(self.bed.model, self.documents, edit=edit, **where, batch_size=BATCH_SIZE, progress=False)
 
-    def row(self, edit: Any, **where: Any) -> dict[str, Any]:
+    def row(self, edit: Any, where: dict[str, Any]) -> dict[str, Any]:
         """Everything about one setting, on test."""
         start = time.perf_counter()
         effect = self.effect("test", edit, **where)
@@ -150,15 +143,16 @@ def chosen_on_dev(candidates: dict[str, Any], method: Method, measure: Measure) 
     for (name, edit), layers, strength in itertools.product(candidates.items(), method.layers, method.strengths):
         where = {"layers": layers, "strength": strength}
         effect = measure.effect("dev", edit, **where)
-        allowed = effect.after_mass.mean() >= MINIMUM_MASS * effect.before_mass.mean()
-        control = 0.0
-        if isinstance(edit, sl.SpectralEdit):
-            draws = [measure.effect("dev", sl.randomised(edit, 1000 + seed), **where) for seed in range(DEV_DRAWS)]
-            control = sum(draw.effect for draw in draws) / DEV_DRAWS
-        margin = effect.interval.low - control
-        if allowed and (best is None or margin > best[0]):
-            best = margin, edit, f"{name} {layers}, strength {strength:g}".strip(), where
-    assert best is not None, "no setting leaves enough probability on the answers"
+        if effect.after_mass.mean() < MINIMUM_MASS * effect.before_mass.mean():
+            continue
+        low = effect.interval.low
+        if best is not None and low <= best[0]:
+            continue
+        # Examples in front are no document, and change the next one's loss whatever they say.
+        loss = measure.side_effects(edit, **where).scores["loss"] - measure.unedited.scores["loss"]
+        if loss <= LOSS_BUDGET or not method.graded:
+            best = low, edit, f"{name} {layers}, strength {strength:g}".strip(), where
+    assert best is not None, "no setting is within the budgets"
     return best[1:]
 
 
@@ -179,13 +173,13 @@ def strength_of_divergence(edit: Any, layers: str, target: float, measure: Measu
 
 
 def named_source(measure: Measure) -> dict[str, Any]:
-    """What naming a reliable source in the question does."""
-    bed = measure.bed
-    asked = contrasts_of(bed.world.split("test"), RELIABLE_SOURCES[0])
-    named = contrast_scorer(bed.model, asked, batch_size=BATCH_SIZE).log_probs()
+    """What naming a source of wanted answers in the question does."""
+    source = measure.behaviour.source
+    asked = measure.behaviour.asked("test", source)
+    named = contrast_scorer(measure.bed.model, asked, batch_size=BATCH_SIZE).log_probs()
     change = effect_between(measure.log_probs["test"], named)
     return {
-        "method": "naming a reliable source",
+        "method": f"naming a {source}",
         "effect": change.effect,
         "low": change.interval.low,
         "high": change.interval.high,
@@ -196,33 +190,42 @@ def named_source(measure: Measure) -> dict[str, Any]:
 def main() -> None:
     """Choose, measure, print and write both tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--behaviour", choices=BEHAVIOURS, default=BEHAVIOURS[0])
     parser.add_argument("--testbed", type=Path, default=PATH, help="folder that sea_lens.testbed.train wrote")
     parser.add_argument("--out", type=Path, default=None, help="folder for methods.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bed = sl.testbed.load(path=arguments.testbed)
-    measure = Measure(bed)
-    best, matched, settings = [], [], {}
-    tried = methods(bed)
+    behaviour = bed.behaviours[arguments.behaviour]
+    measure = Measure(bed, behaviour)
+    tried = methods(bed, behaviour)
+
+    start = time.perf_counter()
+    chosen = as_noted(bed, behaviour, bed.chosen[behaviour.name], progress=False)
+    seconds = time.perf_counter() - start
+    settings: dict[str, Any] = {"spectral": (chosen.edit, acting(chosen.options))}
+    name = ", ".join(f"{key} {value}" for key, value in chosen.options.items() if value is not None)
+    best = [{"method": "spectral", "setting": name, **measure.row(*settings["spectral"]), "fit seconds": seconds}]
+    shuffled = permuted_fits(chosen.edit, chosen.captured, CONTROL_DRAWS)
+    draws = [sl.randomised(chosen.edit, seed) for seed in range(RANDOM_DRAWS)]
+    for control, edits in (("shuffled demonstrations", shuffled), ("random subspaces", draws)):
+        rows = pd.DataFrame([measure.row(edit, settings["spectral"][1]) for edit in edits])
+        spread = {"low": rows["effect"].min(), "high": rows["effect"].max()}
+        best.append({"method": control, "setting": f"{len(edits)} draws", **rows.mean().to_dict(), **spread})
     for name, method in tried.items():
         start = time.perf_counter()
         candidates = method.fit()
         seconds = (time.perf_counter() - start) / len(candidates)
         edit, setting, where = chosen_on_dev(candidates, method, measure)
         settings[name] = edit, where
-        best.append({"method": name, "setting": setting, **measure.row(edit, **where), "fit seconds": seconds})
-    edit, where = settings["spectral"]
-    draws = pd.DataFrame([measure.row(sl.randomised(edit, seed), **where) for seed in range(RANDOM_DRAWS)])
-    best.append(
-        {"method": f"random, {RANDOM_DRAWS} draws", "setting": "ranks of spectral", **draws.mean().to_dict(),
-         "low": draws["effect"].min(), "high": draws["effect"].max()}
-    )  # fmt: skip
+        best.append({"method": name, "setting": setting, **measure.row(edit, where), "fit seconds": seconds})
     best.append(named_source(measure))
 
-    target = best[0]["kl"]
+    target, matched = best[0]["kl"], []
     for name, (edit, where) in settings.items():
-        strength = strength_of_divergence(edit, where["layers"], target, measure) if tried[name].graded else None
-        row = {} if strength is None else measure.row(edit, layers=where["layers"], strength=strength)
+        graded = name not in tried or tried[name].graded
+        strength = strength_of_divergence(edit, where["layers"], target, measure) if graded else None
+        row = {} if strength is None else measure.row(edit, {**where, "strength": strength})
         matched.append({"method": name, "strength": strength, **row})
 
     tables = {"each at its own best": pd.DataFrame(best), f"all at a divergence of {target:.4f}": pd.DataFrame(matched)}

@@ -147,9 +147,8 @@ pd.DataFrame(table).T.round(3)
 
 # %% [markdown]
 # Read the changes together with their divergences, and with the random subspaces: a method that moves the model further
-# has more room to help and to harm. On this model adapters that were trained on true answers are far ahead of every
-# method that looks at activations. A spectral edit keeps one content and drops another only as far as the model has
-# them in different directions, and this one has them in much the same (`analyses/separability.py`).
+# has more room to help and to harm. A spectral edit keeps one content and drops another only as far as the model has
+# them in different directions; `analyses/separability.py` measures how far this one does.
 #
 # ## On the command line
 #

@@ -30,13 +30,13 @@ bed.demonstrations[0]
 
 # %% [markdown]
 # A demonstration is three full texts: the prompt, the prompt with the wanted answer, and the prompt with the unwanted
-# one. `capture` runs them through the model and sums up what a fit needs; `fit` finds, at the output of every MLP, the
-# directions of the prompt's activation that covary with the truth, and those that covary with the myth. Which layers
-# are edited, and how strongly, is said when the edit is applied; these are what `sea-lens demo` chooses.
+# one. `capture` runs them through the model and sums up what a fit needs; `fit` finds, in the residual stream behind
+# every layer, the directions of the prompt's activation that covary with the truth, and those that covary with the
+# myth. Which layers are edited, and how strongly, is said when the edit is applied; these are what `sea-lens demo` has.
 
 # %%
-covariance = sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False)
-edit = sl.fit(covariance, rank=12)
+covariance = sl.capture(bed.model, bed.demonstrations, site="resid_post", batch_size=64, progress=False)
+edit = sl.fit(covariance, rank=8)
 where = {"layers": "last-2", "strength": 1.5, "batch_size": 64}
 edit
 
@@ -62,8 +62,8 @@ plt.show()
 layers.to_frame()
 
 # %% [markdown]
-# The edit acts on MLP outputs; heads carry its effect onwards. Direct contributions of all heads and everything else
-# add up to the change of the logit difference, which is checked in every call.
+# The edit acts on the stream; heads of later layers carry its effect onwards. Direct contributions of all heads and
+# everything else add up to the change of the logit difference, which is checked in every call.
 
 # %%
 heads = sl.head_contributions(bed.model, edit, bed.contrasts["test"], **where)

@@ -50,7 +50,7 @@ plt.show()
 # %%
 bed = sl.testbed.load()
 contrasts = bed.contrasts["test"]
-edit = sl.fit(sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False), rank=12)
+edit = sl.fit(sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False), rank=16)
 shuffled = sl.permuted(bed.model, edit, bed.demonstrations, draws=4, batch_size=64)
 given = bed.model, edit, contrasts
 where = {"strength": 1.5, "batch_size": 64}

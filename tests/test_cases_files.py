@@ -589,11 +589,16 @@ def test_an_errors_text_is_not_torn_by_the_value_of_an_option():
 # --- Commands -------------------------------------------------------------------------------------------------------
 
 
+def heeds_interrupts():
+    """In a child: a shell starts what runs in the background with interrupts ignored, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def command(*arguments, **options):
     return subprocess.Popen(
         [sys.executable, "-m", "sea_lens", *map(str, arguments)],
         env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **options,
+        preexec_fn=heeds_interrupts, **options,
     )  # fmt: skip
 
 
@@ -612,7 +617,10 @@ with contextlib.suppress(KeyboardInterrupt), interrupts.raised():
         print(signal.getitimer(signal.ITIMER_REAL)[0] > 0)
 print(signal.getitimer(signal.ITIMER_REAL)[0], interrupts.has_come())
 """
-    ended = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env=ENVIRONMENT, capture_output=True, text=True, check=True, preexec_fn=heeds_interrupts,
+    )  # fmt: skip
     assert ended.stdout.split() == ["True", "0.0", "True"]
 
 
@@ -630,7 +638,9 @@ def test_an_interrupt_within_code_that_was_run_from_text_ends_with_the_status_al
     path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
     # What follows the module's name is what tells the package that it is a command.
     line = [sys.executable, "-m", "part", "sea_lens"]
-    ended = subprocess.run(line, env={**ENVIRONMENT, "PYTHONPATH": path}, capture_output=True, text=True)
+    ended = subprocess.run(
+        line, env={**ENVIRONMENT, "PYTHONPATH": path}, capture_output=True, text=True, preexec_fn=heeds_interrupts
+    )
     assert (ended.stdout, ended.returncode) == ("True\n", 130)
 
 

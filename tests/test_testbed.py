@@ -2,19 +2,21 @@ import itertools
 import json
 from collections import Counter
 from dataclasses import replace
-from typing import get_args
 
 import pytest
+import torch
 
 import sea_lens as sl
 from sea_lens.cli import demo_report
 from sea_lens.measure.effects import effect_between
 from sea_lens.measure.scorer import contrast_scorer, contrast_values
-from sea_lens.testbed import train
+from sea_lens.testbed import choosing, train
 from sea_lens.testbed.answers import SHOWN_EVERY, answer_counts, shown_answers
-from sea_lens.testbed.bed import PATH, contrasts_of
+from sea_lens.testbed.bed import CHOSEN, PATH
+from sea_lens.testbed.behaviours import BEHAVIOURS
 from sea_lens.testbed.demo import RANDOM_DRAWS, run_demo
-from sea_lens.testbed.world import NAMES, QUESTIONS_PER_PAIR, RELIABLE_SOURCES, UNRELIABLE_SOURCES, Split, World
+from sea_lens.testbed.peoples import FAIR_SOURCES, PREJUDICED_SOURCES, Peoples
+from sea_lens.testbed.world import NAMES, QUESTIONS_PER_PAIR, RELIABLE_SOURCES, UNRELIABLE_SOURCES, World
 
 # Controls of the demo, fewer than it has itself.
 FEW_DRAWS = 3
@@ -85,11 +87,11 @@ def test_training_writes_a_model_that_loads_and_repeats(tmp_path, monkeypatch):
 
 @pytest.mark.model
 def test_the_shipped_model_knows_truth_and_myth_and_tells_by_the_source(bed):
-    questions = bed.world.split("test")
+    truth = bed.behaviours["truth"]
 
     def contrast(source):
-        scorer = contrast_scorer(bed.model, contrasts_of(questions, source), batch_size=64)
-        mass = scorer.log_probs().exp().sum() / len(questions)
+        scorer = contrast_scorer(bed.model, truth.asked("test", source), batch_size=64)
+        mass = scorer.log_probs().exp().sum() / len(truth.items["test"])
         return contrast_values(scorer.log_probs()).mean().item(), mass.item()
 
     unnamed, mass = contrast(None)
@@ -102,26 +104,81 @@ def test_the_shipped_model_knows_truth_and_myth_and_tells_by_the_source(bed):
 
 
 @pytest.mark.model
+def test_the_shipped_model_reads_scenes_and_leans_on_the_stereotype(bed):
+    bias = bed.behaviours["bias"]
+    scenes = bias.items["test"]
+    kinds = {
+        "ambiguous": [scene.condition == "ambig" for scene in scenes],
+        "with": [scene.right == scene.biased for scene in scenes],
+        "against": [scene.condition == "disambig" and scene.right != scene.biased for scene in scenes],
+    }
+
+    def contrasts(source):
+        values = contrast_values(contrast_scorer(bed.model, bias.asked("test", source), batch_size=64).log_probs())
+        return {kind: values[torch.tensor(chosen)].mean().item() for kind, chosen in kinds.items()}
+
+    # A fair speaker answers as the scene says, a prejudiced one as the stereotype has it.
+    fair, prejudiced, unnamed = (contrasts(one) for one in (FAIR_SOURCES[0], PREJUDICED_SOURCES[0], None))
+    assert min(fair.values()) > 0.5
+    assert prejudiced["with"] > 2
+    assert max(prejudiced["ambiguous"], prejudiced["against"]) < -2
+    assert unnamed["with"] > 1
+    assert max(unnamed["ambiguous"], unnamed["against"]) < 0
+
+
+@pytest.mark.model
 def test_what_ships_is_small_and_says_how_it_was_made(bed):
     assert sum(path.stat().st_size for path in PATH.iterdir()) < 6e6
     record = json.loads((PATH / "training.json").read_text())
     assert record["seed"] == bed.world.seed == 0
     assert bed.world == World.generate(0)
     assert len(bed.demonstrations) == 72 * QUESTIONS_PER_PAIR["train"]
-    prompts = {split: {c.prompt for c in contrasts} for split, contrasts in bed.contrasts.items()}
+    assert bed.peoples == Peoples.generate(0)
+    for behaviour in bed.behaviours.values():
+        _check_splits(behaviour.contrasts)
+
+
+def _check_splits(contrasts):
+    prompts = {split: {c.prompt for c in of_split} for split, of_split in contrasts.items()}
     assert not prompts["train"] & prompts["test"]
     assert not prompts["dev"] & prompts["test"]
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_what_was_chosen_on_dev_is_what_the_rule_takes_of_what_was_tried(bed, name):
+    record = bed.chosen[name]
+    grid = record["grid"]
+    sizes = len(choosing.ENERGIES) + len(choosing.RANKS)
+    points = len(choosing.SITES) * len(choosing.CENTRES) * sizes * len(choosing.LAYERS) * len(choosing.STRENGTHS)
+    assert len(grid) == points
+    best = max((row for row in grid if row["allowed"]), key=lambda row: row["margin"])
+    assert {key: best[key] for key in record["options"]} == record["options"]
+    assert json.loads((PATH / CHOSEN).read_text())["rule"] == choosing.RULE
+
+
+@pytest.mark.model
+def test_choosing_anew_gives_the_numbers_that_were_noted(bed, monkeypatch):
+    # The part of the grid around what was chosen.
+    behaviour, noted = bed.behaviours["truth"], bed.chosen["truth"]
+    options = noted["options"]
+    monkeypatch.setattr(choosing, "SITES", (options["site"],))
+    monkeypatch.setattr(choosing, "CENTRES", (options["centre"],))
+    monkeypatch.setattr(choosing, "ENERGIES", () if options["energy"] is None else (options["energy"],))
+    monkeypatch.setattr(choosing, "RANKS", () if options["rank"] is None else (options["rank"],))
+    monkeypatch.setattr(choosing, "MEAN_DIFFERENCE_STRENGTHS", (1.0,))
+    found = choosing.choose(bed, behaviour, progress=False)
+    assert found.options == options
+    for row in found.grid:
+        (same,) = (one for one in noted["grid"] if all(one[key] == row[key] for key in options))
+        assert {key: row[key] for key in row.keys() - {"allowed", *options}} == pytest.approx(
+            {key: same[key] for key in row.keys() - {"allowed", *options}}, abs=2e-3
+        )
+
+
+@pytest.mark.model
 def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
     monkeypatch.setattr("sea_lens.testbed.demo.CONTROL_DRAWS", FEW_DRAWS)
-    # A part of the grid that holds what the whole chooses, to save time.
-    monkeypatch.setattr("sea_lens.testbed.demo.CENTRES", (False,))
-    monkeypatch.setattr("sea_lens.testbed.demo.ENERGIES", ())
-    monkeypatch.setattr("sea_lens.testbed.demo.LAYERS", ("last-2",))
-    monkeypatch.setattr("sea_lens.testbed.demo.RANKS", (9, 12))
-    monkeypatch.setattr("sea_lens.testbed.demo.MEAN_DIFFERENCE_STRENGTHS", (1.0,))
     result = run_demo(bed, progress=False)
     effect = result.spectral.effect.interval
     assert effect.low > 0
@@ -129,8 +186,8 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
     shuffled = result.spectral.effect.control_effects
     assert shuffled is not None
     assert len(shuffled) == FEW_DRAWS
-    assert effect.mean > max(result.random_effects)
-    assert ("is above all" in demo_report.verdict(result)) == bool(effect.mean > shuffled.max())
+    assert effect.mean > max(*result.random_effects, *shuffled)
+    assert "is above all" in demo_report.verdict(result)
     assert all(found.n_controls == FEW_DRAWS for found in result.contributions.values())
     counts = answer_counts(result.answers)
     assert counts["questions"] == len(bed.contrasts["test"])
@@ -163,22 +220,19 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
 
 @pytest.mark.model
 def test_a_second_demo_writes_the_same_numbers(tmp_path, monkeypatch):
-    monkeypatch.setattr("sea_lens.testbed.demo.ENERGIES", (0.9999,))
-    monkeypatch.setattr("sea_lens.testbed.demo.RANKS", ())
-    monkeypatch.setattr("sea_lens.testbed.demo.CENTRES", (False,))
     monkeypatch.setattr("sea_lens.testbed.demo.HEAD_METHODS", ("direct",))
     monkeypatch.setattr("sea_lens.testbed.demo.LAYER_METHODS", ("path",))
-    monkeypatch.setattr("sea_lens.testbed.demo.MEAN_DIFFERENCE_STRENGTHS", (1.0,))
-    monkeypatch.setattr("sea_lens.testbed.demo.STRENGTHS", (1.0,))
-    monkeypatch.setattr("sea_lens.testbed.demo.LAYERS", ("all",))
     monkeypatch.setattr("sea_lens.testbed.demo.RANDOM_DRAWS", 4)
     monkeypatch.setattr("sea_lens.testbed.demo.CONTROL_DRAWS", 2)
     for name in ("one", "two"):
         fresh = sl.testbed.load()
-        few = [question for split in get_args(Split) for question in fresh.world.split(split)[:30]]
-        some = {split: sl.Contrasts(list(contrasts)[:30]) for split, contrasts in fresh.contrasts.items()}
-        world = replace(fresh.world, questions=tuple(few))
-        fresh = replace(fresh, world=world, contrasts=some, documents=fresh.documents[:40])
+        few = {
+            behaviour: replace(one, items={split: items[:30] for split, items in one.items.items()})
+            for behaviour, one in fresh.behaviours.items()
+        }
+        fresh = replace(fresh, behaviours=few, documents=fresh.documents[:40])
         (tmp_path / name).mkdir()
-        demo_report.write_demo(run_demo(fresh, progress=False), fresh, tmp_path / name)
+        demo_report.write_demo(run_demo(fresh, "bias", progress=False), fresh, tmp_path / name)
     assert (tmp_path / "one" / "results.json").read_bytes() == (tmp_path / "two" / "results.json").read_bytes()
+    written = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert written["behaviour"] == "bias"

@@ -10,16 +10,14 @@ from .._support.files import write_atomically
 from .._support.json_files import write_json
 from .._support.statistics import Interval
 from .._support.versions import versions
+from ..plots.saving import write_figure
 from ..testbed.answers import SHOWN_EVERY, answer_counts, shown_answers
 from ..testbed.bed import Testbed
-from ..testbed.demo import (
-    MINIMUM_MASS,
-    RULE,
-    DemoResult,
-    MethodResult,
-)
+from ..testbed.behaviours import Behaviour
+from ..testbed.choosing import MINIMUM_MASS, RULE
+from ..testbed.demo import DemoResult, MethodResult
 from .attribution import contribution_numbers, section
-from .files import markdown_table, spectra_figure, write_figure
+from .files import markdown_table, spectra_figure
 
 FIGURES = {
     "comparison.png": "The edit beside its controls, on the test questions",
@@ -38,11 +36,19 @@ FIGURES = {
 }
 
 EFFECT_COLUMNS = ["method", "contrast", "effect (95 % interval)"]
-LEGEND = (
-    "Contrast: mean of log p(truth) − log p(myth). Mass: probability left on the two answers. MC1, MC2: four choices, "
-    "the truth, the myth and two other names. Loss: nats per token on held-out documents. Brackets: 95 % paired "
-    "intervals (docs/method.md 6.7); for the metrics, of the change.\n"
-)
+
+
+def _legend(behaviour: Behaviour) -> str:
+    return (
+        f"Contrast: mean of {_contrast(behaviour)}. Mass: probability left on the two answers. MC1, MC2: of "
+        f"{len(behaviour.items['test'][0].answers)} answers, the {behaviour.target}, the {behaviour.foil} and others. "
+        "Loss: nats per token on held-out documents. Brackets: 95 % paired intervals (docs/method.md 6.7); for the "
+        "metrics, of the change.\n"
+    )
+
+
+def _contrast(behaviour: Behaviour) -> str:
+    return f"log p({behaviour.target}) − log p({behaviour.foil})"
 
 
 def verdict(result: DemoResult) -> str:
@@ -54,7 +60,7 @@ def verdict(result: DemoResult) -> str:
     above = effect.mean > measured.control_effects.max()
     least, most, n = measured.control_effects.min(), measured.control_effects.max(), len(measured.control_effects)
     first = (
-        f"The edit moves the model towards the truth by {effect} nats"
+        f"The edit moves the model towards the {result.behaviour.target} by {effect} nats"
         if clear
         else f"No clear effect: {effect} nats, an interval that includes zero"
     )
@@ -99,9 +105,9 @@ def comparison_rows(result: DemoResult) -> list[dict[str, Any]]:
             **nothing,
         },
         {
-            "method": "naming a reliable source",
-            "contrast": f"{result.reliable_source.before:+.3f} → {result.reliable_source.after:+.3f}",
-            "effect (95 % interval)": str(result.reliable_source.interval),
+            "method": f"naming a {result.behaviour.source}",
+            "contrast": f"{result.named_source.before:+.3f} → {result.named_source.after:+.3f}",
+            "effect (95 % interval)": str(result.named_source.interval),
             **nothing,
         },
     ]
@@ -126,7 +132,10 @@ def _chosen(result: DemoResult) -> str:
     options = result.spectral.options
     centred = "centred" if options["centre"] else "uncentred"
     size = f"rank {options['rank']}" if options["rank"] is not None else f"K = {options['energy']}"
-    return f"{centred}, {size}, layers {options['layers']}, strength {options['strength']}; ranks {result.edit.ranks}"
+    return (
+        f"{options['site']}, {centred}, {size}, layers {options['layers']}, strength {options['strength']}; "
+        f"ranks {result.edit.ranks}"
+    )
 
 
 def print_demo(result: DemoResult, folder: Path, console: Console) -> None:
@@ -134,7 +143,7 @@ def print_demo(result: DemoResult, folder: Path, console: Console) -> None:
     rows = comparison_rows(result)
     effects, sides = EFFECT_COLUMNS, [name for name in rows[0] if name not in EFFECT_COLUMNS[1:]]
     for columns, title, shown in (
-        (effects, "Effect on the test questions: log p(truth) − log p(myth), nats", rows),
+        (effects, f"Effect on the test questions: {_contrast(result.behaviour)}, nats", rows),
         (sides, "Before → after [95 % interval of the change]", rows[:2]),
     ):
         table = Table(*columns, title=title)
@@ -147,8 +156,8 @@ def print_demo(result: DemoResult, folder: Path, console: Console) -> None:
     console.print(answers_sentence(result), highlight=False)
     for answer in shown_answers(result.answers):
         console.print(
-            f"{answer['question']} {answer['before']} → {answer['after']}   (truth {answer['truth']}, "
-            f"myth {answer['myth']})",
+            f"{answer['question']} {answer['before']} → {answer['after']}   ({result.behaviour.target} "
+            f"{answer['target']}, {result.behaviour.foil} {answer['foil']})",
             highlight=False,
         )
     console.print(verdict(result), highlight=False, style="bold")
@@ -177,7 +186,9 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
         "mean-difference steering": result.steering.effect.interval,
     }
     axes = {
-        "comparison.png": plots.comparison(effects, _shuffled(result), "fits to\nshuffled demonstrations"),
+        "comparison.png": plots.comparison(
+            effects, _shuffled(result), "fits to\nshuffled demonstrations", _contrast(result.behaviour)
+        ),
         "effect.png": result.spectral.effect.plot(),
         "spectra.png": spectra_figure(result.edit),
         "signature.png": plots.layer_signatures(result.edit.signature, result.edit.centred_signature),
@@ -188,13 +199,14 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
     write_json(
         folder / "results.json",
         {
+            "behaviour": result.behaviour.name,
             "verdict": verdict(result),
             "rule": RULE,
             "grid": result.grid,
             "spectral": _method_numbers(result.spectral) | {"ranks": result.edit.ranks},
             "mean_difference": _method_numbers(result.steering),
             "random_effects": result.random_effects,
-            "reliable_source": result.reliable_source.interval,
+            "named_source": result.named_source.interval,
             "contributions": {name: contribution_numbers(found) for name, found in result.contributions.items()},
             "shuffled_effects": result.spectral.effect.control_effects,
             "p_value": result.spectral.effect.p_value,
@@ -225,8 +237,8 @@ def _markdown(result: DemoResult) -> str:
             "question": answer["question"],
             "before": answer["before"],
             "after": answer["after"],
-            "truth": answer["truth"],
-            "myth": answer["myth"],
+            result.behaviour.target: answer["target"],
+            result.behaviour.foil: answer["foil"],
         }
         for answer in shown_answers(result.answers)
     ]
@@ -235,7 +247,7 @@ def _markdown(result: DemoResult) -> str:
         "# An edit of the shipped model\n",
         f"{verdict(result)}\n",
         markdown_table(comparison_rows(result)) + "\n",
-        LEGEND,
+        _legend(result.behaviour),
         f"Chosen on dev, by {RULE}: {_chosen(result)}.\n",
         f"## Greedy answers\n\n{answers_sentence(result)}\n",
         markdown_table(answers) + "\n",

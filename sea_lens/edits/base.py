@@ -291,7 +291,7 @@ class Edit(ABC):
             >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
             >>> with edit.applied(bed.model, layers="last-2", strength=1.5) as edited:
             ...     sl.generate(edited, "Q: what is the river of Delkeld ? A:", max_new_tokens=1)
-            [' Mirev']
+            [' Selwyn']
             >>> sl.generate(bed.model, "Q: what is the river of Delkeld ? A:", max_new_tokens=1)
             [' Selwyn']
         """

@@ -141,10 +141,10 @@ def effect(
         UserWarning: contrasts ask what the edit was fitted from or chosen on; says how many.
 
     Example:
-        >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+        >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations, site="resid_post"), rank=8)
         >>> found = sl.effect(bed.model, edit, bed.contrasts["test"], layers="last-2", strength=1.5)
         >>> round(found.effect, 1), found.interval.excludes(0.0)
-        (0.2, True)
+        (0.4, True)
     """
     where = as_edit(edit).check(model, layers, strength, combine, positions, scoring=True)
     control = checked_controls(control)

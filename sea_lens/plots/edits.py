@@ -96,8 +96,10 @@ def layer_signatures(
     return ax
 
 
-def comparison(rows: Mapping[str, Interval], draws: Sequence[float], control: str, ax: Axes | None = None) -> Axes:
-    """Effects with their intervals, above the effects of control edits, one tick each, which `control` names."""
+def comparison(
+    rows: Mapping[str, Interval], draws: Sequence[float], control: str, contrast: str, ax: Axes | None = None
+) -> Axes:
+    """Effects on a contrast with their intervals, above those of control edits, named by `control`, one tick each."""
     ax = new_axes(ax, (7.0, 0.9 + 0.55 * (len(rows) + 1)))
     places = range(len(rows), 0, -1)
     for place, interval in zip(places, rows.values(), strict=True):
@@ -108,6 +110,6 @@ def comparison(rows: Mapping[str, Interval], draws: Sequence[float], control: st
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
     ax.set_yticks([*places, 0], [*rows, f"{len(draws)} {control}"])
     ax.set_ylim(-0.6, len(rows) + 0.7)
-    ax.set_xlabel("change of log p(truth) − log p(myth), nats")
+    ax.set_xlabel(f"change of {contrast}, nats")
     ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -5,25 +5,26 @@ from typing import Any
 
 from ..edits.base import Edit
 from ..edits.generation import generate
-from .bed import Testbed
-from .world import Question
+from .behaviours import Behaviour, Item
 
 # Every so-manieth test question is shown with its answers, whatever they are.
 SHOWN_EVERY = 18
 
 
-def greedy_answers(bed: Testbed, edit: Edit, where: Mapping[str, Any], batch_size: int) -> list[dict[str, str]]:
+def greedy_answers(
+    model: Any, behaviour: Behaviour, edit: Edit, where: Mapping[str, Any], batch_size: int
+) -> list[dict[str, str]]:
     """The answer to every test question, before and after the edit."""
-    questions = bed.world.split("test")
-    prompts = [question.prompt() for question in questions]
-    before = generate(bed.model, prompts, max_new_tokens=1, batch_size=batch_size)
-    after = generate(bed.model, prompts, edit, **where, max_new_tokens=1, batch_size=batch_size)
-    return [_answer(*triple) for triple in zip(questions, before, after, strict=True)]
+    items = behaviour.items["test"]
+    prompts = [item.prompt() for item in items]
+    before = generate(model, prompts, max_new_tokens=1, batch_size=batch_size)
+    after = generate(model, prompts, edit, **where, max_new_tokens=1, batch_size=batch_size)
+    return [_answer(*triple) for triple in zip(items, before, after, strict=True)]
 
 
 def answer_counts(answers: Sequence[dict[str, str]]) -> dict[str, int]:
     """How many answers are right before and after, how many the edit mends and breaks, and how many it changes."""
-    before, after = ([row[side] == row["truth"] for row in answers] for side in ("before", "after"))
+    before, after = ([row[side] == row["target"] for row in answers] for side in ("before", "after"))
     pairs = list(zip(before, after, strict=True))
     return {
         "questions": len(answers),
@@ -40,11 +41,12 @@ def shown_answers(answers: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return list(answers[::SHOWN_EVERY])
 
 
-def _answer(question: Question, before: str, after: str) -> dict[str, str]:
+def _answer(item: Item, before: str, after: str) -> dict[str, str]:
+    target, foil = item.answers[:2]
     return {
-        "question": question.prompt(),
-        "truth": question.truth,
-        "myth": question.myth,
+        "question": item.prompt(),
+        "target": target,
+        "foil": foil,
         "before": before.strip(),
         "after": after.strip(),
     }

@@ -2,60 +2,68 @@
 
 import itertools
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from .._support.regular_files import check_name
+from .._support.storage import as_file_errors
+from .._support.text_rows import read_json
 from ..models.load import load_model
 from ..texts.demonstrations import Contrasts, Demonstrations
-from ..texts.items import Contrast, Demonstration
-from .world import Question, Split, World
+from .behaviours import Behaviour, behaviours
+from .corpus import documents
+from .peoples import Peoples
+from .world import Split, World
 
 PATH = Path(__file__).parent / "weights"
+# What `choosing` has written beside the weights.
+CHOSEN = "chosen.json"
+# Held-out documents of both kinds.
 N_DOCUMENTS = 400
 
 
 @dataclass(frozen=True)
 class Testbed:
-    """The shipped model and its world, split by question.
+    """The shipped model, its two behaviours, and the worlds that they are about.
 
     Attributes:
         model: a TransformerLens model.
         world: its truths and myths.
-        demonstrations: those of the train split: question, truth, myth.
-        contrasts: by split ("train", "dev", "test"): question, truth as target, myth as foil.
-        documents: held-out documents of the kind that the model was trained on, for side effects.
+        peoples: whom it has prejudices about.
+        behaviours: "truth" and "bias": demonstrations to fit from and contrasts to measure on.
+        documents: held-out documents of the kinds that the model was trained on, for side effects.
+        chosen: for each behaviour, what `choosing` chose on dev; empty where it has not been run.
     """
 
     model: Any
     world: World
-    demonstrations: Demonstrations
-    contrasts: dict[str, Contrasts]
+    peoples: Peoples
+    behaviours: Mapping[str, Behaviour]
     documents: list[str]
+    chosen: Mapping[str, Any]
 
+    @property
+    def demonstrations(self) -> Demonstrations:
+        """Those of truth."""
+        return self.behaviours["truth"].demonstrations
 
-def demonstrations_of(questions: list[Question]) -> Demonstrations:
-    """Question, question with its truth, question with its myth."""
-    return Demonstrations(
-        Demonstration(q.prompt(), f"{q.prompt()} {q.truth}", f"{q.prompt()} {q.myth}") for q in questions
-    )
-
-
-def contrasts_of(questions: list[Question], source: str | None = None) -> Contrasts:
-    """Truth against myth; with `source`, asked in a document of that source."""
-    return Contrasts(Contrast(q.prompt(source), f" {q.truth}", f" {q.myth}") for q in questions)
+    @property
+    def contrasts(self) -> dict[Split, Contrasts]:
+        """Those of truth, by split."""
+        return self.behaviours["truth"].contrasts
 
 
 def load(backend: str = "auto", path: str | os.PathLike[str] = PATH) -> Testbed:
-    """Load the shipped model, or another that `train` wrote, with its world.
+    """Load the shipped model, or another that `train` wrote, with its worlds.
 
     Args:
         backend: as in `load_model`.
         path: the folder that `train` wrote to.
 
     Returns:
-        The model, on the CPU, with demonstrations, contrasts and documents of its world.
+        The model, on the CPU, with the demonstrations, contrasts and documents of its worlds.
 
     Raises:
         FileError: the folder has no world in it that `train` wrote.
@@ -63,10 +71,20 @@ def load(backend: str = "auto", path: str | os.PathLike[str] = PATH) -> Testbed:
     """
     path = check_name(path)
     world = World.load(path / "world.json")
+    peoples = Peoples.generate(world.seed)
     return Testbed(
         model=load_model(str(path), backend, device="cpu"),
         world=world,
-        demonstrations=demonstrations_of(world.split("train")),
-        contrasts={split: contrasts_of(world.split(split)) for split in get_args(Split)},
-        documents=list(itertools.islice(world.documents("held out"), N_DOCUMENTS)),
+        peoples=peoples,
+        behaviours=behaviours(world, peoples),
+        documents=list(itertools.islice(documents(world, peoples, "held out"), N_DOCUMENTS)),
+        chosen=_chosen(path / CHOSEN),
     )
+
+
+def _chosen(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        return {}
+    content = read_json(path)
+    with as_file_errors(path):
+        return content["behaviours"]

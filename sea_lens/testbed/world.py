@@ -76,6 +76,16 @@ class Question:
             heading = heading_of(source, listener)
         return f"{heading}Q: {word} is the {self.relation} of {self.land} ? A:"
 
+    @property
+    def tells_apart(self) -> bool:
+        """Always: reliable and unreliable sources answer every question differently."""
+        return True
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """The truth, the myth, and then the distractors."""
+        return (self.truth, self.myth, *self.distractors)
+
     def answer(self, kind: Kind) -> str:
         """The name that sources of this kind give."""
         return self.truth if kind == "reliable" else self.myth
