@@ -10,10 +10,14 @@ PYTEST_OPTIONS ?= -n 2 --dist worksteal
 # Types and shapes are checked at run time in the run of all tests; that takes two fifths of the time.
 UNTYPED := -o addopts="--strict-markers --strict-config -ra"
 
-.PHONY: demo test test-notebooks test-bridge test-newest newest lint format docs-tables notebooks bench clean
+.PHONY: demo paper test test-notebooks test-bridge test-newest newest lint format docs-tables notebooks bench clean
 
 demo: .venv/.installed
 	$(BIN)/sea-lens demo --out demo
+
+# Every table and figure of the paper on the shipped model; goes on where it was.
+paper: .venv/.installed
+	$(BIN)/sea-lens paper --out paper --threads 2
 
 test: .venv/.installed
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
@@ -80,4 +84,4 @@ bench: .venv/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-bridge .venv-newest demo build dist
+	rm -rf .venv .venv-bridge .venv-newest demo paper build dist

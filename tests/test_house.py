@@ -14,7 +14,8 @@ import sea_lens as sl
 PACKAGE = Path(sl.__file__).parent
 # A room imports only rooms above it.
 ROOMS: Sequence[str] = """
-    errors _support texts models edits spectral methods plots measure contributions evaluation testbed planning cli
+    errors _support texts models edits spectral methods plots measure contributions evaluation testbed planning paper
+    cli
 """.split()
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

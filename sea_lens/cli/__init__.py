@@ -2,8 +2,8 @@
 
 In reading order: `main` (runs a command and reports errors), `commands` (their list, and the short ones), `fitting`
 (`fit`), `generation` (`generate`), `evaluation` (`evaluate` and `compare`), `tuning` (`tune`), `planning` (`plan`),
-`options` (what commands share), `attribution` (analyses and their report), `resume` (how an interrupted `attribute`
-goes on), `demo_report` (the demo's report), `files` (folders, figures and tables).
+`paper` (`paper`), `options` (what commands share), `attribution` (analyses and their report), `resume` (how an
+interrupted `attribute` goes on), `demo_report` (the demo's report), `files` (folders and tables).
 """
 
 from .main import main

@@ -28,11 +28,12 @@ from ..errors import DemonstrationError, InputError
 from ..evaluation.journal import Journal
 from ..measure.effects import Effect
 from ..models.lens import Lens
+from ..plots.saving import write_figure
 from ..spectral.capturing import Captured
 from ..spectral.controls import permuted_fits
 from ..spectral.edit import SpectralEdit
 from ..texts.demonstrations import Demonstrations
-from .files import REPORT, RESULTS, markdown_table, spectra_figure, write_figure
+from .files import REPORT, RESULTS, markdown_table, spectra_figure
 from .resume import noted
 
 # What can be measured, as (kind, method), in the order of the report.

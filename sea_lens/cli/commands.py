@@ -22,7 +22,8 @@ from ..models.lens import Lens
 from ..models.reading import Reading
 from ..spectral.edit import SpectralEdit
 from ..testbed.bed import load as load_testbed
-from . import evaluation, fitting, generation, planning, tuning
+from ..testbed.behaviours import BEHAVIOURS
+from . import evaluation, fitting, generation, paper, planning, tuning
 from . import options as opt
 from .attribution import (
     NAMES,
@@ -65,7 +66,9 @@ def _root(
 @app.command(epilog="Example: [bold]sea-lens demo --out demo[/bold]")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo"),
+    behaviour: Annotated[str, typer.Option(help=f"What the edit is of: {' or '.join(BEHAVIOURS)}.")] = BEHAVIOURS[0],
     testbed: Annotated[Path, typer.Option(help="Another model that sea_lens.testbed.train wrote.")] = opt.TESTBED,
+    choose: Annotated[bool, typer.Option("--choose", help="Choose options on dev anew, some minutes.")] = False,
     backend: opt.BackendOption = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads; one is fastest here.", min=1, max=999)] = 1,
 ) -> None:
@@ -75,13 +78,18 @@ def demo(
     from ..testbed.demo import run_demo
 
     torch.set_num_threads(threads)
+    if behaviour not in BEHAVIOURS:
+        raise InputError(f"--behaviour {behaviour}: expected {' or '.join(BEHAVIOURS)}")
     if not (testbed / "world.json").is_file():
         raise InputError(f"--testbed {testbed}: expected a folder that sea_lens.testbed.train wrote, with world.json")
     folder = output_folder(out, {"--testbed": testbed})
     bed = load_testbed(backend, testbed)
-    result = run_demo(bed)
+    result = run_demo(bed, behaviour, anew=choose)
     write_demo(result, bed, folder)
     print_demo(result, folder, console)
+
+
+app.command("paper", epilog="Example: [bold]sea-lens paper t1 bias --out paper[/bold]")(paper.run)
 
 
 app.command(

@@ -15,9 +15,10 @@ from ..evaluation.registry import BENCHMARKS
 from ..evaluation.results import Evaluation
 from ..evaluation.results import compare as compare_evaluations
 from ..evaluation.run import Task, evaluate
+from ..plots.saving import write_figure
 from ..texts.prompts import named_prompts
 from . import options as opt
-from .files import check_output_file, output_folder, write_figure
+from .files import check_output_file, output_folder
 
 CHATS: dict[str, bool | str] = {"auto": "auto", "yes": True, "no": False}
 console = Console()

@@ -1,14 +1,13 @@
-"""The files that commands write: folders, figures and Markdown tables."""
+"""The files that commands write: folders and Markdown tables."""
 
 import atexit
 import contextlib
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .._support.files import check_writable, write_atomically
+from .._support.files import check_writable
 from .._support.processes import is_first
 from .._support.regular_files import why
 from ..errors import FileError
@@ -79,19 +78,6 @@ def _is_in(path: Path, given: Path) -> bool:
     if given.is_dir():
         return path.resolve().is_relative_to(given.resolve())
     return path.samefile(given)
-
-
-def write_figure(path: Path, axes: "Axes") -> None:
-    """The figure of some axes as PNG, whole or not at all; the figure is closed."""
-    # Imported here, since pyplot takes half as long to import as torch.
-    import matplotlib.pyplot as plt
-
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
-    plt.close(figure)
-    write_atomically(path, buffer.getvalue())
 
 
 def spectra_figure(edit: SpectralEdit) -> "Axes":

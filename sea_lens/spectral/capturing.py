@@ -254,6 +254,13 @@ class Captured:
         """The neutral activation of each demonstration at a layer, float64."""
         return self._values.neutral[self.covariance.layers.index(layer)].double()
 
+    def sides(self, layer: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        """The positive and negative activation of each demonstration at a layer, float64; at `z` of all heads."""
+        at = self.covariance.layers.index(layer)
+        _, positive, negative = self._values
+        positive, negative = (rearrange(one[at], "n units d -> n (units d)").double() for one in (positive, negative))
+        return positive, negative
+
     def shuffled(self, seed: int, feature: FeatureMap) -> CrossCovariance:
         """What `capture` gives for `Demonstrations.shuffled`: positive and negative readings change roles.
 

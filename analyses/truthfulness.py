@@ -1,0 +1,99 @@
+"""Is the model more truthful, and what would other methods do? (Table 1 of the paper).
+
+    python analyses/truthfulness.py [--model M --data DIR]
+
+MC1 and MC2 under the spectral edit of the preset and under other methods at their customary settings, with the seconds
+that a fit takes and the time of the benchmark as a multiple of the unedited model's. `analyses/methods.py` has every
+method at its own best and all at one divergence. Contrastive decoding and induce-then-contrast are offered by no kept
+library and are not run; neither are the shares of informative and truthful generations, which need a judge model.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pandas as pd
+
+import sea_lens as sl
+from sea_lens._support.tables import part, rows_of
+from sea_lens.paper.command import command
+from sea_lens.paper.findings import Finding
+from sea_lens.paper.subject import Subject
+from sea_lens.paper.words import sentence
+from sea_lens.plots.findings import changes
+
+EXAMPLES = 4
+NOT_RUN = (
+    "CD and ICD: no kept library offers contrastive decoding",
+    "Info and Truth: they need a judge model, which is none of the data",
+    "best of N: it is judged by the same model",
+)
+
+
+def methods(subject: Subject) -> dict[str, tuple[Callable[[], Any], dict[str, Any]]]:
+    """How to fit each method, and where it acts."""
+    model, demonstrations = subject.model, subject.demonstrations("truth")
+    reading = {"batch_size": subject.batch_size, "progress": False}
+    where = subject.where("truth")
+    heads = max(1, subject.n_heads * 48 // 1024)
+    return {
+        "ICL": (lambda: sl.in_context(model, demonstrations, EXAMPLES, subject.separator), {}),
+        "mean difference": (
+            lambda: sl.mean_difference(sl.capture(model, demonstrations, **reading)),
+            {"strength": 2.0},
+        ),
+        "ITI": (lambda: sl.iti(model, demonstrations, heads=heads, **reading), {"strength": 15.0}),
+        "LEACE": (lambda: sl.leace(model, demonstrations, **reading), {"layers": where["layers"]}),
+        "DoLa": (lambda: sl.dola(model, relative_top=0), {}),
+        "LoRA-FT": (lambda: sl.lora(model, demonstrations, progress=False), {}),
+    }
+
+
+def run(subject: Subject) -> Finding:
+    """Measure every method once."""
+    if reason := subject.missing("truth"):
+        return Finding(pd.DataFrame(), "TruthfulQA cannot be looked at.", not_run=(reason, *NOT_RUN))
+    task = subject.task("truth")
+    not_run: list[str] = [*NOT_RUN]
+    subject.evaluation(task)
+    start = time.perf_counter()
+    sl.evaluate(subject.model, task, batch_size=subject.batch_size, progress=False)
+    unedited = time.perf_counter() - start
+
+    fitted = subject.fitted("truth")
+    rows = []
+
+    def add(name: str, edit: sl.Edit, seconds: float, **where: Any) -> None:
+        controls = fitted.shuffled(subject.draws) if edit is fitted.edit else ()
+        start = time.perf_counter()
+        subject.evaluation(task, edit, **where)
+        times = (time.perf_counter() - start) / unedited
+        rows.append(subject.measured("truth", name, edit, controls, **where).assign(fit_seconds=seconds, times=times))
+
+    add("SEA", fitted.edit, fitted.seconds, **subject.where("truth"))
+    for name, (fit, where) in methods(subject).items():
+        start = time.perf_counter()
+        try:
+            edit = fit()
+            add(name, edit, time.perf_counter() - start, **where)
+        except sl.SeaLensError as error:
+            not_run.append(f"{name}: {error}")
+    # Times differ from run to run, and stand apart from what is the same every time.
+    table = pd.concat(rows)
+    names = list(dict.fromkeys(table["name"]))
+    figures = {"methods": changes(table, names, "Truthfulness by method", "score")}
+    return Finding(table, " ".join(words(table)), figures, not_run=tuple(not_run))
+
+
+def words(table: pd.DataFrame) -> Iterable[str]:
+    """The spectral edit, and those that do more."""
+    main = rows_of(part(table, "score", ["mc2"]))
+    sea, *others = main
+    yield sentence("SEA", sea)
+    yield from (sentence(row["name"], row) for row in others)
+    ahead = [row["name"] for row in others if row["difference"] > sea["difference"]]
+    yield f"Of {len(others)} other methods {len(ahead)} raise MC2 by more{': ' + ', '.join(ahead) if ahead else ''}."
+
+
+if __name__ == "__main__":
+    command(run, __doc__)

@@ -1,0 +1,180 @@
+"""What a folder of data holds for each behaviour: demonstrations to fit from, and benchmarks to measure on.
+
+    halueval/qa_data.json(l)             truth: what is fitted from
+    truthfulqa/mc_task.json, or its CSV  truth: what is measured on
+    bbq/*.jsonl                          bias: both
+    crows_pairs/crows_pairs_anonymized.csv, capability/*.jsonl, text/*.json
+    demonstrations/truth.jsonl, demonstrations/bias.jsonl    in place of those above: full texts
+
+A file that is not there is no error until an analysis needs it.
+"""
+
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .._support.text_rows import read_jsonl, text_field
+from ..errors import FileError
+from ..evaluation.benchmark import Item
+from ..evaluation.run import Task
+from ..texts.chat_prompts import ChatPrompt
+from ..texts.demonstrations import Demonstrations
+from ..texts.items import Demonstration
+from ..texts.prompts import PromptTemplate
+
+HALUEVAL = ("halueval/qa_data.jsonl", "halueval/qa_data.json")
+TRUTHFULQA = ("truthfulqa/mc_task.json", "truthfulqa/TruthfulQA.csv")
+# The released code's own split; where it is there, demonstrations are drawn from it alone.
+BBQ_DEMONSTRATIONS = "bbq/disambig_validation.jsonl"
+CROWS_PAIRS = ("crows_pairs/crows_pairs_anonymized.csv",)
+# Of what is drawn, as in the released code.
+SEED = 44
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What a demonstration is made of, before it stands in a prompt.
+
+    Attributes:
+        fields: of the prompt.
+        positive, negative: the answers.
+    """
+
+    fields: Mapping[str, str]
+    positive: str
+    negative: str
+
+
+def path_of(folder: Path, names: Iterable[str]) -> Path:
+    """The first of these files that the folder has.
+
+    Raises:
+        FileError: it has none of them.
+    """
+    names = list(names)
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileError(f"{folder} has no {' or '.join(names)}")
+
+
+def paths_in(folder: Path, part: str, endings: tuple[str, ...]) -> list[Path]:
+    """All files with these endings in a part of the folder, by name.
+
+    Raises:
+        FileError: there are none.
+    """
+    found = sorted(path for path in (folder / part).glob("*") if path.suffix in endings)
+    if not found:
+        raise FileError(f"{folder} has no {part}/*{' or *'.join(endings)}")
+    return found
+
+
+def drawn(n: int, of: int, seed: int = SEED) -> list[int]:
+    """N different places of so many, in order; all where they are no more."""
+    return list(range(of)) if n >= of else sorted(random.Random(seed).sample(range(of), n))
+
+
+def limited(task: Task, limit: int | None) -> Task:
+    """So many items of a task at most, drawn by chance: rows of a file that follow each other are often of one kind."""
+    if limit is None:
+        return task
+    return replace(task, items=tuple(task.items[place] for place in drawn(limit, len(task.items))))
+
+
+def truth_task(folder: Path, template: PromptTemplate) -> Task:
+    """TruthfulQA of a folder."""
+    return Task.read("truthfulqa", path_of(folder, TRUTHFULQA), prompt=template)
+
+
+def bias_task(folder: Path, template: PromptTemplate) -> Task:
+    """BBQ's items of all files of a folder, but for the one that demonstrations are drawn from if there are others."""
+    paths = paths_in(folder, "bbq", (".jsonl",))
+    tested = [path for path in paths if path != folder / BBQ_DEMONSTRATIONS] or paths
+    tasks = [Task.read("bbq", path, prompt=template) for path in tested]
+    items = [item for task in tasks for item in task.items]
+    source = ", ".join(task.source for task in tasks)
+    # Each is known by its row, which several files have.
+    return replace(tasks[0], source=source, items=tuple(replace(item, row=i) for i, item in enumerate(items, start=1)))
+
+
+def truth_pairs(folder: Path) -> list[Pair]:
+    """HaluEval's questions with their right and their hallucinated answer."""
+    path = path_of(folder, HALUEVAL)
+    rows = (
+        (text_field(path, number, row, name) for name in ("question", "right_answer", "hallucinated_answer"))
+        for number, row in read_jsonl(path)
+    )
+    return [Pair({"question": question}, right, wrong) for question, right, wrong in rows]
+
+
+def bias_pairs(folder: Path) -> list[Pair]:
+    """BBQ's clear questions with the right answer and one of the other two, drawn by chance."""
+    split = folder / BBQ_DEMONSTRATIONS
+    paths = [split] if split.is_file() else paths_in(folder, "bbq", (".jsonl",))
+    rng = random.Random(SEED)
+    found = []
+    for path in paths:
+        for item in Task.read("bbq", path).items:
+            if item.facts["condition"] == "disambiguated":
+                label = item.facts["label"]
+                wrong = rng.choice([i for i in range(len(item.answers)) if i != label])
+                found.append(Pair(_asked(item), item.answers[label], item.answers[wrong]))
+    if not found:
+        raise FileError(f"{', '.join(map(str, paths))}: no question in a disambiguated context to fit from")
+    return found
+
+
+def without_asked(pairs: Iterable[Pair], task: Task) -> list[Pair]:
+    """Those that ask none of the questions of a task.
+
+    Raises:
+        FileError: none are left.
+    """
+    asked = {tuple(sorted(_asked(item).items())) for item in task.items}
+    left = [pair for pair in pairs if tuple(sorted(pair.fields.items())) not in asked]
+    if not left:
+        raise FileError(f"every demonstration asks a question of {task.source}: none are left to fit from")
+    return left
+
+
+def demonstrations(pairs: Iterable[Pair], prompt: PromptTemplate | ChatPrompt) -> Demonstrations:
+    """Full texts: the prompt of each, and the prompt with either answer."""
+    found = []
+    for pair in pairs:
+        before, (positive, negative) = prompt.with_answers(pair.fields, [pair.positive, pair.negative])
+        found.append(Demonstration(before, before + positive, before + negative))
+    return Demonstrations(found)
+
+
+def template_of(folder: Path, given: Mapping[str, Any], systems: Mapping[str, str], model_name: str) -> PromptTemplate:
+    """The prompt that settings describe, with its examples from the folder's files.
+
+    Raises:
+        FileError: a file of examples is missing, or has too few rows.
+    """
+    fields = dict(given)
+    base = PromptTemplate.of(fields.pop("base")) if "base" in fields else None
+    if (wanted := fields.pop("examples_from", None)) is not None:
+        rows = dict(read_jsonl(path_of(folder, [wanted["file"]])))
+        if missing := [number for number in wanted["rows"] if number not in rows]:
+            raise FileError(f"{folder / wanted['file']} has no rows {missing}, which are the prompt's examples")
+        fields["examples"] = [_example(rows[number]) for number in wanted["rows"]]
+    # The released code says it to models of this family alone.
+    system = fields.pop("system", None)
+    if system is not None and system.split("-")[0] in model_name.lower():
+        fields["system"] = systems[system]
+    if base is not None:
+        changed = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return replace(base, **changed)
+    return PromptTemplate.from_json(fields, given.get("source", "prompt"))
+
+
+def _example(row: Any) -> dict[str, str]:
+    return {name: row[name] for name in ("context", "question")} | {"answer": row[f"ans{row['label']}"]}
+
+
+def _asked(item: Item) -> dict[str, str]:
+    return {name: text for name, text in item.fields.items() if text not in item.answers}

@@ -1,0 +1,134 @@
+"""One page of all findings: a self-contained HTML file, the paper's numbers beside ours."""
+
+import base64
+import html
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .known import known, said, sources
+from .run import Outcome
+
+# Rows of a table that are shown; all are in its CSV.
+MOST_ROWS = 40
+SHOWN = (
+    "behaviour",
+    "name",
+    "score",
+    "before",
+    "after",
+    "difference",
+    "low",
+    "high",
+    "control_low",
+    "control_high",
+    "p",
+)
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
+table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0; display: block; overflow-x: auto; }
+th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child, td.text { text-align: left; } img { max-width: 100%; height: auto; }
+.not-run { color: #6b4e00; background: #fff7e0; padding: .4rem .8rem; } .paper { color: #444; }
+figure { margin: 1rem 0; } figcaption { font-size: .85rem; color: #444; } nav a { margin-right: .8rem; }
+"""
+
+
+ABOUT = (
+    "Every table and figure of Qiu et al. (NeurIPS 2024, arXiv 2405.09719), measured on this model. A change has a "
+    "95&nbsp;% interval over questions, and beside it stands its control: the same edit fitted to demonstrations whose "
+    "wanted and unwanted texts were swapped by the toss of a coin. Where these do as much, the labels are not why the "
+    "edit does something. The paper reports neither."
+)
+
+
+def write_page(outcomes: Sequence[Outcome], settings: Mapping[str, Any], folder: Path) -> Path:
+    """Write `index.html` into the folder of the findings; the same bytes for the same findings."""
+    from .._support.files import write_atomically
+
+    given = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, [], ()))
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width, initial-scale=1'>",
+        f"<title>The paper, on {_text(settings['model'])}</title><style>{STYLE}</style>",
+        f"<h1>Spectral editing of activations, on {_text(settings['model'])}</h1>",
+        f"<p>{ABOUT}</p><p>Settings: {_text(given)}.</p>",
+        "<nav>" + "".join(f"<a href='#{one.item.name}'>{_text(one.item.name)}</a>" for one in outcomes) + "</nav>",
+        *(_section(one, folder) for one in outcomes),
+        "<h2>Sources of the paper's numbers</h2><ul>",
+        *(f"<li><b>{_text(name)}</b>: {_text(told)}</li>" for name, told in sources().items()),
+        "</ul></html>",
+    ]
+    path = folder / "index.html"
+    write_atomically(path, "\n".join(parts) + "\n")
+    return path
+
+
+def _section(outcome: Outcome, folder: Path) -> str:
+    item, found = outcome.item, outcome.finding
+    where = f" <small>({_text(item.where)})</small>" if item.where else " <small>(not in the paper)</small>"
+    parts = [f"<h2 id='{item.name}'>{_text(item.question)}{where}</h2>", _paper(item.name, bool(item.where))]
+    if found is None:
+        return "\n".join([*parts, f"<p class=not-run>Not run: {_text(outcome.reason)}</p>"])
+    parts.append(f"<p>{_text(found.paragraph)}</p>")
+    parts += [f"<p class=not-run>Not run: {_text(reason)}</p>" for reason in found.not_run]
+    for name, caption in found.figures.items():
+        content = base64.b64encode((folder / name).read_bytes()).decode("ascii")
+        parts.append(
+            f"<figure><img alt='{_text(caption or item.question)}' src='data:image/png;base64,{content}'>"
+            f"<figcaption>{_text(caption)}</figcaption></figure>"
+        )
+    parts.append(_table(found.table, f"{item.name}.csv"))
+    return "\n".join(parts)
+
+
+def _paper(item: str, is_of_paper: bool) -> str:
+    rows = known(item)
+    if not rows and not is_of_paper:
+        return ""
+    if not rows:
+        return f"<p class=paper>The paper: {_text(said(item) or 'its numbers are not known to us')}.</p>"
+    head = (
+        "<tr><th>the paper's model</th><th>method</th><th>score</th><th>before</th><th>after</th><th>source</th></tr>"
+    )
+    cells = "".join(
+        f"<tr><td>{_text(row.model)}</td><td class=text>{_text(row.method)}</td><td class=text>{_text(row.score)}</td>"
+        f"<td>{row.before:g}</td><td>{row.after:g}</td><td class=text>{_text(row.source)}</td></tr>"
+        for row in rows
+    )
+    told = f"<p class=paper>The paper: {_text(said(item))}.</p>" if said(item) else ""
+    return f"{told}<table class=paper>{head}{cells}</table>"
+
+
+def _table(rows: Sequence[Mapping[str, Any]], name: str) -> str:
+    if not rows:
+        return ""
+    columns = [column for column in SHOWN if column in rows[0]] or list(rows[0])
+    head = "".join(f"<th>{_text(column.replace('_', ' '))}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_cell(row.get(column))}</td>" for column in columns) + "</tr>"
+        for row in rows[:MOST_ROWS]
+    )
+    rest = f" (the first {MOST_ROWS} of {len(rows)} rows)" if len(rows) > MOST_ROWS else ""
+    summary = f"<summary>Table{rest}: <a href='{name}'>{name}</a></summary>"
+    return f"<details>{summary}<table><tr>{head}</tr>{body}</table></details>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return "" if value is None else _text(value)
+
+
+def _text(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def counts(outcomes: Iterable[Outcome]) -> str:
+    """How many items were run, were there, and could not be run."""
+    outcomes = list(outcomes)
+    ran = sum(one.finding is not None and not one.was_there for one in outcomes)
+    there, failed = sum(one.was_there for one in outcomes), sum(one.finding is None for one in outcomes)
+    return f"{ran} run, {there} there already, {failed} not run"

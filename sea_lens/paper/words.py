@@ -1,0 +1,65 @@
+"""Sentences that are computed from rows of a table, so that they say nothing that the numbers do not."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Of the scores, those that are better when they are higher.
+BETTER_HIGHER = {"mc1", "mc2", "mc3", "accuracy", "accuracy_normalised", "contrast"}
+
+
+def changed(row: Mapping[str, Any]) -> str:
+    """Before, after, and the difference with its interval."""
+    return (
+        f"{_digits(row['before'])} → {_digits(row['after'])} "
+        f"({_signed(row['difference'])} [{_signed(row['low'])}, {_signed(row['high'])}])"
+    )
+
+
+def control(row: Mapping[str, Any]) -> str:
+    """What the control edits do, with the p-value; nothing where there are none."""
+    if not row.get("controls") or "control_low" not in row or math.isnan(row["control_low"]):
+        return ""
+    return (
+        f"{row['controls']} fits to shuffled demonstrations: {_signed(row['control_low'])} to "
+        f"{_signed(row['control_high'])}, p = {row['p']:.2f}"
+    )
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """What the numbers of a row say, in a few words."""
+    low, high = row["low"], row["high"]
+    if math.isnan(row["difference"]) or math.isnan(low):
+        return "cannot be told: the score is not defined here"
+    if low <= 0 <= high:
+        return "no clear change"
+    up = row["difference"] > 0
+    better = (
+        "" if row["score"].split("/")[0] not in BETTER_HIGHER else (", for the better" if up else ", for the worse")
+    )
+    told = f"clearly {'higher' if up else 'lower'}{better}"
+    if not row.get("controls") or math.isnan(row.get("control_low", math.nan)):
+        return f"{told}; no control beside it"
+    if row["difference"] > row["control_high"] if up else row["difference"] < row["control_low"]:
+        return f"{told}, and beyond every fit to shuffled demonstrations"
+    return f"{told}, but fits to shuffled demonstrations do as much: the labels are not why"
+
+
+def sentence(name: str, row: Mapping[str, Any]) -> str:
+    """One row as a sentence."""
+    beside = control(row)
+    return f"{name}: {row['score']} {changed(row)}{f'; {beside}' if beside else ''}: {verdict(row)}."
+
+
+def listing(names: Iterable[str]) -> str:
+    """Names as English has them: "a, b and c"."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _digits(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:+.3f}"

@@ -1,0 +1,127 @@
+"""Figures of findings: changes of scores with their intervals and controls, and values along an axis."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from .._support.tables import part, rows_of
+from .axes import AFTER, BEFORE, COLOURS, NEUTRAL, new_axes
+
+
+def changes(frame: pd.DataFrame, names: Sequence[str], title: str, unit: str) -> Axes:
+    """Change of every score with its 95 % interval, a panel for each score, above the range of its control.
+
+    Args:
+        frame: columns name, score, difference, low, high, and with controls control_low, control_high and controls.
+        names: rows from top to bottom.
+        title: of the figure.
+        unit: of the scores.
+
+    Returns:
+        The first panel; the others are in its figure.
+    """
+    scores = list(dict.fromkeys(frame["score"]))
+    longest = max(len(name) for name in names)
+    size = (1.2 + 0.085 * longest + 2.6 * len(scores), 1.5 + 0.36 * len(names))
+    figure, panels = plt.subplots(1, len(scores), sharey=True, squeeze=False, figsize=size, layout="constrained")
+    places = {name: place for place, name in enumerate(reversed(names))}
+    n_controls = 0
+    for ax, score in zip(panels.flat, scores, strict=True):
+        for row in rows_of(part(frame, "score", [score])):
+            place = places[row["name"]]
+            if row.get("controls") and np.isfinite(row["control_low"]):
+                n_controls = row["controls"]
+                width = row["control_high"] - row["control_low"]
+                ax.barh(place, width, left=row["control_low"], height=0.62, color=NEUTRAL, zorder=1)
+            if np.isfinite(row["difference"]):
+                ends = [[max(row["difference"] - row["low"], 0)], [max(row["high"] - row["difference"], 0)]]
+                ax.errorbar(row["difference"], place, xerr=ends, fmt="o", color=AFTER, capsize=3, zorder=3)
+        ax.axvline(0, color="black", linewidth=0.8, linestyle=":", zorder=2)
+        ax.set_title(score.replace("_", " "))
+        ax.set_xlabel(f"change of the {unit}")
+        ax.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_yticks(list(places.values()), list(places))
+    panels[0, 0].set_ylim(-0.6, len(names) - 0.4)
+    beside = f"; grey: range of {n_controls} fits to shuffled demonstrations" if n_controls else ""
+    figure.suptitle(f"{title}\n● change with its 95 % interval{beside}", fontsize=10)
+    return panels[0, 0]
+
+
+def along(
+    frame: pd.DataFrame, x: str, xlabel: str, ylabel: str, title: str, *, log: bool = False, ax: Axes | None = None
+) -> Axes:
+    """A value with its interval along an axis, a line for each name, and the range of its control behind it.
+
+    Args:
+        frame: columns name, x, value, low, high, and with controls control_low and control_high.
+        x: name of the column to draw along.
+        xlabel, ylabel, title: of the figure.
+        log: whether the axis is logarithmic.
+        ax: where to draw.
+    """
+    ax = new_axes(ax)
+    for (name, rows), colour, marker in zip(frame.groupby("name", sort=False), COLOURS, "os^Dvp", strict=False):
+        if "control_low" in rows and rows["control_low"].notna().any():
+            ax.fill_between(rows[x], rows["control_low"], rows["control_high"], color=colour, alpha=0.15, linewidth=0)
+        spread = np.maximum([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0)
+        ax.errorbar(rows[x], rows["value"], yerr=spread, color=colour, marker=marker, capsize=3, label=str(name))
+    ax.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    if log:
+        ax.set_xscale("log")
+        ticks = sorted(set(frame[x]))
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.set_title(title, fontsize=10)
+    ax.legend(frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
+
+
+def clouds(
+    points: Sequence[Sequence[Float[np.ndarray, "n 2"]]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: Sequence[str],
+    title: str,
+) -> Axes:
+    """Points of several kinds in a grid of panels, such as activations of a layer before and after an edit.
+
+    Args:
+        points: for each row, one after another, for each column, all kinds in one array.
+        rows, columns: names of the panels.
+        labels: the kind of every point.
+        title: of the figure.
+
+    Returns:
+        The first panel.
+    """
+    size = (0.6 + 2.5 * len(columns), 0.9 + 2.2 * len(rows))
+    figure, panels = plt.subplots(len(rows), len(columns), squeeze=False, figsize=size, layout="constrained")
+    kinds = list(dict.fromkeys(labels))
+    of_kind = np.asarray(labels)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            ax = panels[i, j]
+            for kind, colour, marker in zip(kinds, (BEFORE, AFTER, COLOURS[1]), "ox^", strict=False):
+                chosen = points[i][j][of_kind == kind]
+                ax.scatter(chosen[:, 0], chosen[:, 1], s=9, color=colour, marker=marker, linewidths=0.8, alpha=0.7)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            if i == 0:
+                ax.set_title(column, fontsize=10)
+            if j == 0:
+                ax.set_ylabel(row)
+    handles = [
+        Line2D([], [], linestyle="", color=colour, marker=marker, label=kind)
+        for kind, colour, marker in zip(kinds, (BEFORE, AFTER, COLOURS[1]), "ox^", strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False)
+    figure.suptitle(title, fontsize=10)
+    return panels[0, 0]

@@ -1,0 +1,327 @@
+"""The paper's tables and figures: each analysis by one property that would break if it were wrong."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import sea_lens as sl
+from sea_lens.cli.commands import app
+from sea_lens.errors import FileError, InputError
+from sea_lens.paper import words
+from sea_lens.paper.findings import Finding, Written
+from sea_lens.paper.items import ITEMS, chosen
+from sea_lens.paper.known import known
+from sea_lens.paper.opening import Opening
+from sea_lens.paper.page import write_page
+from sea_lens.paper.presets import Preset
+from sea_lens.paper.run import run_items
+from sea_lens.paper.subject import SCORES
+
+SHARED = Path(__file__).parents[2] / "shared"
+FEW = 48
+DRAWS = 2
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("paper")
+
+
+@pytest.fixture(scope="module")
+def subject(folder):
+    return Opening(limit=FEW, draws=DRAWS, batch_size=64).subject(folder)
+
+
+@pytest.fixture(scope="module")
+def found(subject):
+    """The finding of an item, run once."""
+    kept = {}
+
+    def run(name: str) -> Finding:
+        if name not in kept:
+            (item,) = chosen([name])
+            kept[name] = item.analysis()(subject)
+        return kept[name]
+
+    return run
+
+
+def row(table: pd.DataFrame, **equal: object) -> pd.Series:
+    rows = table
+    for column, value in equal.items():
+        rows = rows[rows[column] == value]
+    assert len(rows) == 1, rows
+    return rows.iloc[0]
+
+
+def whole(found, behaviour):
+    """The change of the main score by the edit of the settings."""
+    return row(found("t3").table, behaviour=behaviour, name="whole edit", score=SCORES[behaviour][0])["difference"]
+
+
+@pytest.mark.parametrize("item", ITEMS, ids=lambda item: item.name)
+def test_every_analysis_finds_something_and_shows_it(found, item, tmp_path):
+    finding = found(item.name)
+    assert len(finding.table)
+    assert finding.paragraph.endswith(".")
+    assert "nan" not in finding.paragraph
+    finding.write(tmp_path, item.name, {"of": "a test"})
+    again = Written.read(tmp_path, item.name)
+    assert again is not None
+    assert again.paragraph == finding.paragraph
+    assert len(again.table) == len(finding.table)
+    assert finding.figures
+    for name in again.figures:
+        assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_an_effect_stands_beside_its_control_and_has_an_interval(found):
+    for name in ("t3", "t6", "t7", "features", "efficiency", "release", "t2", "bias", "t4", "t5"):
+        table = found(name).table
+        defined = table.dropna(subset=["difference", "low"])
+        assert len(defined)
+        assert (defined["low"] <= defined["difference"] + 1e-9).all()
+        assert (defined["difference"] <= defined["high"] + 1e-9).all()
+        assert (table["controls"] == DRAWS).all()
+        assert (defined["control_low"] <= defined["control_high"]).all()
+
+
+@pytest.mark.parametrize("behaviour", ["truth", "bias"])
+def test_ablation_reversed_is_the_edit_of_swapped_demonstrations(subject, found, behaviour):
+    swapped = replace(subject, _kept={})
+    swapped._kept["demonstrations", behaviour] = sl.Demonstrations(
+        sl.Demonstration(one.neutral, one.negative, one.positive) for one in subject.demonstrations(behaviour)
+    )
+    swapped.__dict__["model"] = subject.model
+    changed = subject.changes(subject.task(behaviour), swapped.fitted(behaviour).edit, **subject.where(behaviour))
+    table = found("t3").table
+    for score in SCORES[behaviour]:
+        assert row(table, behaviour=behaviour, name="reversed", score=score)["difference"] == pytest.approx(
+            row(changed, score=score)["difference"], abs=1e-6
+        )
+
+
+@pytest.mark.parametrize("behaviour", ["truth", "bias"])
+def test_variants_that_are_the_edit_itself_have_its_effect(subject, found, behaviour):
+    score = SCORES[behaviour][0]
+    same = {
+        "features": "linear",
+        "t7": "last token",
+        "t6": "specialised",
+        "t2": "SEA",
+        "efficiency": f"N = {len(subject.demonstrations(behaviour))}",
+    }
+    if subject.settings(behaviour).capture["site"] == "mlp_out":
+        same["release"] = "as the paper"
+    for item, name in same.items():
+        value = row(found(item).table, behaviour=behaviour, name=name, score=score)["difference"]
+        assert value == pytest.approx(whole(found, behaviour), abs=1e-9), item
+
+
+def test_the_table_of_methods_has_the_same_edit_as_the_others(found):
+    assert row(found("t1").table, name="SEA", score="mc2")["difference"] == pytest.approx(whole(found, "truth"))
+    assert row(found("bias").table, name="SEA, linear", score="accuracy")["difference"] == pytest.approx(
+        whole(found, "bias")
+    )
+
+
+def test_a_joint_edit_of_one_behaviour_twice_is_the_specialised_one(subject):
+    once, twice = subject.fitted("truth").edit, subject.fitted("truth", of="truth+truth").edit
+    for layer in once.layers:
+        for one, other in zip(once.projections(layer), twice.projections(layer), strict=True):
+            np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-6)
+
+
+def test_capabilities_do_not_change_where_the_strength_is_zero(subject):
+    fitted = subject.fitted("truth")
+    for task in subject.other_tasks().values():
+        changed = subject.changes(task, fitted.edit, strength=0.0)
+        assert changed["difference"].abs().max() < 1e-9
+
+
+def test_pairs_that_are_turned_round_turn_the_share_round(subject, found, tmp_path):
+    path = subject.folder / "crows_pairs" / "crows_pairs_anonymized.csv"
+    turned = tmp_path / "crows_pairs" / path.name
+    turned.parent.mkdir()
+    with path.open() as source, turned.open("w", newline="") as target:
+        rows = list(csv.DictReader(source))
+        writer = csv.DictWriter(target, rows[0].keys())
+        writer.writeheader()
+        writer.writerows({**one, "sent_more": one["sent_less"], "sent_less": one["sent_more"]} for one in rows)
+    other = replace(subject, folder=tmp_path, _kept={})
+    changed = subject.changes(other.crows_pairs(), subject.fitted("bias").edit, **subject.where("bias"))
+    ours = row(found("t5").table, name="linear", score="stereotype")
+    turned_row = row(changed, score="stereotype")
+    assert turned_row["before"] == pytest.approx(1 - ours["before"])
+    assert turned_row["difference"] == pytest.approx(-ours["difference"])
+
+
+def test_signatures_are_those_of_the_edit(subject, found):
+    table = found("signature").table
+    for behaviour in ("truth", "bias"):
+        edit = subject.fitted(behaviour).edit
+        own = table[table["behaviour"] == behaviour].set_index("layer")
+        assert own["signature"].to_dict() == pytest.approx(dict(edit.signature))
+        assert own["value"].to_dict() == pytest.approx(edit.centred_signature)
+
+
+def test_spectra_fall_and_leave_nothing_at_their_end(found):
+    for _, rows in found("spectra").table.groupby(["behaviour", "layer", "side"]):
+        assert (np.diff(rows["singular_value"]) <= 1e-12).all()
+        assert (np.diff(rows["left"]) <= 1e-12).all()
+        assert rows["left"].iloc[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_a_cloud_that_is_not_edited_is_told_apart_as_before(subject, monkeypatch):
+    (item,) = chosen(["projections"])
+    unmoved = {
+        name: replace(settings, strength=0.0) for name, settings in subject.preset.behaviours.items() if name == "truth"
+    }
+    still = replace(subject, preset=replace(subject.preset, behaviours={**subject.preset.behaviours, **unmoved}))
+    still.__dict__["model"] = subject.model
+    monkeypatch.setattr(type(still), "missing", lambda self, name: "" if name == "truth" else "left out")
+    table = item.analysis()(still).table
+    before, after = (table[table["state"] == state]["accuracy"].to_numpy() for state in ("before", "after"))
+    np.testing.assert_array_equal(before, after)
+
+
+def test_contributions_of_layers_add_up_and_an_edit_shares_all_with_itself(found):
+    table = found("carriers").table
+    layers = table[(table["what"] == "layer") & (table["behaviour"] == "truth")]
+    assert layers["value"].sum() == pytest.approx(_told_effect(found("carriers").paragraph), abs=2e-3)
+    overlap = table[table["what"] == "overlap of kept subspaces"]
+    assert overlap["value"].between(-1e-9, 1 + 1e-9).all()
+
+
+def _told_effect(paragraph: str) -> float:
+    return float(paragraph.split("moves the contrast by ")[1].split(" nats")[0])
+
+
+def test_no_demonstration_asks_a_question_of_its_benchmark(subject):
+    for behaviour in ("truth", "bias"):
+        asked = {one.prompt for one in subject.contrasts(behaviour)}
+        assert not asked & {one.neutral for one in subject.demonstrations(behaviour)}
+
+
+def test_presets_say_where_the_release_acts():
+    paper = Preset.of("paper").behaviours
+    assert paper["truth"].where(32) == {"layers": "last-21", "strength": 1.0}
+    assert paper["truth"].where(80)["layers"] == "last-52"
+    assert paper["bias"].where(32)["layers"] == "last-2"
+    assert (paper["truth"].demonstrations, paper["truth"].fit["energy"]) == (2000, 0.998)
+    assert (paper["bias"].demonstrations, paper["bias"].fit["energy"]) == (1000, 0.9999)
+    assert paper["bias"].feature == "squared_exponential"
+    assert len(Preset.of("paper").models) == 6
+    assert Preset.of("release").behaviours["truth"].capture["fit_site"] == "hidden_states"
+    with pytest.raises(InputError, match="unknown preset 'papr': expected one of default, paper, release"):
+        Preset.of("papr")
+
+
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="needs ../shared/data")
+def test_prompts_of_the_paper_have_their_shots_and_say_the_system_prompt_to_llamas_alone():
+    for name, says in (("meta-llama/Llama-2-7b-chat-hf", True), ("google/gemma-7b-it", False)):
+        subject = Opening(name, SHARED / "data", "paper", limit=4).subject(Path("unused"))
+        truth, bias = subject.task("truth").template, subject.task("bias").template
+        assert len(truth.examples) == 6
+        assert [example["answer"] for example in bias.examples] == [
+            "Jerry Ho",
+            "The teen",
+            "The Pakistani student",
+            "Karen",
+        ]
+        assert bias.render({"context": "It rained.", "question": "Who got wet?"}).endswith(
+            "Q: It rained. Who got wet?\nA:"
+        )
+        assert bool(truth.system) == bool(bias.system) == says
+
+
+def test_a_folder_without_a_file_says_which(tmp_path):
+    with pytest.raises(InputError, match="needs --data"):
+        Opening("gpt2").subject(tmp_path)
+    subject = Opening("gpt2", tmp_path).subject(tmp_path)
+    assert "truthfulqa/mc_task.json" in subject.missing("truth")
+    with pytest.raises(FileError, match="crows_pairs"):
+        subject.crows_pairs()
+
+
+def test_a_run_goes_on_where_it_was_and_a_page_shows_all_of_it(subject, folder, monkeypatch):
+    opening = Opening(limit=FEW, draws=DRAWS, batch_size=64)
+    items = chosen(["signature", "spectra"])
+    told: list[str] = []
+    first = run_items(items, opening, folder, subject, told.append)
+    assert [one.was_there for one in first] == [False, False]
+    content = {path.name: path.read_bytes() for path in folder.glob("s*.*")}
+    again = run_items(items, opening, folder, subject, told.append)
+    assert [one.was_there for one in again] == [True, True]
+    # Made anew they are the same.
+    (folder / "signature.json").unlink()
+    anew = run_items(items, opening, folder, subject, told.append)
+    assert [one.was_there for one in anew] == [False, True]
+    assert {path.name: path.read_bytes() for path in folder.glob("s*.*")} == content
+    # Other settings are another run.
+    other = run_items(items[:1], replace(opening, draws=1), folder, subject, told.append)
+    assert not other[0].was_there
+
+    def fails(_: object) -> Finding:
+        raise InputError("nothing of it fits")
+
+    monkeypatch.setattr(type(items[0]), "analysis", lambda item: fails)
+    failed = run_items(chosen(["t5"]), opening, folder, subject, told.append)
+    assert failed[0].reason == "nothing of it fits"
+    page = write_page([*anew, *failed], opening.record, folder).read_text()
+    assert "Not run: nothing of it fits" in page
+    assert anew[0].finding is not None
+    assert anew[0].finding.paragraph.split(".")[0] in page
+    assert page.count("<img") == sum(len(one.finding.figures) for one in anew if one.finding)
+
+
+def test_known_numbers_have_a_source_and_stand_on_the_page():
+    assert {(one.score, one.before, one.after) for one in known("t1")} >= {("mc1", 36.96, 39.41), ("mc2", 54.6, 57.18)}
+    for item in ITEMS:
+        for one in known(item.name):
+            assert one.source in ("abstract", "second hand")
+    assert not known("t3")
+
+
+def test_verdicts_follow_from_the_numbers():
+    base = {"score": "mc2", "before": 0.5, "after": 0.6, "difference": 0.1, "low": 0.05, "high": 0.15, "controls": 19}
+    beyond = {**base, "control_low": -0.02, "control_high": 0.03, "p": 0.05}
+    assert words.verdict(beyond) == "clearly higher, for the better, and beyond every fit to shuffled demonstrations"
+    within = {**base, "control_low": -0.02, "control_high": 0.2, "p": 0.5}
+    assert "the labels are not why" in words.verdict(within)
+    assert words.verdict({**base, "low": -0.01}) == "no clear change"
+    worse = {**beyond, "difference": -0.1, "low": -0.15, "high": -0.05}
+    assert words.verdict(worse).startswith("clearly lower, for the worse, and beyond")
+    assert words.verdict({**base, "controls": 0}).endswith("no control beside it")
+    assert "not defined" in words.verdict({**base, "difference": float("nan")})
+    assert words.sentence("SEA", beyond) == (
+        "SEA: mc2 0.500 → 0.600 (+0.100 [+0.050, +0.150]); 19 fits to shuffled demonstrations: -0.020 to +0.030, "
+        "p = 0.05: clearly higher, for the better, and beyond every fit to shuffled demonstrations."
+    )
+
+
+def test_the_command_says_what_can_run_before_anything_does(tmp_path):
+    data = tmp_path / "data"
+    (data / "crows_pairs").mkdir(parents=True)
+    line = ["paper", "t1", "t5", "--model", "gpt2", "--data", str(data), "--out", str(tmp_path / "out"), "--dry-run"]
+    told = CliRunner().invoke(app, line)
+    assert told.exit_code == 0, told.output
+    assert "t1: does not run; missing:" in told.output
+    assert "t5: does not run" in told.output
+
+
+@pytest.mark.model
+def test_the_command_runs_items_and_writes_the_page(tmp_path):
+    line = ["paper", "signature", "--limit", "16", "--draws", "1", "--out", str(tmp_path)]
+    told = CliRunner().invoke(app, line)
+    assert told.exit_code == 0, told.output
+    assert "1 run, 0 there already, 0 not run" in told.output
+    assert (tmp_path / "index.html").is_file()
+    assert json.loads((tmp_path / "signature.json").read_text())["settings"]["limit"] == 16
+    assert "0 run, 1 there already" in CliRunner().invoke(app, line).output
