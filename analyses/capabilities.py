@@ -12,7 +12,7 @@ import sea_lens as sl
 from sea_lens._support.tables import part, rows_of
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
-from sea_lens.paper.subject import BEHAVIOURS, Subject
+from sea_lens.paper.subject import Subject
 from sea_lens.paper.words import sentence
 from sea_lens.plots.findings import changes
 
@@ -28,11 +28,9 @@ def run(subject: Subject) -> Finding:
         return Finding(pd.DataFrame(), "There is nothing else to measure on.", not_run=(str(error),))
     there = " ".join(tasks).lower()
     not_run = [f"{name}: no file capability/{name}.jsonl" for name in OF_PAPER if name not in there]
+    not_run += subject.reasons()
     tables, figures = [], {}
-    for behaviour in BEHAVIOURS:
-        if reason := subject.missing(behaviour):
-            not_run.append(f"{behaviour}: {reason}")
-            continue
+    for behaviour in subject.behaviours():
         fitted, where = subject.fitted(behaviour), subject.where(behaviour)
         controls = fitted.shuffled(subject.draws)
         for name, task in tasks.items():

@@ -16,7 +16,7 @@ import torch
 import sea_lens as sl
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
-from sea_lens.paper.subject import BEHAVIOURS, Subject
+from sea_lens.paper.subject import Subject
 
 # Contrasts that contributions are measured on.
 MOST = 64
@@ -24,13 +24,10 @@ MOST = 64
 
 def run(subject: Subject) -> Finding:
     """Contributions of every edit, and how alike they are."""
-    rows, told, not_run, figures = [], [], [], {}
+    rows, told, figures = [], [], {}
     heads: dict[str, torch.Tensor] = {}
     edits = {}
-    for behaviour in BEHAVIOURS:
-        if reason := subject.missing(behaviour):
-            not_run.append(f"{behaviour}: {reason}")
-            continue
+    for behaviour in subject.behaviours():
         fitted, where = subject.fitted(behaviour), subject.where(behaviour)
         edits[behaviour] = fitted.edit
         controls = fitted.shuffled(subject.draws)
@@ -62,7 +59,7 @@ def run(subject: Subject) -> Finding:
             f"Of the kept subspaces of the two edits {shared.min():.0%} to {shared.max():.0%} is shared by layer; "
             f"of random ones of these ranks {chance.min():.0%} to {chance.max():.0%}."
         )
-    return Finding(pd.concat(rows) if rows else pd.DataFrame(), " ".join(told), figures, not_run=tuple(not_run))
+    return Finding(pd.concat(rows) if rows else pd.DataFrame(), " ".join(told), figures, not_run=subject.reasons())
 
 
 def overlaps(one: sl.SpectralEdit, other: sl.SpectralEdit) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 from sea_lens._support.tables import part, rows_of
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
-from sea_lens.paper.subject import BEHAVIOURS, Subject
+from sea_lens.paper.subject import Subject
 from sea_lens.paper.words import sentence
 from sea_lens.plots.findings import along
 
@@ -31,11 +31,8 @@ def numbers(most: int) -> list[int]:
 
 def run(subject: Subject) -> Finding:
     """Fit to more and more demonstrations."""
-    tables, told, not_run, figures = [], [], [], {}
-    for behaviour in BEHAVIOURS:
-        if reason := subject.missing(behaviour):
-            not_run.append(f"{behaviour}: {reason}")
-            continue
+    tables, told, figures = [], [], {}
+    for behaviour in subject.behaviours():
         n_all = len(subject.demonstrations(behaviour))
         order = random.Random(0).sample(range(n_all), n_all)
         rows = []
@@ -59,7 +56,7 @@ def run(subject: Subject) -> Finding:
         figures, "change of the score by number of demonstrations, beside fits to as many shuffled"
     )
     table = pd.concat(tables) if tables else pd.DataFrame()
-    return Finding(table, " ".join(told), figures, captions, tuple(not_run))
+    return Finding(table, " ".join(told), figures, captions, subject.reasons())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ suggest: how well a logistic regression tells the two apart, on demonstrations t
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
@@ -19,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 import sea_lens as sl
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
-from sea_lens.paper.subject import BEHAVIOURS, Subject
+from sea_lens.paper.subject import Subject
 from sea_lens.plots.findings import clouds
 
 # More points than this are a blot.
@@ -28,11 +29,8 @@ MOST = 200
 
 def run(subject: Subject) -> Finding:
     """Project and probe."""
-    rows, told, not_run, figures = [], [], [], {}
-    for behaviour in BEHAVIOURS:
-        if reason := subject.missing(behaviour):
-            not_run.append(f"{behaviour}: {reason}")
-            continue
+    rows, told, figures = [], [], {}
+    for behaviour in subject.behaviours():
         fitted, where = subject.fitted(behaviour), subject.where(behaviour)
         layers = list(fitted.edit.layers)
         edited = {int(layer) for layer in subject.edited_layers(behaviour)}
@@ -45,7 +43,7 @@ def run(subject: Subject) -> Finding:
             n = len(wanted)
             labels = ["wanted"] * n + ["unwanted"] * n
             before = np.concatenate([wanted, unwanted])
-            after = fitted.edit(sl_tensor(before), layer, strength=where["strength"]).numpy()
+            after = fitted.edit(torch.from_numpy(before), layer, strength=where["strength"]).numpy()
             states = {"before": before, "after": after}
             for state, cloud in states.items():
                 rows.append({"behaviour": behaviour, "layer": layer, "state": state, **told_apart(cloud, n)})
@@ -66,14 +64,7 @@ def run(subject: Subject) -> Finding:
             f"shares of demonstrations (0.5 is chance): {', '.join(parts)}."
         )
     captions = dict.fromkeys(figures, "activations of wanted and unwanted answers before and after the edit")
-    return Finding(pd.DataFrame(rows), " ".join(told), figures, captions, tuple(not_run))
-
-
-def sl_tensor(values: np.ndarray):
-    """As the tensor that an edit takes."""
-    import torch
-
-    return torch.from_numpy(np.ascontiguousarray(values))
+    return Finding(pd.DataFrame(rows), " ".join(told), figures, captions, subject.reasons())
 
 
 def embedded(cloud: np.ndarray) -> np.ndarray:

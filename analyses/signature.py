@@ -10,17 +10,14 @@ import pandas as pd
 
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
-from sea_lens.paper.subject import BEHAVIOURS, Subject
+from sea_lens.paper.subject import Subject
 from sea_lens.plots.findings import along
 
 
 def run(subject: Subject) -> Finding:
     """Signatures of every behaviour's edit."""
-    rows, told, not_run, figures = [], [], [], {}
-    for behaviour in BEHAVIOURS:
-        if reason := subject.missing(behaviour):
-            not_run.append(f"{behaviour}: {reason}")
-            continue
+    rows, told, figures = [], [], {}
+    for behaviour in subject.behaviours():
         fitted = subject.fitted(behaviour)
         shuffled = [control.centred_signature for control in fitted.shuffled(subject.draws)]
         own = [
@@ -54,7 +51,7 @@ def run(subject: Subject) -> Finding:
         figures[f"{behaviour}_paper"] = along(
             paper_rows, "layer", "layer", "signature, activations' units", f"Signature as the paper has it: {behaviour}"
         )
-    return Finding(pd.DataFrame(rows), " ".join(told), figures, not_run=tuple(not_run))
+    return Finding(pd.DataFrame(rows), " ".join(told), figures, not_run=subject.reasons())
 
 
 if __name__ == "__main__":

@@ -10,17 +10,14 @@ import pandas as pd
 
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
-from sea_lens.paper.subject import BEHAVIOURS, Subject
+from sea_lens.paper.subject import Subject
 from sea_lens.plots.edits import spectra
 
 
 def run(subject: Subject) -> Finding:
     """Whole spectra of every behaviour's edit."""
-    rows, told, not_run, figures = [], [], [], {}
-    for behaviour in BEHAVIOURS:
-        if reason := subject.missing(behaviour):
-            not_run.append(f"{behaviour}: {reason}")
-            continue
+    rows, told, figures = [], [], {}
+    for behaviour in subject.behaviours():
         edit = subject.fitted(behaviour, whole_spectrum=True).edit
         left = {}
         for layer in edit.layers:
@@ -50,7 +47,7 @@ def run(subject: Subject) -> Finding:
             f"{behaviour.capitalize()}. The first direction alone holds {min(first.values()):.1%} to "
             f"{max(first.values()):.1%} of the energy of wanted answers. Directions kept and dropped by layer: {kept}."
         )
-    return Finding(pd.DataFrame(rows), " ".join(told), figures, not_run=tuple(not_run))
+    return Finding(pd.DataFrame(rows), " ".join(told), figures, not_run=subject.reasons())
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def run(subject: Subject) -> Finding:
             add(name, edit, time.perf_counter() - start, **where)
         except sl.SeaLensError as error:
             not_run.append(f"{name}: {error}")
-    # Times differ from run to run, and stand apart from what is the same every time.
+    # fit_seconds and times differ from run to run; everything else is the same every time.
     table = pd.concat(rows)
     names = list(dict.fromkeys(table["name"]))
     figures = {"methods": changes(table, names, "Truthfulness by method", "score")}

@@ -15,7 +15,9 @@ import sea_lens as sl
 from sea_lens._support.tables import part, rows_of
 from sea_lens.cli.commands import app
 from sea_lens.errors import FileError, InputError
+from sea_lens.evaluation.benchmark import Item
 from sea_lens.paper import words
+from sea_lens.paper.data import right_and_wrong
 from sea_lens.paper.findings import Finding, Written
 from sea_lens.paper.items import ITEMS, chosen
 from sea_lens.paper.known import known
@@ -217,6 +219,16 @@ def test_no_demonstration_asks_a_question_of_its_benchmark(subject):
         assert not asked & {one.neutral for one in subject.demonstrations(behaviour)}
 
 
+def test_a_wrong_answer_is_the_biased_one_where_it_is_known_and_not_right():
+    facts = {"label": 2, "target": 0, "unknown": 2, "polarity": "neg"}
+    item = Item(1, {}, ("the young", "the old", "unknown"), facts)
+    assert right_and_wrong(item) == (2, 0)
+    assert right_and_wrong(replace(item, facts={**facts, "polarity": "nonneg"})) == (2, 1)
+    assert right_and_wrong(replace(item, facts={**facts, "label": 0})) == (0, 2)
+    assert right_and_wrong(replace(item, facts={**facts, "target": None})) == (2, 0)
+    assert right_and_wrong(replace(item, facts={"best": [1], "against": [2, 0]})) == (1, 2)
+
+
 def test_presets_say_where_the_release_acts():
     paper = Preset.of("paper").behaviours
     assert paper["truth"].where(32) == {"layers": "last-21", "strength": 1.0}
@@ -274,7 +286,13 @@ def test_a_run_goes_on_where_it_was_and_a_page_shows_all_of_it(subject, folder, 
     anew = run_items(items, opening, folder, subject, told.append)
     assert [one.was_there for one in anew] == [False, True]
     assert {path.name: path.read_bytes() for path in folder.glob("s*.*")} == content
-    # Other settings are another run.
+    # Other data are another run, and so are other settings.
+    documents = subject.folder / "text" / "documents.json"
+    written = documents.read_text()
+    documents.write_text(written + "\n")
+    changed = run_items(items[:1], opening, folder, subject, told.append)
+    documents.write_text(written)
+    assert not changed[0].was_there
     other = run_items(items[:1], replace(opening, draws=1), folder, subject, told.append)
     assert not other[0].was_there
 

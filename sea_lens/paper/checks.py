@@ -43,10 +43,10 @@ def checked(items: Sequence[ItemOfPaper], subject: Subject) -> list[Check]:
     return found
 
 
-def planned(subject: Subject, memory: str | None = None) -> Plan:
-    """What reading, fitting and evaluating take on the model, without its weights.
+def planned(subject: Subject) -> Plan:
+    """What loading, reading and fitting take on the model, without its weights.
 
     Raises:
         Those of `sl.plan`, where the model is not there or cannot be planned for.
     """
-    return plan(subject.name, steps=("load", "capture", "fit"), batch_size=subject.batch_size, memory=memory)
+    return plan(subject.name, steps=("load", "capture", "fit"), batch_size=subject.batch_size)

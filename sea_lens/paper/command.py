@@ -13,7 +13,7 @@ from .subject import Subject
 
 
 def command(run: Callable[[Subject], Finding], doc: str | None, arguments: list[str] | None = None) -> None:
-    """Run an analysis: without arguments on the shipped model, under three minutes on two cores.
+    """Run an analysis: without arguments on the shipped model.
 
     Writes NAME.csv, NAME.json and the figures, and prints the paragraph.
 

@@ -149,6 +149,23 @@ def demonstrations(pairs: Iterable[Pair], prompt: PromptTemplate | ChatPrompt) -
     return Demonstrations(found)
 
 
+def right_and_wrong(item: Item) -> tuple[int, int]:
+    """Places of a right and a wrong answer of an item of TruthfulQA or BBQ.
+
+    Of TruthfulQA the best answer and the first false one. Of BBQ the labelled answer and the biased one: who is
+    named by the stereotype where the question is negative, and the other group where it is not. Where the biased
+    answer is right, or not known, "unknown" is the wrong one, and where that is right the first of the others.
+    """
+    facts = item.facts
+    if "best" in facts:
+        return facts["best"][0], facts["against"][0]
+    right, biased, unknown = facts["label"], facts["target"], facts["unknown"]
+    if biased is not None and facts["polarity"] == "nonneg":
+        (biased,) = {0, 1, 2} - {biased, unknown}
+    others = [place for place in (biased, unknown, 0, 1, 2) if place not in (None, right)]
+    return right, others[0]
+
+
 def template_of(folder: Path, given: Mapping[str, Any], systems: Mapping[str, str], model_name: str) -> PromptTemplate:
     """The prompt that settings describe, with its examples from the folder's files.
 

@@ -62,7 +62,9 @@ class Opening:
             FileError: a testbed for which nothing was chosen on dev.
         """
         batch_size = self.batch_size or (16 if self.testbed is None else 256)
+        where = self.testbed or Path(self.model)
         common: dict[str, Any] = {"limit": self.limit, "draws": self.draws, "batch_size": batch_size}
+        common["model_folder"] = where if where.is_dir() else None
         if (path := self.testbed) is not None and self.data is None:
             bed = load_testbed(self.backend, path)
             write_data(bed, folder / "data")
@@ -84,6 +86,8 @@ class Opening:
         )
 
     def _loading(self) -> Callable[[], Any]:
+        if (path := self.testbed) is not None:
+            return lambda: load_testbed(self.backend, path).model
         return lambda: load_model(self.model, self.backend, device=self.device, dtype=self.dtype)
 
 

@@ -5,11 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._support.versions import versions
 from ..errors import SeaLensError
 from .findings import Finding, Written
 from .items import ItemOfPaper
 from .opening import Opening
 from .subject import Subject
+
+# Bytes of a file that is not read to tell whether it is the same.
+LARGE = 2**26
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,12 @@ def run_items(
         tell: is told what is done.
     """
     outcomes: list[Outcome] = []
+    # A finding of other data, weights or software is another one, whatever the command line says.
+    read = sorted(path for path in subject.folder.rglob("*") if path.is_file())
+    weights = sorted(path for path in subject.model_folder.glob("*") if path.is_file()) if subject.model_folder else []
+    common = {**opening.record, "data_sha256": _digest(read), "model_sha256": _digest(weights), "versions": versions()}
     for item in items:
-        settings = {**opening.record, "script": hashlib.sha256(item.path.read_bytes()).hexdigest()[:16]}
+        settings = {**common, "script": _digest([item.path])}
         found = Written.read(folder, item.name)
         if found is not None and found.settings == settings:
             tell(f"{item.name}: there already")
@@ -60,3 +68,14 @@ def run_items(
             continue
         outcomes.append(Outcome(item, Written.read(folder, item.name)))
     return outcomes
+
+
+def _digest(paths: Sequence[Path]) -> str:
+    """Of the names and the contents of files; of large ones, as weights are, of their sizes and times."""
+    found = hashlib.sha256()
+    for path in paths:
+        told = path.stat()
+        small = told.st_size <= LARGE
+        found.update(f"{path.name} {told.st_size} ".encode())
+        found.update(path.read_bytes() if small else str(told.st_mtime_ns).encode())
+    return found.hexdigest()[:16]

@@ -68,6 +68,7 @@ class Subject:
         limit: items of each benchmark and demonstrations of each behaviour, at most.
         draws: fits to shuffled demonstrations beside an edit.
         batch_size: texts at a time.
+        model_folder: where its files lie; None where it comes from the hub.
         models: names of all models of a comparison, by default this one.
         other: returns the subject of another of these names, with the same data and settings.
     """
@@ -79,6 +80,7 @@ class Subject:
     limit: int | None = None
     draws: int = 19
     batch_size: int = 16
+    model_folder: Path | None = None
     models: tuple[str, ...] = ()
     other: Callable[[str], "Subject"] | None = None
     _kept: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -124,6 +126,10 @@ class Subject:
     def behaviours(self) -> list[str]:
         """Those that the folder has both demonstrations and a benchmark of."""
         return [name for name in BEHAVIOURS if not self.missing(name)]
+
+    def reasons(self) -> tuple[str, ...]:
+        """Why the others cannot be looked at."""
+        return tuple(f"{name}: {reason}" for name in BEHAVIOURS if (reason := self.missing(name)))
 
     def missing(self, behaviour: str) -> str:
         """Why a behaviour cannot be looked at; nothing where it can."""
@@ -181,37 +187,15 @@ class Subject:
         }
 
     def contrasts(self, behaviour: str) -> Contrasts:
-        """The questions of the benchmark: the right answer against a wrong one.
-
-        Of TruthfulQA the best answer against the first false one; of BBQ the labelled answer against the one that names
-        the stereotyped group, and where that is right, or not known, against another.
-        """
+        """The questions of the benchmark: the right answer against a wrong one (`data.right_and_wrong`)."""
         task, found = self.task(behaviour), []
         assert task.template is not None
         prompt = for_model(task.template, chat_tokenizer(Lens.of(self.model)), answers=True)
         for item in task.items:
-            facts = item.facts
-            if behaviour == "truth":
-                right, wrong = facts["best"][0], facts["against"][0]
-            else:
-                right, target, other = facts["label"], facts["target"], facts["unknown"]
-                if target is not None and facts["polarity"] == "nonneg":
-                    (target,) = {0, 1, 2} - {target, facts["unknown"]}
-                wrong = target if target not in (None, right) else other
-                if wrong == right:
-                    wrong = next(i for i in range(3) if i != right)
-            before, (target_text, foil_text) = prompt.with_answers(
-                item.fields, [item.answers[right], item.answers[wrong]]
-            )
-            found.append(Contrast(before, target_text, foil_text))
+            answers = [item.answers[place] for place in data.right_and_wrong(item)]
+            before, (target, foil) = prompt.with_answers(item.fields, answers)
+            found.append(Contrast(before, target, foil))
         return Contrasts(found)
-
-    def captured(self, behaviour: str, **reading: Any) -> Captured:
-        """The demonstrations of a behaviour, read as its settings say, or otherwise: options of `sl.capture`."""
-        options = {**self.settings(behaviour.split("+")[0]).capture, **reading}
-        return self._keep(
-            ("captured", behaviour, tuple(sorted(options.items()))), lambda: self._read(behaviour, options)
-        )
 
     def fitted(
         self,
@@ -231,16 +215,14 @@ class Subject:
             places: of the demonstrations to fit from, by default all.
             feature: the feature map.
             reading: options of `sl.capture`.
-            options: of `sl.fit`.
+            options: of `sl.fit`, beside energy or rank, centre and spectrum_power, which are the settings'.
         """
         settings = self.settings(behaviour)
-        captured = self.captured(of or behaviour, **{**settings.capture, **(reading or {})})
+        captured = self._captured(of or behaviour, {**settings.capture, **(reading or {})})
         chosen = list(range(len(captured.demonstrations)) if places is None else places)
         start = time.perf_counter()
         mapped = feature_map(feature or settings.feature)
-        size = {} if {"energy", "rank"} & options.keys() else dict(settings.fit)
-        rest = {key: value for key, value in settings.fit.items() if key not in ("energy", "rank")}
-        edit = fit(captured.drawn(chosen, mapped), **{**size, **rest, **options})
+        edit = fit(captured.drawn(chosen, mapped), **{**settings.fit, **options})
         seconds = time.perf_counter() - start
         if places is not None:
             drawn = captured.drawn(chosen, feature_map("identity"))
@@ -269,18 +251,20 @@ class Subject:
         self, behaviour: str, name: str, edit: Edit, controls: Iterable[Edit] = (), **where: Any
     ) -> pd.DataFrame:
         """Rows of a table: what an edit does to the scores of a behaviour, under the name that the table gives it."""
-        start = time.perf_counter()
         rows = self.changes(self.task(behaviour), edit, controls, SCORES[behaviour], **where)
         rows.insert(0, "behaviour", behaviour)
         rows.insert(1, "name", name)
         # In the order that tables show, and without groups that the data have no items of.
         order = {score: place for place, score in enumerate(SCORES[behaviour])}
-        return rows.sort_values("score", key=lambda column: column.map(order)).assign(
-            seconds=time.perf_counter() - start
-        )
+        return rows.sort_values("score", key=lambda column: column.map(order))
 
     def _evaluate(self, task: Task, **edited: Any) -> Evaluation:
         return evaluate(self.model, task, **edited, batch_size=self.batch_size, progress=False)
+
+    def _captured(self, behaviour: str, options: Mapping[str, Any]) -> Captured:
+        return self._keep(
+            ("captured", behaviour, tuple(sorted(options.items()))), lambda: self._read(behaviour, options)
+        )
 
     def _read(self, behaviour: str, options: Mapping[str, Any]) -> Captured:
         names = {"site": "mlp_out", "fit_site": None, "position": "last", "neutral": "prompt"}
