@@ -8,6 +8,7 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from .._support.tables import part, rows_of
 from .axes import AFTER, BEFORE, COLOURS, NEUTRAL, new_axes
@@ -61,7 +62,7 @@ def along(
         frame: columns name, x, value, low, high, and with controls control_low and control_high.
         x: name of the column to draw along.
         xlabel, ylabel, title: of the figure.
-        log: whether the axis is logarithmic.
+        log: whether the axis is logarithmic; else its ticks are whole numbers, as layers are.
         ax: where to draw.
     """
     ax = new_axes(ax)
@@ -76,6 +77,8 @@ def along(
         ticks = sorted(set(frame[x]))
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     ax.set_title(title, fontsize=10)
