@@ -27,6 +27,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from scipy.optimize import brentq
 
 import sea_lens as sl
 from sea_lens.evaluation.perplexity import Perplexity
@@ -39,7 +40,10 @@ from sea_lens.testbed.choosing import BATCH_SIZE, LAYERS, LOSS_BUDGET, MINIMUM_M
 from sea_lens.testbed.choosing import where as acting
 from sea_lens.testbed.demo import CONTROL_DRAWS, RANDOM_DRAWS
 
-BISECTIONS = 12
+# Of the strength that has a divergence.
+TOLERANCE = 1e-3
+# Documents that side effects are measured on.
+N_DOCUMENTS = 100
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Measure:
     def __init__(self, bed: sl.testbed.Testbed, behaviour: Behaviour) -> None:
         self.bed, self.behaviour = bed, behaviour
         benchmark = Perplexity()
-        items = benchmark.read("held-out documents", enumerate(bed.documents, start=1))
+        items = benchmark.read("held-out documents", enumerate(bed.documents[:N_DOCUMENTS], start=1))
         self.documents = sl.Task(benchmark, "held-out documents", tuple(items), None)
         self.unedited = self.side_effects(None)
         self.scorers = {
@@ -163,13 +167,13 @@ def strength_of_divergence(edit: Any, layers: str, target: float, measure: Measu
         low, high = high, 2 * high
         if high > 64:
             return None
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        if measure.side_effects(edit, layers=layers, strength=middle).scores["kl"] < target:
-            low = middle
-        else:
-            high = middle
-    return high
+    found = brentq(
+        lambda strength: measure.side_effects(edit, layers=layers, strength=strength).scores["kl"] - target,
+        low,
+        high,
+        rtol=TOLERANCE,
+    )
+    return float(found)
 
 
 def named_source(measure: Measure) -> dict[str, Any]:

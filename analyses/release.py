@@ -2,36 +2,54 @@
 
     python analyses/release.py [--model M --data DIR]
 
-The edit as the paper describes it, and with one difference of the released code at a time that is an option here:
-activations of the residual stream in place of those that are edited, the last one behind the final norm; neutral texts
-that go on with the model's own answer; the mean of both projections with the scale of x lost. Two more differences
-cannot be had: norms over tokens in place of coordinates make an edit depend on later tokens and on the batch, and a
-feature function whose result is thrown away leaves only its inverse.
+The edit as the paper describes it, and with one difference of the released code at a time: activations of the residual
+stream in place of those that are edited, the last one behind the final norm; neutral texts that go on with the model's
+own answer; norms over tokens in place of coordinates. Then the edit with a squared exponential, and the same with φ
+thrown away when it is applied, so that only its inverse is left, which is the released code's.
 """
 
 from collections.abc import Iterable, Mapping
 
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
+from sea_lens.paper.released import NormOverTokens, without_feature
 from sea_lens.paper.subject import Subject
 from sea_lens.paper.variants import Row, Variant, compared
 from sea_lens.paper.words import sentence
 
-READINGS = {
-    "as the paper": {"neutral": "prompt", "fit_site": None},
-    "read at hidden states": {"neutral": "prompt", "fit_site": "hidden_states"},
-    "neutral texts generated": {"neutral": "generated", "fit_site": None, "max_new_tokens": 8},
-    "both": {"neutral": "generated", "fit_site": "hidden_states", "max_new_tokens": 8},
+PAPER, FEATURE = "as the paper", "with squared exponential"
+# What a difference is one from.
+BESIDE = {
+    "read at hidden states": PAPER,
+    "neutral texts generated": PAPER,
+    "both": PAPER,
+    "norm over tokens": PAPER,
+    FEATURE: PAPER,
+    "φ thrown away": FEATURE,
 }
+HIDDEN = {"fit_site": "hidden_states"}
+GENERATED = {"neutral": "generated", "max_new_tokens": 8}
 
 
 def run(subject: Subject) -> Finding:
     """Fit with every reading; the site that is edited is always MLP outputs, as in the released code."""
 
     def variants(behaviour: str) -> Mapping[str, Variant]:
+        reading = {"site": "mlp_out", "neutral": "prompt", "fit_site": None}
+        paper = subject.fitted(behaviour, reading=reading, feature="identity")
+        mapped = subject.fitted(behaviour, reading=reading, feature="squared_exponential")
+
+        def read(**other: object) -> Variant:
+            return Variant(subject.fitted(behaviour, reading={**reading, **other}, feature="identity"))
+
         return {
-            name: Variant(subject.fitted(behaviour, reading={"site": "mlp_out", **reading}))
-            for name, reading in READINGS.items()
+            PAPER: Variant(paper),
+            "read at hidden states": read(**HIDDEN),
+            "neutral texts generated": read(**GENERATED),
+            "both": read(**HIDDEN, **GENERATED),
+            "norm over tokens": Variant(paper, turned=NormOverTokens.of),
+            FEATURE: Variant(mapped),
+            "φ thrown away": Variant(mapped, turned=without_feature),
         }
 
     return compared(subject, "Differences of the released code", variants, words)
@@ -39,11 +57,12 @@ def run(subject: Subject) -> Finding:
 
 def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
     """What each difference adds to the edit."""
-    paper, *others = rows
-    yield sentence("As the paper", paper)
-    for row in others:
-        yield sentence(row["name"].capitalize(), row)
-        yield f"That is {row['difference'] - paper['difference']:+.3f} beside the paper's."
+    by_name = {row["name"]: row for row in rows}
+    yield sentence("As the paper", by_name[PAPER])
+    for name, other in BESIDE.items():
+        row = by_name[name]
+        yield sentence(name[0].upper() + name[1:], row)
+        yield f"That is {row['difference'] - by_name[other]['difference']:+.3f} beside the edit {other}."
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 MC1 and MC2 under the spectral edit of the preset and under other methods at their customary settings, with the seconds
 that a fit takes and the time of the benchmark as a multiple of the unedited model's. `analyses/methods.py` has every
-method at its own best and all at one divergence. Contrastive decoding and induce-then-contrast are offered by no kept
-library and are not run; neither are the shares of informative and truthful generations, which need a judge model.
+method at its own best and all at one divergence, and `analyses/generations.py` the shares of truthful and informative
+generations. Contrastive decoding and induce-then-contrast are offered by no kept library and are not run.
 """
 
 import time
@@ -23,11 +23,7 @@ from sea_lens.paper.words import sentence
 from sea_lens.plots.findings import changes
 
 EXAMPLES = 4
-NOT_RUN = (
-    "CD and ICD: no kept library offers contrastive decoding",
-    "Info and Truth: they need a judge model, which is none of the data",
-    "best of N: it is judged by the same model",
-)
+NOT_RUN = ("CD and ICD: no kept library offers contrastive decoding",)
 
 
 def methods(subject: Subject) -> dict[str, tuple[Callable[[], Any], dict[str, Any]]]:

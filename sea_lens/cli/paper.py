@@ -27,6 +27,9 @@ def run(
     data: Annotated[Path | None, typer.Option(help="Folder of data files; the shipped model has its own.")] = None,
     preset: Annotated[str | None, typer.Option(help="Settings: default, paper or release.")] = None,
     models: Annotated[str | None, typer.Option(help="Comma-separated, for t2; the preset's, or the model.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="TRUTH,INFO: two models that rate answers, for the generations.")
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="Items of each benchmark, and demonstrations.", min=1, max=LARGEST)
     ] = None,
@@ -49,8 +52,10 @@ def run(
     wanted = chosen(items or ["all"])
     if threads is not None:
         torch.set_num_threads(threads)
-    names = tuple(name.strip() for name in models.split(",") if name.strip()) if models else ()
-    opening = Opening(model, data, preset, limit, draws, batch_size, backend, device, dtype, names)
+    names, judges = (
+        tuple(name.strip() for name in (given or "").split(",") if name.strip()) for given in (models, judge)
+    )
+    opening = Opening(model, data, preset, limit, draws, batch_size, backend, device, dtype, names, judges)
     folder = output_folder(out, {"--data": data, "--model": model})
     subject = opening.subject(folder)
     if dry_run:

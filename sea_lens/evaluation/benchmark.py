@@ -16,6 +16,7 @@ from ..measure.shared_prompts import log_probs
 from ..measure.spans import Fitted, completion_spans, text_spans
 from ..models.decoding import before_stop, continue_prompts, decode_continuation
 from ..models.lens import Lens
+from ..models.sampling import GREEDY, Sampling
 from ..models.tokens import bos_token, tokenise
 from ..texts.chat_prompts import ChatPrompt
 from ..texts.prompts import PromptTemplate
@@ -126,10 +127,11 @@ class Asker:
             lambda: [[text_spans(self.lens, text, prepend_bos=self.prepend_bos, what=what)] for what, text in texts]
         )
 
-    def generate(self, items: Sequence[Item]) -> list[tuple[str, int]]:
-        """Greedy continuation of each item's prompt up to the prompt's stop texts, and the tokens cut from the prompt.
+    def generate(self, items: Sequence[Item], sampling: Sampling = GREEDY) -> list[tuple[str, int]]:
+        """Continuation of each item's prompt up to the prompt's stop texts, and the tokens cut from the prompt.
 
-        A prompt that leaves no room for an answer loses tokens at its left end, BOS kept.
+        A prompt that leaves no room for an answer loses tokens at its left end, BOS kept. An item that is given several
+        times is continued in as many ways, where tokens are drawn.
 
         Raises:
             DemonstrationError: the context is too short for any prompt with an answer; names the row.
@@ -149,7 +151,9 @@ class Asker:
                     raise DemonstrationError(f"row {item.row} has no room in a context of {self.lens.n_ctx} tokens")
                 cuts.append(max(len(tokens) - room, 0))
                 prompts.append([*tokens[:bos], *tokens[bos + cuts[-1] :]])
-            found = continue_prompts(self.lens, prompts, new_tokens, batch_size=self.batch_size, stop=self.prompt.stop)
+            found = continue_prompts(
+                self.lens, prompts, new_tokens, batch_size=self.batch_size, stop=self.prompt.stop, sampling=sampling
+            )
         texts = []
         for prompt, continuation in zip(prompts, found, strict=True):
             text = decode_continuation(self.lens, prompt, continuation)
@@ -260,7 +264,7 @@ class _Nobody(Asker):
     def score_sentences(self, texts: Iterable[tuple[str, str]]) -> list[Scored]:
         return [Scored([0.0], [1], 0) for _ in texts]
 
-    def generate(self, items: Sequence[Item]) -> list[tuple[str, int]]:
+    def generate(self, items: Sequence[Item], sampling: Sampling = GREEDY) -> list[tuple[str, int]]:
         return [("", 0) for _ in items]
 
 

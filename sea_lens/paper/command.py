@@ -28,6 +28,9 @@ def command(run: Callable[[Subject], Finding], doc: str | None, arguments: list[
         "--model", default=TESTBED, help="Hugging Face name or local folder; default: the shipped model"
     )
     parser.add_argument("--models", nargs="+", default=(), help="of a comparison of models; default: the model alone")
+    parser.add_argument(
+        "--judge", nargs=2, metavar=("TRUTH", "INFO"), default=(), help="models that rate generated answers"
+    )
     parser.add_argument("--data", type=Path, help="folder of data files; the shipped model has its own")
     parser.add_argument("--preset", help="default, paper or release; default: as chosen on dev, or default")
     parser.add_argument("--limit", type=int, help="items of each benchmark, and demonstrations, at most")
@@ -38,7 +41,7 @@ def command(run: Callable[[Subject], Finding], doc: str | None, arguments: list[
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--out", type=Path, default=Path(name), help="folder for the table and the figures")
     given = parser.parse_args(arguments)
-    given.models = tuple(given.models)
+    given.models, given.judge = tuple(given.models), tuple(given.judge)
     opening = Opening(**{one.name: getattr(given, one.name) for one in fields(Opening)})
     try:
         finding = run(opening.subject(given.out))

@@ -51,6 +51,7 @@ ITEMS = (
     ItemOfPaper(
         "t1", "Table 1", "truthfulness", "Is the model more truthful, and what would other methods do?", ("truth",)
     ),
+    ItemOfPaper("generations", "Table 1", "generations", "Are generated answers truthful and informative?", ("truth",)),
     ItemOfPaper("bias", "Figure: BBQ", "bias", "Is the model less biased, by condition and category?", ("bias",)),
     ItemOfPaper("t2", "Table 2", "models", "Does it hold for other models?"),
     ItemOfPaper("t3", "Table 3", "ablation", "Which parts of the edit does its effect need?"),

@@ -13,6 +13,7 @@ from ..models.load import load_model
 from ..testbed.bed import CHOSEN, PATH
 from ..testbed.bed import load as load_testbed
 from ..testbed.files import PROMPTS, write_data
+from .judged import Judge, ModelJudge, ReferenceJudge
 from .presets import Preset
 from .subject import Subject
 
@@ -30,6 +31,8 @@ class Opening:
         limit, draws, batch_size: as in `Subject`; by default 256 texts at a time on the shipped model, else 16.
         backend, device, dtype: as in `load_model`.
         models: of the comparison of models; by default the preset's, and where it has none the model itself.
+        judge: names of the models that rate generated answers, for truth and for information; empty where nobody does.
+            The shipped model's answers are known, and need none.
     """
 
     model: str = TESTBED
@@ -42,6 +45,7 @@ class Opening:
     device: str | None = None
     dtype: str = "auto"
     models: tuple[str, ...] = ()
+    judge: tuple[str, ...] = ()
 
     @property
     def record(self) -> dict[str, Any]:
@@ -58,17 +62,19 @@ class Opening:
         """The subject; the shipped model's data are written to a folder `data` in the given one.
 
         Raises:
-            InputError: a model of one's own without a folder of data, or a folder that does not exist.
+            InputError: a model of one's own without a folder of data, a folder that does not exist, or a single judge.
             FileError: a testbed for which nothing was chosen on dev.
         """
         batch_size = self.batch_size or (16 if self.testbed is None else 256)
         where = self.testbed or Path(self.model)
         common: dict[str, Any] = {"limit": self.limit, "draws": self.draws, "batch_size": batch_size}
         common["model_folder"] = where if where.is_dir() else None
+        common["judge"] = self._judge(batch_size)
         if (path := self.testbed) is not None and self.data is None:
             bed = load_testbed(self.backend, path)
             write_data(bed, folder / "data")
             preset = chosen_on_dev(path) if self.preset is None else Preset.of(self.preset)
+            common["judge"] = common["judge"] or ReferenceJudge()
             return Subject(self.model, folder / "data", preset, lambda: bed.model, **common)
         if self.data is None:
             raise InputError(f"--model {self.model} needs --data, a folder with {LAYOUT}")
@@ -84,6 +90,15 @@ class Opening:
             models=self.models or preset.models,
             other=lambda name: replace(self, model=name, models=(name,)).subject(folder),
         )
+
+    def _judge(self, batch_size: int) -> Judge | None:
+        if len(self.judge) not in (0, 2):
+            raise InputError(f"--judge {','.join(self.judge)}: expected two models, one for truth, one for information")
+        if not self.judge:
+            return None
+        given: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
+        loaded = (load_model(name, self.backend, **given) for name in self.judge)
+        return ModelJudge(lambda: (next(loaded), next(loaded)), batch_size)
 
     def _loading(self) -> Callable[[], Any]:
         if (path := self.testbed) is not None:

@@ -7,9 +7,12 @@ from typing import Any
 import pandas as pd
 
 from .._support.tables import rows_of
+from ..edits.base import Edit
 from ..plots.findings import changes
+from ..spectral.edit import SpectralEdit
 from .findings import Finding
-from .subject import BEHAVIOURS, Fitted, Subject
+from .material import BEHAVIOURS
+from .subject import Fitted, Subject
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,12 @@ class Variant:
     Attributes:
         fitted: the edit with its demonstrations.
         where: changes of where and how it acts: arguments of `applied`.
+        turned: what is made of the edit, and of its controls, before they are applied.
     """
 
     fitted: Fitted
     where: Mapping[str, Any] = field(default_factory=dict)
+    turned: Callable[[SpectralEdit], Edit] = lambda edit: edit
 
 
 Row = dict[str, Any]
@@ -57,7 +62,8 @@ def compared(
             # Variants of one fit share its controls.
             beside = controls.setdefault(id(one.fitted), []) or one.fitted.shuffled(subject.draws)
             controls[id(one.fitted)] = beside
-            rows.append(subject.measured(behaviour, name, one.fitted.edit, beside, **{**where, **one.where}))
+            edit, *turned = map(one.turned, [one.fitted.edit, *beside])
+            rows.append(subject.measured(behaviour, name, edit, turned, **{**where, **one.where}))
         table = pd.concat(rows)
         tables.append(table)
         figures[behaviour] = changes(table, list(named), f"{title}: {behaviour}", "score")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 # Of the scores, those that are better when they are higher.
-BETTER_HIGHER = {"mc1", "mc2", "mc3", "accuracy", "accuracy_normalised", "contrast"}
+BETTER_HIGHER = {"mc1", "mc2", "mc3", "accuracy", "accuracy_normalised", "contrast", "truth", "info", "truth_and_info"}
 
 
 def changed(row: Mapping[str, Any]) -> str:
@@ -41,7 +41,10 @@ def verdict(row: Mapping[str, Any]) -> str:
     if not row.get("controls") or math.isnan(row.get("control_low", math.nan)):
         return f"{told}; no control beside it"
     if row["difference"] > row["control_high"] if up else row["difference"] < row["control_low"]:
-        return f"{told}, and beyond every fit to shuffled demonstrations"
+        # The smallest p-value that so many controls can give (docs/method.md 6.8).
+        far = row["p"] <= 1 / (1 + row["controls"]) + 1e-9
+        beyond = f"{told}, and beyond every fit to shuffled demonstrations"
+        return beyond if far else f"{beyond}, by less than these differ"
     return f"{told}, but fits to shuffled demonstrations do as much: the labels are not why"
 
 

@@ -16,8 +16,8 @@ from .world import RELIABLE_SOURCES, UNRELIABLE_SOURCES, Question, Split
 N_DOCUMENTS = 100
 # Prompts are prompts already; answers follow them after a space.
 PROMPTS = {
-    "truth": {"prompt": "{question}", "completion": " {answer}"},
-    "bias": {"prompt": "{context} Q: {question} A:", "completion": " {answer}"},
+    "truth": {"prompt": "{question}", "completion": " {answer}", "stop": [" ."]},
+    "bias": {"prompt": "{context} Q: {question} A:", "completion": " {answer}", "stop": [" ."]},
 }
 
 
