@@ -27,7 +27,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 
 import sea_lens as sl
 from sea_lens.evaluation.perplexity import Perplexity
@@ -167,13 +167,11 @@ def strength_of_divergence(edit: Any, layers: str, target: float, measure: Measu
         low, high = high, 2 * high
         if high > 64:
             return None
-    found = brentq(
-        lambda strength: measure.side_effects(edit, layers=layers, strength=strength).scores["kl"] - target,
-        low,
-        high,
-        rtol=TOLERANCE,
-    )
-    return float(found)
+
+    def beyond(strength: float) -> float:
+        return measure.side_effects(edit, layers=layers, strength=strength).scores["kl"] - target
+
+    return root_scalar(beyond, bracket=(low, high), rtol=TOLERANCE).root
 
 
 def named_source(measure: Measure) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from .._support.arguments import as_integer, given
@@ -113,6 +113,14 @@ class Contributions(ABC):
             raise InputError(f"no contribution is called {given(label)}: they are {given(list(places))}")
         items = rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, places[label]]
         return bootstrap(items.numpy(), kind="number")
+
+    @property
+    def beyond_controls(self) -> Bool[Tensor, "*parts"] | None:
+        """Which values lie outside the range of the control edits, in the shape of `values`; None without controls."""
+        if self.control_values is None:
+            return None
+        low, high = self.control_values.amin(0), self.control_values.amax(0)
+        return (self.values < low) | (self.values > high)
 
     def p_values(self, *, corrected: bool = False) -> Float[Tensor, "*parts"]:
         """Two-sided p-value of each value among those of the control edits (docs/method.md 6.8).

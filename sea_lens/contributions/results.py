@@ -112,7 +112,8 @@ class PositionContributions(Contributions):
         from ..plots.contributions import position_map
 
         title = f"Where the edit acts: path contributions to {self.effect:+.3f} nats"
-        return position_map(self.values.numpy(), self.layers, self.positions, title, ax=ax)
+        beside = {"beyond": _array(self.beyond_controls), "controls": self.n_controls}
+        return position_map(self.values.numpy(), self.layers, self.positions, title, **beside, ax=ax)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +203,8 @@ class HeadContributions(Contributions):
             heads = len(self.details["sampled_heads"])
             whole += f", correlation to exact {self.details['correlation']:.3f} on {heads} heads"
         title = f"Heads: {METHOD_TITLES[self.method]}\n{whole}"
-        return head_map(self.values.numpy(), self.unit, title, ax=ax)
+        beside = {"beyond": _array(self.beyond_controls), "controls": self.n_controls}
+        return head_map(self.values.numpy(), self.unit, title, **beside, ax=ax)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,3 +273,7 @@ class DirectionContributions(Contributions):
         raised = {label: about.raises[0][0].strip() for label, about in self.descriptions.items()}
         names = [raised.get(label, "") for label in self.directions]
         return direction_spectrum(self.to_frame(), names, self.effect, controls=self.n_controls, ax=ax)
+
+
+def _array(known: Tensor | None) -> Any:
+    return None if known is None else known.numpy()

@@ -85,10 +85,11 @@ class Effect:
         ).rename_axis("contrast")
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Distribution of the contrast before and after."""
+        """Distribution of the contrast before and after, and where the controls bring its mean."""
         from ..plots.edits import before_after
 
-        return before_after(self.before_items.numpy(), self.after_items.numpy(), self.interval, ax=ax)
+        controls = None if self.control_effects is None else self.control_effects.numpy()
+        return before_after(self.before_items.numpy(), self.after_items.numpy(), self.interval, controls, ax=ax)
 
     def __str__(self) -> str:
         beside = ""

@@ -2,20 +2,27 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
-from .axes import BEFORE, DROP, KEEP, NEUTRAL, new_axes
+from .axes import BEFORE, DROP, KEEP, NEUTRAL, SMALL, dress, layer_colours, layer_handles, legend, new_axes
 
 # A map of more cells than this is read by its colours alone.
 MOST_NUMBERS = 96
+# Inches of a cell with its number and of one without.
+WIDE, NARROW = (0.62, 0.42), (0.2, 0.2)
+# Names along an axis of a map, at most.
+MOST_NAMES = 12
 SIDES = {"+": "^", "-": "v"}
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+# Directions that are drawn with their intervals, and of these with their names.
+DRAWN, NAMED = 20, 4
 
 
 def layer_bars(frame: pd.DataFrame, effect: float, title: str, *, controls: int = 0, ax: Axes | None = None) -> Axes:
@@ -33,28 +40,18 @@ def layer_bars(frame: pd.DataFrame, effect: float, title: str, *, controls: int 
     ax.use_sticky_edges = False
     values = frame["value"].to_numpy()
     errors = np.abs(np.stack([values - frame["low"], frame["high"] - values]))
-    ax.bar(frame["layer"], values, yerr=errors, color=[KEEP if v >= 0 else DROP for v in values], capsize=4)
+    ax.bar(frame["layer"], values, yerr=errors, color=[KEEP if v >= 0 else DROP for v in values], capsize=3)
     if controls:
         low, high = frame["control_low"].to_numpy(), frame["control_high"].to_numpy()
         label = f"range of {controls} control edits"
         ax.bar(frame["layer"], high - low, bottom=low, width=0.95, color=NEUTRAL, alpha=0.7, label=label, zorder=0.5)
-        ax.legend(frameon=False, fontsize=8, loc="upper left")
     ax.axhline(0, color="black", linewidth=0.8)
-    ax.axhline(effect, color=BEFORE, linestyle="--", linewidth=1.2)
-    ax.annotate(
-        f"whole edit {effect:+.2f}",
-        (1.0, effect),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        color=BEFORE,
-    )
+    ax.axhline(effect, color=BEFORE, linestyle="--", linewidth=1.2, label=f"whole edit {effect:+.2f}")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("layer")
-    ax.set_ylabel("contribution to the effect, nats")
-    ax.set_title(title, fontsize=10)
-    ax.margins(y=0.15)
-    return ax
+    # Room for the legend above whatever is highest.
+    ax.margins(y=0.25)
+    legend(ax, loc="upper left", ncols=2)
+    return dress(ax, "layer", "contribution to the effect, nats", title)
 
 
 def position_map(
@@ -62,45 +59,78 @@ def position_map(
     layers: Sequence[int],
     positions: Sequence[int],
     title: str,
+    *,
+    beyond: Bool[np.ndarray, "layers positions"] | None = None,
+    controls: int = 0,
     ax: Axes | None = None,
 ) -> Axes:
-    """Layer × position map of contributions in nats."""
-    ax = new_axes(ax, (2.2 + 0.5 * min(len(positions), 24), 1.6 + 0.45 * min(len(layers), 24)))
-    _map(ax, values, "nats", positions, layers)
-    ax.set_xlabel("position (0: last token of the prompt)")
-    ax.set_ylabel("layer")
-    ax.set_title(title, fontsize=10)
-    return ax
+    """Layer × position map of contributions in nats; arguments as in `head_map`."""
+    ax = _map(ax, values, "nats", positions, layers, beyond)
+    return dress(ax, "position (0: last token of the prompt)", "layer", _beside(title, beyond, controls), framed=True)
 
 
-def head_map(values: Float[np.ndarray, "n_layers n_heads"], unit: str, title: str, ax: Axes | None = None) -> Axes:
-    """Layer × head map of contributions in the given unit."""
+def head_map(
+    values: Float[np.ndarray, "n_layers n_heads"],
+    unit: str,
+    title: str,
+    *,
+    beyond: Bool[np.ndarray, "n_layers n_heads"] | None = None,
+    controls: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Layer × head map of contributions.
+
+    Args:
+        values: in the unit.
+        unit: of the values.
+        title: of the figure.
+        beyond: which values lie outside the range of their control edits; these cells have a frame.
+        controls: how many control edits there are.
+        ax: where to draw.
+    """
     n_layers, n_heads = values.shape
-    ax = new_axes(ax, (1.9 + 0.55 * min(n_heads, 24), 1.8 + 0.5 * min(n_layers, 24)))
-    _map(ax, values, unit, range(n_heads), range(n_layers))
-    ax.set_xlabel("head")
-    ax.set_ylabel("layer")
-    ax.set_title(title, fontsize=9)
-    return ax
+    ax = _map(ax, values, unit, range(n_heads), range(n_layers), beyond)
+    return dress(ax, "head", "layer", _beside(title, beyond, controls), framed=True)
+
+
+def _beside(title: str, beyond: Bool[np.ndarray, "rows columns"] | None, controls: int) -> str:
+    if beyond is None:
+        return title
+    # Each of controls + 1 numbers is as likely as any other to be the lowest or the highest, where labels say nothing.
+    chance = beyond.size * 2 / (controls + 1)
+    told = f"outside the range of {controls} control edits, {int(beyond.sum())} of {beyond.size}"
+    return f"{title}\nframed: {told} (by chance about {chance:.0f})"
 
 
 def _map(
-    ax: Axes, values: Float[np.ndarray, "rows columns"], unit: str, columns: Sequence[int], rows: Sequence[int]
-) -> None:
+    ax: Axes | None,
+    values: Float[np.ndarray, "rows columns"],
+    unit: str,
+    columns: Sequence[int],
+    rows: Sequence[int],
+    beyond: Bool[np.ndarray, "rows columns"] | None,
+) -> Axes:
     """A diverging colour map centred on zero, with its numbers where they are few."""
+    numbered = values.size <= MOST_NUMBERS
+    width, height = WIDE if numbered else NARROW
+    ax = new_axes(ax, (max(1.9 + width * len(columns), 4.6), max(1.6 + height * len(rows), 2.4)))
     bound = float(np.abs(values).max()) or 1.0
     image = ax.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
     decimals = int(np.clip(1 - np.floor(np.log10(bound)), 1, 4))
-    if values.size <= MOST_NUMBERS:
-        for (row, column), value in np.ndenumerate(values):
+    for (row, column), value in np.ndenumerate(values):
+        if numbered:
             shade = "white" if abs(value) > 0.6 * bound else "black"
-            ax.text(column, row, f"{value:+.{decimals}f}", ha="center", va="center", fontsize=7, color=shade)
-    for axis, names, most in ((ax.xaxis, columns, 16), (ax.yaxis, rows, 16)):
-        step = -(-len(names) // most)
+            ax.text(column, row, f"{value:+.{decimals}f}", ha="center", va="center", fontsize=SMALL, color=shade)
+        if beyond is not None and beyond[row, column]:
+            ax.add_patch(Rectangle((column - 0.47, row - 0.45), 0.94, 0.9, fill=False, linewidth=1.4))
+    for axis, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+        step = -(-len(names) // MOST_NAMES)
         axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]])
     figure = ax.get_figure()
     assert figure is not None
-    figure.colorbar(image, ax=ax, label=unit)
+    bar = figure.colorbar(image, ax=ax, label=unit)
+    bar.ax.tick_params(labelsize=SMALL)
+    return ax
 
 
 def direction_spectrum(
@@ -108,7 +138,7 @@ def direction_spectrum(
 ) -> Axes:
     """Share of each singular direction against its place in the spectrum (docs/method.md 8.1).
 
-    The 20 largest shares are drawn with their intervals, the 4 largest with their names.
+    The 20 largest shares are drawn with their intervals; the 4 largest have numbers, and names in the legend.
 
     Args:
         frame: columns layer, head, side, index, value, low, high, and with controls control_low and control_high; in
@@ -118,51 +148,60 @@ def direction_spectrum(
         controls: how many control edits the range is of.
         ax: where to draw.
     """
-    ax = new_axes(ax, (7.5, 4.4))
+    ax = new_axes(ax, (8.0, 4.2))
     frame = frame.assign(name=list(names))
     ranked = frame[frame["side"].isin(list(SIDES))].assign(place=lambda rows: rows["index"] + 1)
-    layers = sorted(set(frame["layer"]))
-    colours = dict(zip(layers, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(layers))), strict=True))
+    colours = layer_colours(sorted(set(frame["layer"])))
     if controls:
         spread = ranked.groupby("place").agg({"control_low": "min", "control_high": "max"})
         ax.fill_between(spread.index, spread["control_low"], spread["control_high"], color=NEUTRAL, alpha=0.5)
     for side, marker in SIDES.items():
         rows = ranked[ranked["side"] == side]
         ax.scatter(rows["place"], rows["value"], c=[colours[i] for i in rows["layer"]], marker=marker, s=26, zorder=3)
-    largest = ranked.loc[ranked["value"].abs().sort_values(ascending=False).index[:20]]
-    for rank, row in enumerate(largest.to_dict(orient="records")):
+    handles: list[Artist] = [
+        Line2D([], [], color="black", marker=m, linestyle="", label=f"U{side}") for side, m in SIDES.items()
+    ]
+    handles += layer_handles(colours)
+    if controls:
+        handles.append(Patch(color=NEUTRAL, label=f"range of {controls} control edits"))
+    largest = ranked.loc[ranked["value"].abs().sort_values(ascending=False).index[:DRAWN]]
+    for rank, row in enumerate(largest.to_dict(orient="records"), start=1):
         ax.vlines(row["place"], row["low"], row["high"], color=colours[row["layer"]], linewidth=0.8)
-        if rank < 4:
-            head = "" if pd.isna(row["head"]) else f" head {row['head']}"
-            name = f"layer {row['layer']}{head} U{row['side']} {row['name']}"
-            offset = (6, 5 if rank % 2 == 0 else -11)
+        if rank <= NAMED:
+            # Left and right by turns, since the largest often stand above each other.
+            side, offset = ("left", 7) if rank % 2 else ("right", -7)
             ax.annotate(
-                name,
+                str(rank),
                 (row["place"], row["value"]),
-                xytext=offset,
+                xytext=(offset, 0),
                 textcoords="offset points",
-                fontsize=8,
-                parse_math=False,
+                ha=side,
+                va="center",
+                fontsize=SMALL,
+                fontweight="bold",
             )
+            head = "" if pd.isna(row["head"]) else f" head {int(row['head'])}"
+            name = f"{rank}: layer {row['layer']}{head} U{row['side']}{int(row['place'])} {row['name']}".rstrip()
+            handles.append(Line2D([], [], linestyle="", label=name))
     ax.axhline(0, color="black", linewidth=0.8)
     if len(ranked):
         ax.set_xscale("log")
         ax.set_xticks([tick for tick in TICKS if tick <= ranked["place"].max()])
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.set_xlabel("place in the spectrum (1: largest singular value); a name tells the token raised most")
-    ax.set_ylabel("share of the effect, nats")
     parts_of = {"+": "U+", "-": "U-", "norm": "rescaling", "centre": "centre"}
     sums = {name: frame.loc[frame["side"] == side, "value"] for side, name in parts_of.items()}
     parts = ", ".join(f"{name} {values.sum():+.3f}" for name, values in sums.items() if len(values))
-    ax.set_title(f"Singular directions: effect {effect:+.3f} nats = {parts}", fontsize=10)
-    handles = [Line2D([], [], color="black", marker=m, linestyle="", label=f"U{side}") for side, m in SIDES.items()]
-    shown = layers if len(layers) <= 12 else [layers[0], layers[len(layers) // 2], layers[-1]]
-    handles += [Line2D([], [], color=colours[i], marker="o", linestyle="", label=f"layer {i}") for i in shown]
-    if controls:
-        handles.append(Line2D([], [], color=NEUTRAL, linewidth=6, label=f"{controls} control edits"))
-    ax.legend(handles=handles, frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return ax
+    legend(ax, handles, loc="center left", bbox_to_anchor=(1, 0.5))
+    for text in ax.get_legend().get_texts():  # type: ignore[union-attr]
+        # A token may hold what a formula begins with.
+        text.set_parse_math(False)
+    return dress(
+        ax,
+        "place in the spectrum (1: largest singular value); a name tells the token that is raised most",
+        "share of the effect, nats",
+        f"Singular directions: effect {effect:+.3f} nats = {parts}",
+    )
 
 
 def resampled_values(
@@ -177,7 +216,7 @@ def resampled_values(
         unit: of the values.
         ax: where to draw.
     """
-    order = [0, *(frame["value"].iloc[1:].abs().sort_values(ascending=False).index[:20])]
+    order = [0, *(frame["value"].iloc[1:].abs().sort_values(ascending=False).index[:DRAWN])]
     ax = new_axes(ax, (6.5, 1.2 + 0.3 * len(order)))
     shown, places = frame.iloc[order], np.arange(len(order))[::-1]
     for place, row in zip(places, order, strict=True):
@@ -186,7 +225,4 @@ def resampled_values(
     ax.errorbar(shown["value"], places, xerr=spread, fmt="o", color=KEEP, capsize=3, zorder=2)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
     ax.set_yticks(places, list(shown["part"]))
-    ax.set_ylabel("part")
-    ax.set_xlabel(f"value, {unit}; intervals over contrasts and demonstrations")
-    ax.set_title(title, fontsize=10)
-    return ax
+    return dress(ax, f"value, {unit}; ticks: single fits; intervals over contrasts and demonstrations", "part", title)

@@ -2,35 +2,46 @@
 
 from collections.abc import Mapping, Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .._support.statistics import Interval
-from .axes import AFTER, BEFORE, KEEP, NEUTRAL, new_axes
+from .axes import AFTER, BEFORE, KEEP, NEUTRAL, SMALL, dress, layer_colours, layer_handles, legend, new_axes
 
 
 def before_after(
     before: Float[np.ndarray, " items"],
     after: Float[np.ndarray, " items"],
     interval: Interval,
+    controls: Float[np.ndarray, " draws"] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Distribution of the contrast over items, unedited and edited, with the interval of the difference."""
+    """Distribution of the contrast over items, unedited and edited, with the interval of the difference.
+
+    Args:
+        before, after: the contrast of each item, in nats.
+        interval: of the effect, the mean difference.
+        controls: effects of control edits; where they bring the mean is a grey range.
+        ax: where to draw.
+    """
     ax = new_axes(ax)
     items = np.concatenate([before, after])
     bins = np.linspace(items.min(), items.max(), 31) if np.ptp(items) > 0 else 10
     for values, colour, label in ((before, BEFORE, "unedited"), (after, AFTER, "edited")):
         ax.hist(values, bins=bins, color=colour, alpha=0.55, label=f"{label}, mean {values.mean():+.2f}")
         ax.axvline(values.mean(), color=colour, linewidth=2)
+    if controls is not None and len(controls):
+        label = f"means of {len(controls)} control edits"
+        ends = before.mean() + controls.min(), before.mean() + controls.max()
+        ax.axvspan(*ends, color=NEUTRAL, alpha=0.75, label=label, zorder=2.5)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    ax.set_xlabel("log p(target) − log p(foil), nats   (right of 0: the target is preferred)")
-    ax.set_ylabel("contrasts")
-    ax.set_title(f"Effect of the edit: {interval} nats")
-    ax.legend(frameon=False)
-    return ax
+    ax.margins(y=0.3)
+    legend(ax, loc="upper left")
+    label = "log p(target) − log p(foil), nats; right of 0 the target is preferred"
+    return dress(ax, label, "contrasts", f"Effect of the edit: {interval} nats")
 
 
 def spectra(
@@ -47,22 +58,22 @@ def spectra(
         ax: where to draw.
     """
     ax = new_axes(ax)
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(left)))
-    for layer, colour in zip(left, colours, strict=True):
+    colours = layer_colours(list(left))
+    for layer, colour in colours.items():
         for beyond, rank, line, marker in zip(left[layer], ranks[layer], ("-", "--"), ("o", "x"), strict=True):
             k = np.arange(1, len(beyond) + 1)
             shown = beyond > 1e-9
-            label = f"layer {layer}" if line == "-" else None
-            ax.plot(k[shown], beyond[shown], line, color=colour, linewidth=1.2, label=label)
+            ax.plot(k[shown], beyond[shown], line, color=colour, linewidth=1.2)
             chosen = round(rank)
             if 0 < chosen <= len(beyond):
                 ax.plot(chosen, max(beyond[chosen - 1], 1e-9), marker, color=colour)
     ax.set_yscale("log")
-    ax.set_xlabel("directions k   (— and ●: positive and its rank,  - - and ×: negative)")
-    ax.set_ylabel("energy left after k")
-    ax.set_title("Spectra of the cross-covariances")
-    ax.legend(frameon=False, ncols=2, fontsize=8)
-    return ax
+    sides = [
+        Line2D([], [], color="black", linestyle="-", marker="o", label="positive, and its rank"),
+        Line2D([], [], color="black", linestyle="--", marker="x", label="negative, and its rank"),
+    ]
+    legend(ax, [*sides, *layer_handles(colours)], loc="center left", bbox_to_anchor=(1, 0.5))
+    return dress(ax, "directions k", "share of the energy left after k", "Spectra of the cross-covariances")
 
 
 def layer_signatures(
@@ -86,14 +97,12 @@ def layer_signatures(
         ax.bar(layers + shift, distances, width, color=KEEP, label="distance of positive and negative means")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_yscale("log")
-    ax.set_xlabel("layer")
-    ax.set_ylabel("size, in units of the activations")
-    ax.set_title("Size of activations, and distance of the labels' means")
     # Above the highest bar, wherever that stands.
     lowest, highest = ax.get_ylim()
     ax.set_ylim(lowest, highest * (highest / lowest) ** 0.25)
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
-    return ax
+    legend(ax, loc="upper left")
+    title = "Size of activations, and distance of the labels' means"
+    return dress(ax, "layer", "size, in units of the activations", title)
 
 
 def comparison(
@@ -105,11 +114,10 @@ def comparison(
     for place, interval in zip(places, rows.values(), strict=True):
         ends = [[interval.mean - interval.low], [interval.high - interval.mean]]
         ax.errorbar(interval.mean, place, xerr=ends, fmt="o", color=AFTER, capsize=4, markersize=7)
-        ax.annotate(str(interval), (interval.mean, place), xytext=(0, 8), textcoords="offset points", ha="center")
+        at = {"xytext": (0, 8), "textcoords": "offset points", "ha": "center", "fontsize": SMALL}
+        ax.annotate(str(interval), (interval.mean, place), **at)
     ax.plot(draws, np.zeros(len(draws)), "|", color=BEFORE, markersize=16, markeredgewidth=1.5)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
     ax.set_yticks([*places, 0], [*rows, f"{len(draws)} {control}"])
     ax.set_ylim(-0.6, len(rows) + 0.7)
-    ax.set_xlabel(f"change of {contrast}, nats")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    return dress(ax, f"change of {contrast}, nats", "", "")

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .._support.tables import part, rows_of
-from .axes import AFTER, BEFORE, COLOURS, NEUTRAL, new_axes
+from .axes import AFTER, BEFORE, COLOURS, NEUTRAL, NORMAL, SMALL, broken, dress, legend, new_axes
 
 
 def changes(frame: pd.DataFrame, names: Sequence[str], title: str, unit: str) -> Axes:
@@ -43,13 +43,14 @@ def changes(frame: pd.DataFrame, names: Sequence[str], title: str, unit: str) ->
                 ends = [[max(row["difference"] - row["low"], 0)], [max(row["high"] - row["difference"], 0)]]
                 ax.errorbar(row["difference"], place, xerr=ends, fmt="o", color=AFTER, capsize=3, zorder=3)
         ax.axvline(0, color="black", linewidth=0.8, linestyle=":", zorder=2)
-        ax.set_title(score.replace("_", " "))
-        ax.set_xlabel(f"change of the {unit}")
-        ax.spines[["top", "right"]].set_visible(False)
+        dress(ax, f"change of the {unit}", "", score.replace("_", " "))
+        # Few numbers, since panels are narrow.
+        ax.xaxis.set_major_locator(MaxNLocator(4))
     panels[0, 0].set_yticks(list(places.values()), list(places))
     panels[0, 0].set_ylim(-0.6, len(names) - 0.4)
     beside = f"; grey: range of {n_controls} fits to shuffled demonstrations" if n_controls else ""
-    figure.suptitle(f"{title}\n● change with its 95 % interval{beside}", fontsize=10)
+    told = f"{title}\n● change with its 95 % interval{beside}"
+    figure.suptitle(broken(told, size[0]), fontsize=NORMAL)
     return panels[0, 0]
 
 
@@ -79,12 +80,9 @@ def along(
         ax.minorticks_off()
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel(xlabel)
-    ax.set_ylabel(ylabel)
-    ax.set_title(title, fontsize=10)
-    ax.legend(frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax
+    ax.margins(y=0.15)
+    legend(ax)
+    return dress(ax, xlabel, ylabel, title)
 
 
 def clouds(
@@ -118,13 +116,13 @@ def clouds(
             ax.set_xticks([])
             ax.set_yticks([])
             if i == 0:
-                ax.set_title(column, fontsize=10)
+                ax.set_title(column, fontsize=NORMAL)
             if j == 0:
                 ax.set_ylabel(row)
     handles = [
         Line2D([], [], linestyle="", color=colour, marker=marker, label=kind)
         for kind, colour, marker in zip(kinds, (BEFORE, AFTER, COLOURS[1]), "ox^", strict=False)
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False)
-    figure.suptitle(title, fontsize=10)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=SMALL)
+    figure.suptitle(broken(title, size[0]), fontsize=NORMAL)
     return panels[0, 0]

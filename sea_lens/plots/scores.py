@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .axes import AFTER, new_axes
+from .axes import AFTER, NEUTRAL, broken, dress, new_axes
 
 _SHOWN = 30
 
@@ -20,21 +20,18 @@ def score_differences(frame: pd.DataFrame, title: str, ax: Axes | None = None) -
         title: of the figure.
         ax: where to draw.
     """
-    ax = new_axes(ax)
     frame = frame[np.isfinite(frame["difference"])].iloc[:_SHOWN][::-1]
+    ax = new_axes(ax, (7.0, 1.6 + 0.28 * max(len(frame), 3)))
     places = np.arange(len(frame))
     if "control_low" in frame:
         width = frame["control_high"] - frame["control_low"]
-        ax.barh(places, width, left=frame["control_low"], color="0.85", height=0.6, label="range of the controls")
+        ax.barh(places, width, left=frame["control_low"], color=NEUTRAL, height=0.6)
     spread = [frame["difference"] - frame["low"], frame["high"] - frame["difference"]]
-    ax.errorbar(
-        frame["difference"], places, xerr=np.maximum(spread, 0), fmt="o", color=AFTER, capsize=3, label="95 % interval"
-    )
+    ax.errorbar(frame["difference"], places, xerr=np.maximum(spread, 0), fmt="o", color=AFTER, capsize=3)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
     labels = [f"{name}   {row.before:.3g} → {row.after:.3g}" for name, row in frame.iterrows()]
     ax.set_yticks(places, labels)
     ax.set_ylim(-0.6, len(frame) - 0.4)
-    ax.set_xlabel("difference, edited − unedited")
-    ax.set_title(title)
-    ax.legend(frameon=False, loc="best")
-    return ax
+    beside = "; grey: range of the controls" if "control_low" in frame else ""
+    # Names of scores take half of the figure.
+    return dress(ax, "difference, edited − unedited", "", broken(f"{title}\n● 95 % interval{beside}", 3.8))

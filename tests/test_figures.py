@@ -1,0 +1,190 @@
+"""Figures are read without their text: nothing in them is small, cut off or on top of something else."""
+
+import itertools
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.text import Text
+
+from sea_lens._support.statistics import Interval
+from sea_lens.plots import contributions, edits, findings, scores
+
+SIZES = {"few": (3, 8), "many": (32, 32)}
+RNG = np.random.default_rng(0)
+
+
+def numbers(n, n_controls=19):
+    values = RNG.normal(size=n)
+    width = RNG.random(n)
+    return {
+        "value": values,
+        "low": values - width,
+        "high": values + width,
+        "control_low": -RNG.random(n),
+        "control_high": RNG.random(n),
+        "controls": np.full(n, n_controls),
+    }
+
+
+def layer_bars(layers, heads):
+    frame = pd.DataFrame({"layer": range(layers), **numbers(layers)})
+    return contributions.layer_bars(frame, 1.3, "Layers: path integral\nsum +1.300, off by 1e-07", controls=19)
+
+
+def head_map(layers, heads):
+    values = RNG.normal(size=(layers, heads)) / 30
+    return contributions.head_map(
+        values, "nats", "Heads: sufficiency\nwhole edit +0.412 nats", beyond=values > 0.05, controls=19
+    )
+
+
+def position_map(layers, heads):
+    positions = range(-heads, 2)
+    values = RNG.normal(size=(layers, len(positions)))
+    return contributions.position_map(values, range(layers), positions, "Where the edit acts: +0.412 nats")
+
+
+def directions(layers, heads):
+    rows = [
+        {"layer": layer, "head": np.nan, "side": side, "index": index}
+        for layer in range(layers)
+        for side in "+-"
+        for index in range(8)
+    ]
+    rows += [{"layer": layer, "head": np.nan, "side": "norm", "index": np.nan} for layer in range(layers)]
+    frame = pd.DataFrame(rows).assign(**numbers(len(rows)))
+    # The four largest in one place of the spectrum, one above the other.
+    frame.loc[frame["index"] == 2, "value"] += 3
+    return contributions.direction_spectrum(frame, ["$antidisestablish"] * len(rows), 0.4, controls=19)
+
+
+def resampled(layers, heads):
+    frame = pd.DataFrame({"part": ["effect", *(f"layer {i}" for i in range(layers))], **numbers(layers + 1)})
+    return contributions.resampled_values(
+        frame, RNG.normal(size=(20, layers + 1)), "20 fits on resampled demonstrations", "nats"
+    )
+
+
+def before_after(layers, heads):
+    before = RNG.normal(size=144)
+    interval = Interval(0.41, 0.12, 0.71)
+    return edits.before_after(before, before + 0.4, interval, RNG.normal(size=19) / 10)
+
+
+def spectra(layers, heads):
+    left = {layer: [np.geomspace(1, 1e-6, 64), np.geomspace(1, 1e-7, 64)] for layer in range(layers)}
+    return edits.spectra(left, dict.fromkeys(range(layers), (8.0, 12.0)))
+
+
+def signatures(layers, heads):
+    sizes = {layer: 10 * 1.3**layer for layer in range(layers)}
+    return edits.layer_signatures(sizes, {layer: size / 8 for layer, size in sizes.items()})
+
+
+def comparison(layers, heads):
+    rows = {"spectral edit": Interval(0.41, 0.12, 0.71), "mean-difference steering": Interval(0.0, -0.1, 0.1)}
+    return edits.comparison(
+        rows, list(RNG.normal(size=19) / 10), "fits to\nshuffled demonstrations", "log p(a) − log p(b)"
+    )
+
+
+def score_differences(layers, heads):
+    table = numbers(layers)
+    frame = pd.DataFrame(table, index=[f"accuracy/of some group {i}" for i in range(layers)])
+    frame = frame.rename(columns={"value": "difference"}).assign(before=0.5, after=0.6)
+    return scores.score_differences(frame, "BBQ, 1000 items: edited beside unedited, with 19 controls of the edit")
+
+
+def changes(layers, heads):
+    names = [f"variant {i}" for i in range(min(layers, 12))]
+    found = [
+        {"name": name, "score": score, "difference": 0.1, "low": 0.05, "high": 0.2, "controls": 19}
+        | {"control_low": -0.1, "control_high": 0.03}
+        for score in ("accuracy", "accuracy/ambiguous", "accuracy/disambiguated")[: 1 if layers == 3 else 3]
+        for name in names
+    ]
+    return findings.changes(pd.DataFrame(found), names, "Differences of the released code: bias", "score")
+
+
+def along(layers, heads):
+    frames = [pd.DataFrame({"layer": range(layers), "name": name, **numbers(layers)}) for name in ("truth", "bias")]
+    return findings.along(pd.concat(frames), "layer", "layer", "distance of the means", "Signature of every layer")
+
+
+def clouds(layers, heads):
+    labels = ["positive"] * 20 + ["negative"] * 20
+    rows = [f"layer {i}" for i in range(min(layers, 4))]
+    points = [[RNG.normal(size=(40, 2)) for _ in range(2)] for _ in rows]
+    return findings.clouds(points, rows, ["unedited", "edited"], labels, "Activations of the last token, t-SNE")
+
+
+FIGURES = (
+    layer_bars,
+    head_map,
+    position_map,
+    directions,
+    resampled,
+    before_after,
+    spectra,
+    signatures,
+    comparison,
+    score_differences,
+    changes,
+    along,
+    clouds,
+)
+
+
+@pytest.fixture(params=[(draw, size) for draw in FIGURES for size in SIZES], ids=lambda p: f"{p[0].__name__}-{p[1]}")
+def figure(request):
+    draw, size = request.param
+    found = draw(*SIZES[size]).get_figure(root=True)
+    # The layout is settled by the first drawing.
+    found.canvas.draw()
+    yield found
+    plt.close(found)
+
+
+@pytest.fixture
+def texts(figure, monkeypatch):
+    """What is drawn: matplotlib keeps texts of ticks that lie beyond the ends of an axis."""
+    drawn, draw = [], Text.draw
+
+    def noting(text, renderer):
+        if text.get_visible() and text.get_text().strip():
+            drawn.append(text)
+        draw(text, renderer)
+
+    monkeypatch.setattr(Text, "draw", noting)
+    figure.canvas.draw()
+    return list(dict.fromkeys(drawn))
+
+
+def test_nothing_is_smaller_than_nine_points(texts):
+    assert {text.get_text(): text.get_fontsize() for text in texts if text.get_fontsize() < 9} == {}
+
+
+def test_no_text_lies_on_another(texts):
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    # A pixel of leave, for the white around letters.
+    overlapping = [
+        (one, other)
+        for (one, a), (other, b) in itertools.combinations(boxes, 2)
+        if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
+    ]
+    assert overlapping == []
+
+
+def test_nothing_is_cut_off(figure, texts):
+    frame = figure.bbox
+    outside = [
+        text.get_text()
+        for text in texts
+        if (box := text.get_window_extent()).x0 < -1
+        or box.y0 < -1
+        or box.x1 > frame.width + 1
+        or box.y1 > frame.height + 1
+    ]
+    assert outside == []
