@@ -10,7 +10,7 @@ PYTEST_OPTIONS ?= -n 2 --dist worksteal
 # Types and shapes are checked at run time in the run of all tests; that takes two fifths of the time.
 UNTYPED := -o addopts="--strict-markers --strict-config -ra"
 
-.PHONY: demo paper test test-notebooks test-bridge test-newest newest lint format docs-tables notebooks bench clean
+.PHONY: demo paper test test-notebooks test-notebooks-bridge test-bridge test-newest newest lint format docs-tables notebooks bench clean
 
 demo: .venv/.installed
 	$(BIN)/sea-lens demo --out demo
@@ -23,8 +23,13 @@ test: .venv/.installed
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 # Runs every notebook from top to bottom.
+NOTEBOOKS := -p no:cacheprovider -o addopts="" -n 2 --nbmake notebooks
 test-notebooks: .venv/.installed
-	$(BIN)/python -m pytest -p no:cacheprovider -o addopts="" --nbmake notebooks
+	$(BIN)/python -m pytest $(NOTEBOOKS)
+
+# And once more on a TransformerLens that has only the bridge.
+test-notebooks-bridge: .venv-bridge/.installed
+	$(BIN_BRIDGE)/python -m pytest $(NOTEBOOKS)
 
 # The tests that touch a model once more, on a TransformerLens that has only the bridge.
 test-bridge: .venv-bridge/.installed
@@ -57,9 +62,9 @@ docs-tables: .venv/.installed
 	$(BIN)/python timings/what_fits_where.py > docs/what_fits_where.md.partial
 	mv docs/what_fits_where.md.partial docs/what_fits_where.md
 
-# The notebooks are written as scripts; this makes the .ipynb files anew.
+# The notebooks are written as scripts; this runs them and makes the .ipynb files anew, with their outputs.
 notebooks: .venv/.installed
-	$(BIN)/jupytext --to ipynb $(filter-out notebooks/check_paired.py,$(wildcard notebooks/*.py))
+	$(BIN)/python notebooks/run.py
 
 # Every measurement with a bar, on one thread each, about an hour: docs/timings.json and the table of it.
 bench: .venv/.installed

@@ -6,11 +6,10 @@ Accuracy, unknown rate, bias scores and stereotypical response rate on BBQ: the 
 the one with the squared exponential.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import pandas as pd
 
-from sea_lens._support.tables import matching, part, rows_of
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
 from sea_lens.paper.subject import Subject
@@ -19,6 +18,9 @@ from sea_lens.plots.findings import changes
 
 NAMES = {"SEA, linear": "identity", "Φ-SEA, squared exponential": "squared_exponential"}
 OVERALL = ("accuracy", "unknown_rate", "stereotypical_rate", "s_amb/ambiguous", "s_dis/disambiguated")
+BY_CONDITION = tuple(
+    f"{score}/{one}" for score in ("accuracy", "unknown_rate") for one in ("ambiguous", "disambiguated")
+)
 
 
 def run(subject: Subject) -> Finding:
@@ -32,9 +34,9 @@ def run(subject: Subject) -> Finding:
         tables.append(rows.assign(behaviour="bias", name=name))
     table = pd.concat(tables)
     figures = {
-        "overall": changes(part(table, "score", OVERALL), list(NAMES), "BBQ", "score"),
+        "overall": changes(table.query("score in @OVERALL"), list(NAMES), "BBQ", "score"),
         "conditions": changes(
-            matching(table, "score", "(accuracy|unknown_rate)/(ambiguous|disambiguated)"),
+            table.query("score in @BY_CONDITION"),
             list(NAMES),
             "BBQ by condition",
             "score",
@@ -56,7 +58,7 @@ def by_category(table: pd.DataFrame) -> dict:
 def words(table: pd.DataFrame) -> Iterable[str]:
     """The accuracy of every edit overall and by condition, and its bias scores."""
     for name, rows in table.groupby("name", sort=False):
-        found: Mapping[str, dict] = {row["score"]: row for row in rows_of(rows)}
+        found = {row["score"]: row for row in rows.to_dict("records")}
         for score in ("accuracy", "accuracy/ambiguous", "accuracy/disambiguated", "stereotypical_rate"):
             if score in found:
                 yield sentence(str(name), found[score])

@@ -9,7 +9,6 @@ PIQA, COPA and others as `capability/*.jsonl`), GSM8K, and texts, whose loss and
 import pandas as pd
 
 import sea_lens as sl
-from sea_lens._support.tables import part, rows_of
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
 from sea_lens.paper.subject import Subject
@@ -18,6 +17,9 @@ from sea_lens.plots.findings import changes
 
 # What the paper has, by the name that a file of it should have.
 OF_PAPER = ("hellaswag", "natural_questions", "gsm8k", "mathqa", "mmlu", "toxigen")
+# Scores that sentences are made of, and of these those that are shares of right answers.
+RIGHT = ("accuracy", "exact_match")
+SHOWN = (*RIGHT, "bits_per_byte", "kl")
 
 
 def run(subject: Subject) -> Finding:
@@ -39,15 +41,15 @@ def run(subject: Subject) -> Finding:
     table = pd.concat(tables) if tables else pd.DataFrame(columns=["score", "behaviour", "name"])
     told = []
     for behaviour, rows in table.groupby("behaviour", sort=False):
-        main = part(rows, "score", ("accuracy", "exact_match", "bits_per_byte", "kl"))
-        choices = part(main, "score", ("accuracy", "exact_match"))
+        main = rows.query("score in @SHOWN")
+        choices = main.query("score in @RIGHT")
         if len(choices):
             named = choices.assign(score="accuracy")
             figures[str(behaviour).split()[0]] = changes(
                 named, list(named["name"]), f"Other capabilities under the {behaviour}", "accuracy"
             )
         told.append(f"{str(behaviour).capitalize()}.")
-        told += [sentence(row["name"], row) for row in rows_of(main)]
+        told += [sentence(row["name"], row) for row in main.to_dict("records")]
     return Finding(table, " ".join(told), figures, not_run=tuple(not_run))
 
 

@@ -10,7 +10,6 @@ import random
 
 import pandas as pd
 
-from sea_lens._support.tables import part, rows_of
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
 from sea_lens.paper.subject import Subject
@@ -45,12 +44,13 @@ def run(subject: Subject) -> Finding:
             )
         table = pd.concat(rows)
         tables.append(table)
-        main = part(table, "score", [table["score"].iloc[0]])
+        main = table.query("score == score.iloc[0]")
         drawn = main.assign(value=main["difference"], name=main["score"])
         title = f"Data efficiency: {behaviour}; shaded: {subject.draws} fits to shuffled demonstrations"
         figures[behaviour] = along(drawn, "n", "demonstrations", "change of the score", title, log=True)
-        few, *_, many = rows_of(main)
-        told += [f"{behaviour.capitalize()}.", sentence(f"With {few['n']} demonstrations", few)]
+        *fewer, many = main.to_dict("records")
+        told.append(f"{behaviour.capitalize()}.")
+        told += [sentence(f"With {row['n']} demonstrations", row) for row in fewer[:1]]
         told.append(sentence(f"With all {many['n']}", many))
     captions = dict.fromkeys(
         figures, "change of the score by number of demonstrations, beside fits to as many shuffled"

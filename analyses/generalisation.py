@@ -9,7 +9,6 @@ pairs whose stereotypical sentence is the likelier one: 0.5 is no preference.
 import pandas as pd
 
 import sea_lens as sl
-from sea_lens._support.tables import matching, part, rows_of
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
 from sea_lens.paper.subject import Subject
@@ -33,13 +32,13 @@ def run(subject: Subject) -> Finding:
         rows = subject.changes(task, fitted.edit, fitted.shuffled(subject.draws), **subject.where("bias"))
         tables.append(rows.assign(behaviour="bias", name=name))
     table = pd.concat(tables)
-    overall = part(table, "score", ["stereotype"])
-    kinds = part(matching(table, "score", "stereotype/.*"), "name", ["linear"])
+    overall = table.query("score == 'stereotype'")
+    kinds = table.query("score.str.startswith('stereotype/') and name == 'linear'")
     kinds = kinds.assign(name=kinds["score"].str.removeprefix("stereotype/"), score="stereotype, linear edit")
     figures = {"overall": changes(overall, list(NAMES), "CrowS-Pairs", "share of pairs")}
     if len(kinds) > 1:
         figures["bias_types"] = changes(kinds, list(kinds["name"]), "CrowS-Pairs by bias type", "share of pairs")
-    told = [nearer(row) for row in rows_of(overall)]
+    told = [nearer(row) for row in overall.to_dict("records")]
     return Finding(table, " ".join(told), figures)
 
 

@@ -52,7 +52,7 @@ def run(subject: Subject) -> Finding:
 def words(table: pd.DataFrame) -> Iterable[str]:
     """What each method changes; the best of several beside the best of several without an edit."""
     for row in table.query("score == 'truth_and_info'").to_dict("records"):
-        yield sentence(str(row["name"]), {str(name): value for name, value in row.items()})
+        yield sentence(row["name"], row)
 
 
 if __name__ == "__main__":

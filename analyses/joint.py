@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
-from sea_lens.paper.subject import BEHAVIOURS, Subject
+from sea_lens.paper.material import BEHAVIOURS
+from sea_lens.paper.subject import Subject
 from sea_lens.paper.variants import Row, Variant, compared
 from sea_lens.paper.words import sentence
 

@@ -15,7 +15,6 @@ from typing import Any
 import pandas as pd
 
 import sea_lens as sl
-from sea_lens._support.tables import part, rows_of
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
 from sea_lens.paper.subject import Subject
@@ -83,7 +82,7 @@ def run(subject: Subject) -> Finding:
 
 def words(table: pd.DataFrame) -> Iterable[str]:
     """The spectral edit, and those that do more."""
-    main = rows_of(part(table, "score", ["mc2"]))
+    main = table.query("score == 'mc2'").to_dict("records")
     sea, *others = main
     yield sentence("SEA", sea)
     yield from (sentence(row["name"], row) for row in others)

@@ -53,6 +53,11 @@ def test_results_have_labels_tables_intervals_and_figures(results):
         )
         assert math.isclose(frame["value"].sum(), result.total, abs_tol=1e-9)
         assert ("control_low" in frame) == (result.control_values is not None)
+        if result.beyond_controls is None:
+            assert result.control_values is None
+        else:
+            outside = (parts["value"] < parts["control_low"]) | (parts["value"] > parts["control_high"])
+            assert result.beyond_controls.flatten().tolist() == outside.tolist()
         assert result.method in str(result)
         axes = result.plot()
         assert axes.get_title()

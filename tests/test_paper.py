@@ -24,7 +24,7 @@ from sea_lens.paper.known import known
 from sea_lens.paper.opening import Opening
 from sea_lens.paper.page import write_page
 from sea_lens.paper.presets import Preset
-from sea_lens.paper.run import run_items
+from sea_lens.paper.run import Outcome, run_items
 from sea_lens.paper.subject import SCORES
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -317,10 +317,35 @@ def test_known_numbers_have_a_source_and_stand_on_the_page():
     assert not known("t3")
 
 
+def test_a_known_number_stands_beside_ours_with_interval_and_control(tmp_path):
+    ours = {"name": "SEA", "score": "mc1", "before": 0.25, "after": 0.5, "difference": 0.25, "low": 0.125, "high": 0.375}
+    ours |= {"controls": 19, "control_low": -0.0625, "control_high": 0.0625, "p": 0.05, "times": 1.25}
+    rows = [ours, {**ours, "score": "mc2"}]
+    finding = Written({}, "Text.", [], {}, rows)
+    (item,), folder = chosen(["t1"]), tmp_path
+    page = write_page([Outcome(item, finding)], {"model": "testbed"}, folder).read_text()
+    table = page.split("<table class=paper>")[1].split("</table>")[0]
+    lines = [line.split("</td>") for line in table.split("<tr>")[2:]]
+    cells = [[cell.split(">", 1)[1] for cell in line[:-1]] for line in lines]
+    assert cells[0][2:] == [
+        "mc1",
+        "0.3696 → 0.3941",
+        "abstract",
+        "0.250 → 0.500 (+0.250 [+0.125, +0.375])",
+        "-0.0625 to +0.0625",
+        "0.05",
+    ]
+    assert cells[2][2:6] == ["inference time, times", "1 → 1.04", "abstract", "1.25"]
+    unrun = write_page([Outcome(item, None, "no data")], {"model": "testbed"}, folder).read_text()
+    assert unrun.split("<table class=paper>")[1].split("</table>")[0].count("not run") == 3
+
+
 def test_verdicts_follow_from_the_numbers():
     base = {"score": "mc2", "before": 0.5, "after": 0.6, "difference": 0.1, "low": 0.05, "high": 0.15, "controls": 19}
     beyond = {**base, "control_low": -0.02, "control_high": 0.03, "p": 0.05}
     assert words.verdict(beyond) == "clearly higher, for the better, and beyond every fit to shuffled demonstrations"
+    near = {**beyond, "p": 0.5}
+    assert words.verdict(near).endswith("and beyond every fit to shuffled demonstrations, by less than these differ")
     within = {**base, "control_low": -0.02, "control_high": 0.2, "p": 0.5}
     assert "the labels are not why" in words.verdict(within)
     assert words.verdict({**base, "low": -0.01}) == "no clear change"

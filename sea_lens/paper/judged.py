@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ SCORES = ("truth", "info", "truth_and_info")
 LONGEST = 50
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Rates answers to questions."""
 

@@ -1,6 +1,7 @@
 """The paper's own numbers, as far as they are known to us, each with where it was read (`known.json`)."""
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -16,6 +17,7 @@ class Known:
         model, method, score: what it is of.
         before, after: without and with the edit; in percent, but for times.
         source: where it was read: "abstract", or "second hand".
+        ours: cells by which the same number is found in the table of the analysis, and perhaps its "column".
     """
 
     item: str
@@ -25,6 +27,12 @@ class Known:
     before: float
     after: float
     source: str
+    ours: Mapping[str, str]
+
+    def here(self, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """Our rows of the same thing."""
+        wanted = {column: value for column, value in self.ours.items() if column != "column"}
+        return [row for row in rows if all(row.get(column) == value for column, value in wanted.items())]
 
 
 def known(item: str) -> list[Known]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .known import known, said, sources
+from .known import Known, known, said, sources
 from .run import Outcome
+from .words import changed
 
 # Rows of a table that are shown; all are in its CSV.
 MOST_ROWS = 40
@@ -69,7 +70,10 @@ def write_page(outcomes: Sequence[Outcome], settings: Mapping[str, Any], folder:
 def _section(outcome: Outcome, folder: Path) -> str:
     item, found = outcome.item, outcome.finding
     where = f" <small>({_text(item.where)})</small>" if item.where else " <small>(not in the paper)</small>"
-    parts = [f"<h2 id='{item.name}'>{_text(item.question)}{where}</h2>", _paper(item.name, bool(item.where))]
+    parts = [
+        f"<h2 id='{item.name}'>{_text(item.question)}{where}</h2>",
+        _paper(item.name, bool(item.where), found.table if found else ()),
+    ]
     if found is None:
         return "\n".join([*parts, f"<p class=not-run>Not run: {_text(outcome.reason)}</p>"])
     parts.append(f"<p>{_text(found.paragraph)}</p>")
@@ -84,22 +88,39 @@ def _section(outcome: Outcome, folder: Path) -> str:
     return "\n".join(parts)
 
 
-def _paper(item: str, is_of_paper: bool) -> str:
+def _paper(item: str, is_of_paper: bool, ours: Sequence[Mapping[str, Any]]) -> str:
+    """What the paper has, number by number, beside what was measured here."""
     rows = known(item)
     if not rows and not is_of_paper:
         return ""
     if not rows:
         return f"<p class=paper>The paper: {_text(said(item) or 'its numbers are not known to us')}.</p>"
-    head = (
-        "<tr><th>the paper's model</th><th>method</th><th>score</th><th>before</th><th>after</th><th>source</th></tr>"
-    )
-    cells = "".join(
-        f"<tr><td>{_text(row.model)}</td><td class=text>{_text(row.method)}</td><td class=text>{_text(row.score)}</td>"
-        f"<td>{row.before:g}</td><td>{row.after:g}</td><td class=text>{_text(row.source)}</td></tr>"
-        for row in rows
-    )
+    names = ("the paper's model", "method", "score", "the paper", "source", "here", "control", "p")
+    head = "<tr>" + "".join(f"<th>{_text(name)}</th>" for name in names) + "</tr>"
     told = f"<p class=paper>The paper: {_text(said(item))}.</p>" if said(item) else ""
-    return f"{told}<table class=paper>{head}{cells}</table>"
+    body = "".join(
+        f"<tr>{''.join(f'<td class=text>{_text(cell)}</td>' for cell in (*_of_paper(row), *beside))}</tr>"
+        for row in rows
+        for beside in [_here(row, one) for one in row.here(ours)] or [("not run", "", "")]
+    )
+    return f"{told}<table class=paper>{head}{body}</table>"
+
+
+def _of_paper(row: Known) -> tuple[str, ...]:
+    # Scores in percent there, and as shares here.
+    unit = 1 if "column" in row.ours else 100
+    return row.model, row.method, row.score, f"{row.before / unit:.4g} → {row.after / unit:.4g}", row.source
+
+
+def _here(known_row: Known, row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Before, after, the change with its interval; the range of the control; the p-value."""
+    model = f"{row['model']}: " if "model" in row else ""
+    if (column := known_row.ours.get("column")) is not None:
+        return f"{model}{row[column]:.2f}", "", ""
+    control = row.get("control_low")
+    beside = "none" if control is None else f"{control:+.4f} to {row['control_high']:+.4f}"
+    p = "" if row.get("p") is None else f"{row['p']:.2f}"
+    return f"{model}{changed(row)}", beside, p
 
 
 def _table(rows: Sequence[Mapping[str, Any]], name: str) -> str:

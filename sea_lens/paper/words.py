@@ -8,7 +8,7 @@ from typing import Any
 BETTER_HIGHER = {"mc1", "mc2", "mc3", "accuracy", "accuracy_normalised", "contrast", "truth", "info", "truth_and_info"}
 
 
-def changed(row: Mapping[str, Any]) -> str:
+def changed(row: Mapping[Any, Any]) -> str:
     """Before, after, and the difference with its interval."""
     return (
         f"{_digits(row['before'])} → {_digits(row['after'])} "
@@ -16,17 +16,18 @@ def changed(row: Mapping[str, Any]) -> str:
     )
 
 
-def control(row: Mapping[str, Any]) -> str:
+def control(row: Mapping[Any, Any]) -> str:
     """What the control edits do, with the p-value; nothing where there are none."""
     if not row.get("controls") or "control_low" not in row or math.isnan(row["control_low"]):
         return ""
     return (
-        f"{row['controls']} fits to shuffled demonstrations: {_signed(row['control_low'])} to "
+        f"{row['controls']} fit{'s' * (row['controls'] > 1)} to shuffled demonstrations: "
+        f"{_signed(row['control_low'])} to "
         f"{_signed(row['control_high'])}, p = {row['p']:.2f}"
     )
 
 
-def verdict(row: Mapping[str, Any]) -> str:
+def verdict(row: Mapping[Any, Any]) -> str:
     """What the numbers of a row say, in a few words."""
     low, high = row["low"], row["high"]
     if math.isnan(row["difference"]) or math.isnan(low):
@@ -48,7 +49,7 @@ def verdict(row: Mapping[str, Any]) -> str:
     return f"{told}, but fits to shuffled demonstrations do as much: the labels are not why"
 
 
-def sentence(name: str, row: Mapping[str, Any]) -> str:
+def sentence(name: str, row: Mapping[Any, Any]) -> str:
     """One row as a sentence."""
     beside = control(row)
     return f"{name}: {row['score']} {changed(row)}{f'; {beside}' if beside else ''}: {verdict(row)}."
