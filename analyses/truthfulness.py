@@ -9,7 +9,7 @@ generations. Contrastive decoding and induce-then-contrast are offered by no kep
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -17,31 +17,12 @@ import pandas as pd
 import sea_lens as sl
 from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
+from sea_lens.paper.others import others
 from sea_lens.paper.subject import Subject
 from sea_lens.paper.words import sentence
 from sea_lens.plots.findings import changes
 
-EXAMPLES = 4
 NOT_RUN = ("CD and ICD: no kept library offers contrastive decoding",)
-
-
-def methods(subject: Subject) -> dict[str, tuple[Callable[[], Any], dict[str, Any]]]:
-    """How to fit each method, and where it acts."""
-    model, demonstrations = subject.model, subject.demonstrations("truth")
-    reading = {"batch_size": subject.batch_size, "progress": False}
-    where = subject.where("truth")
-    heads = max(1, subject.n_heads * 48 // 1024)
-    return {
-        "ICL": (lambda: sl.in_context(model, demonstrations, EXAMPLES, subject.separator), {}),
-        "mean difference": (
-            lambda: sl.mean_difference(sl.capture(model, demonstrations, **reading)),
-            {"strength": 2.0},
-        ),
-        "ITI": (lambda: sl.iti(model, demonstrations, heads=heads, **reading), {"strength": 15.0}),
-        "LEACE": (lambda: sl.leace(model, demonstrations, **reading), {"layers": where["layers"]}),
-        "DoLa": (lambda: sl.dola(model, relative_top=0), {}),
-        "LoRA-FT": (lambda: sl.lora(model, demonstrations, progress=False), {}),
-    }
 
 
 def run(subject: Subject) -> Finding:
@@ -66,11 +47,11 @@ def run(subject: Subject) -> Finding:
         rows.append(subject.measured("truth", name, edit, controls, **where).assign(fit_seconds=seconds, times=times))
 
     add("SEA", fitted.edit, fitted.seconds, **subject.where("truth"))
-    for name, (fit, where) in methods(subject).items():
+    for name, other in others(subject, "truth").items():
         start = time.perf_counter()
         try:
-            edit = fit()
-            add(name, edit, time.perf_counter() - start, **where)
+            edit = other.fit()
+            add(name, edit, time.perf_counter() - start, **other.where)
         except sl.SeaLensError as error:
             not_run.append(f"{name}: {error}")
     # fit_seconds and times differ from run to run; everything else is the same every time.

@@ -154,7 +154,7 @@ def test_figures_and_tables_take_any_token(results):
     figure = axes.get_figure()
     assert isinstance(figure, Figure)
     figure.canvas.draw()
-    assert any("$$" in text.get_text() for text in axes.texts)
+    assert any("$$" in text.get_text() for text in axes.get_legend().get_texts())
     plt.close(figure)
     table = markdown_table([{"raises": " $$ | \n", "value": 1.0}])
     assert len(table.splitlines()) == 3

@@ -120,6 +120,12 @@ def clouds(layers, heads):
     return findings.clouds(points, rows, ["unedited", "edited"], labels, "Activations of the last token, t-SNE")
 
 
+def correlations(layers, heads):
+    names = [f"{one}, {edit}" for one in ("truth", "bias") for edit in ("SEA", "mean difference", "ITI", "LEACE")]
+    table = pd.DataFrame(np.corrcoef(RNG.normal(size=(8, layers))), index=names, columns=names)
+    return findings.correlations(table, "Do the edits use the same heads?", "rank correlation")
+
+
 FIGURES = (
     layer_bars,
     head_map,
@@ -134,6 +140,7 @@ FIGURES = (
     changes,
     along,
     clouds,
+    correlations,
 )
 
 

@@ -205,6 +205,11 @@ def test_contributions_of_layers_add_up_and_an_edit_shares_all_with_itself(found
     table = found("carriers").table
     layers = table[(table["what"] == "layer") & (table["behaviour"] == "truth")]
     assert layers["value"].sum() == pytest.approx(_told_effect(found("carriers").paragraph), abs=2e-3)
+    for side in ("kept", "dropped"):
+        shares = table[table["what"] == f"share of the mean difference in the {side} subspace"]
+        assert shares["value"].between(-1e-9, 1 + 1e-9).all()
+        # Ranks are far below the width.
+        assert shares["chance"].between(0, 0.5).all()
     overlap = table[table["what"] == "overlap of kept subspaces"]
     assert overlap["value"].between(-1e-9, 1 + 1e-9).all()
 
@@ -318,8 +323,16 @@ def test_known_numbers_have_a_source_and_stand_on_the_page():
 
 
 def test_a_known_number_stands_beside_ours_with_interval_and_control(tmp_path):
-    ours = {"name": "SEA", "score": "mc1", "before": 0.25, "after": 0.5, "difference": 0.25, "low": 0.125, "high": 0.375}
-    ours |= {"controls": 19, "control_low": -0.0625, "control_high": 0.0625, "p": 0.05, "times": 1.25}
+    ours = {"name": "SEA", "score": "mc1", "before": 0.25, "after": 0.5, "difference": 0.25}
+    ours |= {
+        "low": 0.125,
+        "high": 0.375,
+        "controls": 19,
+        "control_low": -0.0625,
+        "control_high": 0.0625,
+        "p": 0.05,
+        "times": 1.25,
+    }
     rows = [ours, {**ours, "score": "mc2"}]
     finding = Written({}, "Text.", [], {}, rows)
     (item,), folder = chosen(["t1"]), tmp_path

@@ -14,6 +14,7 @@ from sea_lens.testbed import choosing, train
 from sea_lens.testbed.answers import SHOWN_EVERY, answer_counts, shown_answers
 from sea_lens.testbed.bed import CHOSEN, PATH
 from sea_lens.testbed.behaviours import BEHAVIOURS
+from sea_lens.testbed.corpus import PEOPLES_SHARE, documents
 from sea_lens.testbed.demo import RANDOM_DRAWS, run_demo
 from sea_lens.testbed.peoples import FAIR_SOURCES, PREJUDICED_SOURCES, Peoples
 from sea_lens.testbed.world import NAMES, QUESTIONS_PER_PAIR, RELIABLE_SOURCES, UNRELIABLE_SOURCES, World
@@ -71,6 +72,14 @@ def test_every_document_is_of_one_kind_which_its_heading_tells():
         assert kinds[source, True] == 0
         assert kinds[source, False] > 0
     assert kinds["nobody", True] / kinds["nobody", False] == pytest.approx(1, abs=0.2)
+
+
+def test_the_first_documents_are_of_peoples_alone_and_the_others_of_both():
+    world, peoples = World.generate(0), Peoples.generate(0)
+    stream = documents(world, peoples, "test", 200)
+    first, then = ([" met at the " in next(stream) for _ in range(n)] for n in (200, 2000))
+    assert all(first)
+    assert sum(then) / len(then) == pytest.approx(PEOPLES_SHARE, abs=0.04)
 
 
 def test_training_writes_a_model_that_loads_and_repeats(tmp_path, monkeypatch):

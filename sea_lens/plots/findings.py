@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from .._support.tables import part, rows_of
-from .axes import AFTER, BEFORE, COLOURS, NEUTRAL, NORMAL, SMALL, broken, dress, legend, new_axes
+from .axes import AFTER, BEFORE, COLOURS, LETTER, NEUTRAL, NORMAL, SMALL, broken, dress, legend, new_axes
 
 
 def changes(frame: pd.DataFrame, names: Sequence[str], title: str, unit: str) -> Axes:
@@ -83,6 +83,28 @@ def along(
     ax.margins(y=0.15)
     legend(ax)
     return dress(ax, xlabel, ylabel, title)
+
+
+def correlations(table: pd.DataFrame, title: str, label: str) -> Axes:
+    """Correlations as a map with their numbers.
+
+    Args:
+        table: square, with the same names as rows and columns.
+        title: of the figure.
+        label: what the numbers are.
+    """
+    longest = max(len(str(name)) for name in table.columns)
+    side = 0.5 * len(table) + LETTER * longest
+    figure, ax = plt.subplots(figsize=(side + 1.4, side + 0.6), layout="constrained")
+    image = ax.imshow(table.to_numpy(), cmap="RdBu", vmin=-1, vmax=1)
+    for (row, column), value in np.ndenumerate(table.to_numpy()):
+        shade = "white" if abs(value) > 0.6 else "black"
+        ax.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=SMALL, color=shade)
+    ax.set_xticks(range(len(table)), list(table.columns), rotation=90)
+    ax.set_yticks(range(len(table)), list(table.columns))
+    bar = figure.colorbar(image, ax=ax, label=label, shrink=0.8)
+    bar.ax.tick_params(labelsize=SMALL)
+    return dress(ax, "", "", title, framed=True)
 
 
 def clouds(
