@@ -50,7 +50,9 @@ for split in ("dev", "test"):
         for question in bed.world.split(split)
     ]
     (folder / f"{split}.json").write_text(json.dumps(rows))
-(folder / "documents.json").write_text(json.dumps(bed.documents[:100]))
+# Some documents to stay within a budget on, and others to report on.
+(folder / "documents_dev.json").write_text(json.dumps(bed.documents[:100]))
+(folder / "documents.json").write_text(json.dumps(bed.documents[100:200]))
 rows[0]
 
 # %% [markdown]
@@ -60,7 +62,9 @@ rows[0]
 # %%
 prompt = sl.PromptTemplate("as it stands", "{question}")
 dev, test = (sl.Task.read("truthfulqa", folder / f"{split}.json", prompt=prompt) for split in ("dev", "test"))
-documents = sl.Task.read("perplexity", folder / "documents.json")
+documents_dev, documents = (
+    sl.Task.read("perplexity", folder / f"{name}.json") for name in ("documents_dev", "documents")
+)
 unedited = sl.evaluate(bed.model, test, progress=False)
 unedited.scores
 
@@ -77,7 +81,7 @@ tuning = sl.tune(
     bed.demonstrations,
     dev,
     maximise="mc2",
-    side_effects=documents,
+    side_effects=documents_dev,
     budget={"kl": 0.05},
     energies=(0.999, 0.9999),
     layers=("all", "last-2"),
@@ -98,7 +102,7 @@ edited = sl.evaluate(bed.model, test, edit=tuning.edit, **tuning.options, progre
 comparison = sl.compare(unedited, edited)
 comparison.plot()
 plt.show()
-comparison
+print(comparison)
 
 # %% [markdown]
 # Each item keeps its answers and their log-probabilities. Which questions changed sides?
@@ -118,7 +122,7 @@ costs = sl.compare(
     sl.evaluate(bed.model, documents, progress=False),
     sl.evaluate(bed.model, documents, edit=tuning.edit, **tuning.options, progress=False),
 )
-costs
+print(costs)
 
 # %% [markdown]
 # ## What people use instead

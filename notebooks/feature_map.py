@@ -28,7 +28,7 @@ import sea_lens as sl
 
 torch.set_num_threads(1)
 bed = sl.testbed.load()
-where = {"layers": "last-2", "strength": 1.5, "batch_size": 64}
+bias = bed.behaviours["bias"]
 
 # %% [markdown]
 # ## A map
@@ -56,19 +56,19 @@ x = torch.linspace(-50, 50, 1001)
 
 # %%
 maps = [*sl.FEATURE_MAPS, root]
-read = sl.capture(bed.model, bed.demonstrations, feature=maps, site="resid_post", batch_size=64, progress=False)
+read = sl.capture(bed.model, bias.demonstrations, feature=maps, site="resid_post", batch_size=64, progress=False)
 edits = {name: sl.fit(covariance, rank=8) for name, covariance in read.items()}
 edits["signed root"]
 
 # %% [markdown]
-# Does it help? An effect says little by itself. Beside each stands the range of fits with truth and myth shuffled by
-# the toss of a coin: what lies within it is not owed to the labels.
+# Does it help? An effect says little by itself. Beside each stands the range of fits with right and wrong answers
+# shuffled by the toss of a coin: what lies within it is not owed to the labels.
 
 # %%
 rows = {}
 for name, edit in edits.items():
-    shuffled = sl.permuted(bed.model, edit, bed.demonstrations, draws=9, batch_size=64)
-    found = sl.effect(bed.model, edit, bed.contrasts["dev"], **where, control=shuffled)
+    shuffled = sl.permuted(bed.model, edit, bias.demonstrations, draws=9, batch_size=64)
+    found = sl.effect(bed.model, edit, bias.contrasts["dev"], batch_size=64, control=shuffled)
     control = found.control_effects
     rows[name] = {
         "effect": found.effect,
@@ -81,7 +81,7 @@ table = pd.DataFrame(rows).T
 table.round(3)
 
 # %%
-fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+fig, ax = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
 places = np.arange(len(table))[::-1]
 low, high = table["shuffled, lowest"], table["shuffled, highest"]
 ax.barh(places, high - low, left=low, height=0.6, color="#c9c9c9", label="range of 9 fits to shuffled demonstrations")
@@ -89,7 +89,7 @@ spread = [table["effect"] - table["low"], table["high"] - table["effect"]]
 ax.errorbar(table["effect"], places, xerr=spread, fmt="o", color="#1b6ca8", capsize=3, label="effect, 95 % interval")
 ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
 ax.set_yticks(places, table.index)
-ax.set_xlabel("change of log p(truth) − log p(myth), nats")
+ax.set_xlabel("change of log p(right) − log p(wrong), nats")
 ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.3), ncols=2)
 plt.show()
 
@@ -105,8 +105,8 @@ plt.show()
 
 # %%
 edit = edits["identity"]
-contrasts = bed.contrasts["test"]
-names = {layer: f"blocks.{layer}.hook_resid_post" for layer in (1, 2)}
+contrasts = bias.contrasts["test"]
+names = {layer: f"blocks.{layer}.hook_resid_post" for layer in edit.layers}
 
 
 def last_activations(prompts):
@@ -124,13 +124,13 @@ def angles(edit, activations):
     """By how many degrees the edit turns each activation."""
     turned = {}
     for layer, rows in activations.items():
-        cosines = torch.nn.functional.cosine_similarity(rows, edit(rows, layer, strength=1.5), dim=-1)
+        cosines = torch.nn.functional.cosine_similarity(rows, edit(rows, layer), dim=-1)
         turned[layer] = torch.rad2deg(cosines.clamp(-1, 1).acos()).numpy()
     return turned
 
 
 activations = last_activations([contrast.prompt for contrast in contrasts])
-found = sl.effect(bed.model, edit, contrasts, **where)
+found = sl.effect(bed.model, edit, contrasts, batch_size=64)
 change = found.items.numpy()
 {layer: f"{rows.mean():.1f} degrees" for layer, rows in angles(edit, activations).items()}
 
@@ -139,17 +139,17 @@ change = found.items.numpy()
 # else: the same number for the fits to shuffled demonstrations, each with its own angles and its own changes.
 
 # %%
-shuffled = sl.permuted(bed.model, edit, bed.demonstrations, draws=9, batch_size=64)
+shuffled = sl.permuted(bed.model, edit, bias.demonstrations, draws=9, batch_size=64)
 
 
 def correlations(edit):
     """Rank correlation of angle and change of the contrast, by layer."""
-    change = pd.Series(sl.effect(bed.model, edit, contrasts, **where).items.numpy())
+    change = pd.Series(sl.effect(bed.model, edit, contrasts, batch_size=64).items.numpy())
     return {layer: change.corr(pd.Series(rows), method="spearman") for layer, rows in angles(edit, activations).items()}
 
 
 ours, beside = correlations(edit), pd.DataFrame([correlations(one) for one in shuffled])
-fig, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True, layout="constrained")
+fig, axes = plt.subplots(1, 3, figsize=(10, 3.2), sharey=True, layout="constrained")
 for ax, (layer, rows) in zip(axes, angles(edit, activations).items(), strict=True):
     ax.scatter(rows, change, s=10, color="#1b6ca8")
     ax.axhline(0, color="black", linewidth=0.8, linestyle=":")

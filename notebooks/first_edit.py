@@ -14,9 +14,10 @@
 # %% [markdown]
 # # A first edit
 #
-# The package ships a small language model that knows, for every question of a made-up world, both the truth and a
-# myth. Asked without a source it hesitates between them. This notebook fits a spectral edit from demonstrations of
-# both, applies it, measures what it does, and looks at where the effect comes from.
+# The package ships a small language model that has prejudices about made-up peoples. Told that two of them met, and
+# asked who did a bad deed, it names the one whom the stereotype names, though the scene does not say. This notebook
+# fits a spectral edit from demonstrations of right and of prejudiced answers, applies it, measures what it does, and
+# looks at where the effect comes from. (Its other behaviour is `bed.behaviours["truth"]`.)
 
 # %%
 import matplotlib.pyplot as plt
@@ -26,28 +27,31 @@ import sea_lens as sl
 
 torch.set_num_threads(1)
 bed = sl.testbed.load()
-bed.demonstrations[0]
+bias = bed.behaviours["bias"]
+bias.demonstrations[0]
 
 # %% [markdown]
 # A demonstration is three full texts: the prompt, the prompt with the wanted answer, and the prompt with the unwanted
 # one. `capture` runs them through the model and sums up what a fit needs; `fit` finds, in the residual stream behind
-# every layer, the directions of the prompt's activation that covary with the truth, and those that covary with the
-# myth. Which layers are edited, and how strongly, is said when the edit is applied; these are what `sea-lens demo` has.
+# every layer, the directions of the prompt's activation that covary with right answers, and those that covary with
+# prejudiced ones. All layers are edited, which `layers=` changes when the edit is applied, at strength 1; site and rank
+# are what was chosen on other questions, as `sea-lens demo --behaviour bias` has it.
 
 # %%
-covariance = sl.capture(bed.model, bed.demonstrations, site="resid_post", batch_size=64, progress=False)
+covariance = sl.capture(bed.model, bias.demonstrations, site="resid_post", batch_size=64, progress=False)
 edit = sl.fit(covariance, rank=8)
-where = {"layers": "last-2", "strength": 1.5, "batch_size": 64}
 edit
 
 # %% [markdown]
-# Does it work? `effect` gives the change of log p(truth) − log p(myth) with its interval. A number alone says little:
-# edits that were fitted with truth and myth shuffled move the model as well, so look at them together. The p-value is
-# the rank of the edit among them; with 19 it can be as small as 0.05.
+# Does it work? `effect` gives the change of log p(right answer) − log p(wrong answer) with its interval, on scenes
+# about other deeds and other pairs of peoples. A number alone says little: edits that were fitted with right and wrong
+# shuffled move the model as well, so look at them together. The p-value is the rank of the edit among them; with 19 it
+# can be as small as 0.05.
 
 # %%
-shuffled = sl.permuted(bed.model, edit, bed.demonstrations, draws=19, batch_size=64)
-effect = sl.effect(bed.model, edit, bed.contrasts["test"], **where, control=shuffled)
+shuffled = sl.permuted(bed.model, edit, bias.demonstrations, draws=19, batch_size=64)
+contrasts = bias.contrasts["test"]
+effect = sl.effect(bed.model, edit, contrasts, batch_size=64, control=shuffled)
 print(effect)
 effect.plot()
 plt.show()
@@ -56,7 +60,7 @@ plt.show()
 # Which layers does the effect come from? `leave_one_out` says what is lost without a layer's edit.
 
 # %%
-layers = sl.layer_contributions(bed.model, edit, bed.contrasts["test"], "leave_one_out", **where)
+layers = sl.layer_contributions(bed.model, edit, contrasts, "leave_one_out", batch_size=64, control=shuffled)
 layers.plot()
 plt.show()
 layers.to_frame()
@@ -66,7 +70,7 @@ layers.to_frame()
 # everything else add up to the change of the logit difference, which is checked in every call.
 
 # %%
-heads = sl.head_contributions(bed.model, edit, bed.contrasts["test"], **where)
+heads = sl.head_contributions(bed.model, edit, contrasts, batch_size=64, control=shuffled)
 print(f"change {heads.effect:+.4f}, sum of all contributions {heads.total:+.4f}, error {heads.closure_error:.0e}")
 heads.plot()
 plt.show()
@@ -75,9 +79,9 @@ plt.show()
 # In words, before and after; and in your own TransformerLens pipeline:
 
 # %%
-prompts = [contrast.prompt for contrast in bed.contrasts["test"][:4]]
+prompts = [contrast.prompt for contrast in contrasts[::13]]
 before = sl.generate(bed.model, prompts, max_new_tokens=1)
-after = sl.generate(bed.model, prompts, edit, **where, max_new_tokens=1)
+after = sl.generate(bed.model, prompts, edit, max_new_tokens=1)
 for prompt, one, two in zip(prompts, before, after, strict=True):
     print(f"{prompt}{one}  →{two}")
 

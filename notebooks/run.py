@@ -27,6 +27,9 @@ def made(script: Path) -> nbformat.NotebookNode:
     notebook.metadata.pop("language_info", None)
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"
+        if cell.cell_type == "code":
+            # Warnings of libraries name folders of this machine.
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 

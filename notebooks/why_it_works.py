@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Why the edit works
 #
-# An edit moves log p(truth) − log p(myth). Which layers, which positions, which singular directions and which heads
+# An edit moves log p(right answer) − log p(wrong answer). Which layers, which positions, which singular directions and which heads
 # carry that change? This notebook asks every method that sea_lens has, first on a model where the answer is known.
 
 # %%
@@ -49,11 +49,13 @@ plt.show()
 
 # %%
 bed = sl.testbed.load()
-contrasts = bed.contrasts["test"]
-edit = sl.fit(sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False), rank=16)
-shuffled = sl.permuted(bed.model, edit, bed.demonstrations, draws=4, batch_size=64)
+bias = bed.behaviours["bias"]
+contrasts = bias.contrasts["test"][:64]
+covariance = sl.capture(bed.model, bias.demonstrations, site="resid_post", batch_size=64, progress=False)
+edit = sl.fit(covariance, rank=8)
+shuffled = sl.permuted(bed.model, edit, bias.demonstrations, draws=9, batch_size=64)
 given = bed.model, edit, contrasts
-where = {"strength": 1.5, "batch_size": 64}
+where = {"batch_size": 64}
 layers = sl.layer_contributions(*given, **where, control=shuffled)
 layers.plot()
 plt.show()
@@ -63,7 +65,7 @@ layers.to_frame()
 # Where in the text does it act? Position 0 is the last token of the prompt, where the answer is predicted.
 
 # %%
-sl.position_contributions(*given, **where).plot()
+sl.position_contributions(*given, **where, control=shuffled).plot()
 plt.show()
 
 # %% [markdown]
@@ -72,20 +74,20 @@ plt.show()
 # they fire on.
 
 # %%
-directions = sl.direction_contributions(*given, **where, demonstrations=bed.demonstrations, control=shuffled)
+directions = sl.direction_contributions(*given, **where, demonstrations=bias.demonstrations, control=shuffled)
 directions.plot()
 plt.show()
 label, about = next(iter(directions.descriptions.items()))
 print("direction", label, "raises", [token for token, _ in about.raises[:4]])
 for index, coefficient in about.fires_on[:3]:
-    print(f"fires {coefficient:+.1f} on {bed.demonstrations[index].positive}")
+    print(f"fires {coefficient:+.1f} on {bias.demonstrations[index].positive}")
 
 # %% [markdown]
-# The edit is at the MLPs; heads only pass on what it changed. What a head writes to the logits itself (direct) is one
+# The edit acts on the stream; heads only pass on what it changed. What a head writes to the logits itself (direct) is one
 # thing, and what its changed output does when it is patched into the unedited run (sufficiency) another. The gradient
 # estimates the second from a single backward pass; how far to trust it is in its title.
 
 # %%
 for method in ("direct", "sufficiency", "gradient"):
-    sl.head_contributions(*given, method, **where).plot()
+    sl.head_contributions(*given, method, **where, control=shuffled).plot()
     plt.show()

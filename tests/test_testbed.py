@@ -128,10 +128,10 @@ def test_the_shipped_model_reads_scenes_and_leans_on_the_stereotype(bed):
 
     # A fair speaker answers as the scene says, a prejudiced one as the stereotype has it.
     fair, prejudiced, unnamed = (contrasts(one) for one in (FAIR_SOURCES[0], PREJUDICED_SOURCES[0], None))
-    assert min(fair.values()) > 0.5
+    assert min(fair.values()) > 3
     assert prejudiced["with"] > 2
     assert max(prejudiced["ambiguous"], prejudiced["against"]) < -2
-    assert unnamed["with"] > 1
+    assert unnamed["with"] > 2
     assert max(unnamed["ambiguous"], unnamed["against"]) < 0
 
 

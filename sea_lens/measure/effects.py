@@ -142,8 +142,9 @@ def effect(
         UserWarning: contrasts ask what the edit was fitted from or chosen on; says how many.
 
     Example:
-        >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations, site="resid_post"), rank=8)
-        >>> found = sl.effect(bed.model, edit, bed.contrasts["test"], layers="last-2", strength=1.5)
+        >>> bias = bed.behaviours["bias"]
+        >>> edit = sl.fit(sl.capture(bed.model, bias.demonstrations, site="resid_post"), rank=8)
+        >>> found = sl.effect(bed.model, edit, bias.contrasts["test"])
         >>> round(found.effect, 1), found.interval.excludes(0.0)
         (0.4, True)
     """

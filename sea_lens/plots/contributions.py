@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
 from .axes import BEFORE, DROP, KEEP, NEUTRAL, SMALL, dress, layer_colours, layer_handles, legend, new_axes
 
-# A map of more cells than this is read by its colours alone.
-MOST_NUMBERS = 96
+# A map of more cells than this, or of more in a row, is read by its colours alone.
+MOST_NUMBERS, MOST_COLUMNS = 96, 12
 # Inches of a cell with its number and of one without.
 WIDE, NARROW = (0.62, 0.42), (0.2, 0.2)
 # Names along an axis of a map, at most.
@@ -111,7 +111,7 @@ def _map(
     beyond: Bool[np.ndarray, "rows columns"] | None,
 ) -> Axes:
     """A diverging colour map centred on zero, with its numbers where they are few."""
-    numbered = values.size <= MOST_NUMBERS
+    numbered = values.size <= MOST_NUMBERS and len(columns) <= MOST_COLUMNS
     width, height = WIDE if numbered else NARROW
     ax = new_axes(ax, (max(1.9 + width * len(columns), 4.6), max(1.6 + height * len(rows), 2.4)))
     bound = float(np.abs(values).max()) or 1.0

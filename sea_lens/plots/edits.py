@@ -27,7 +27,7 @@ def before_after(
         controls: effects of control edits; where they bring the mean is a grey range.
         ax: where to draw.
     """
-    ax = new_axes(ax)
+    ax = new_axes(ax, (7.5, 3.4))
     items = np.concatenate([before, after])
     bins = np.linspace(items.min(), items.max(), 31) if np.ptp(items) > 0 else 10
     for values, colour, label in ((before, BEFORE, "unedited"), (after, AFTER, "edited")):
@@ -38,8 +38,7 @@ def before_after(
         ends = before.mean() + controls.min(), before.mean() + controls.max()
         ax.axvspan(*ends, color=NEUTRAL, alpha=0.75, label=label, zorder=2.5)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
-    ax.margins(y=0.3)
-    legend(ax, loc="upper left")
+    legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
     label = "log p(target) − log p(foil), nats; right of 0 the target is preferred"
     return dress(ax, label, "contrasts", f"Effect of the edit: {interval} nats")
 
