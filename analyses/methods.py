@@ -8,7 +8,7 @@ other documents by at most 0.1 nats per token. For the spectral edit the choice 
 at fits to shuffled demonstrations too. What is chosen is measured on the test questions once. For the second table each
 method's strength is changed, layers as before, until the KL divergence from the unedited model on held-out documents is
 that of the spectral edit at its own best. The row of a method is empty where no strength up to 64 reaches that
-divergence.
+divergence; a method of which no setting is within the budgets has none.
 
 Few-shot prompting has no strength, so it is in the first table alone. Naming a source of wanted answers changes the
 question and not the model; it is shown beside, without a divergence.
@@ -141,8 +141,10 @@ class Measure:
         }
 
 
-def chosen_on_dev(candidates: dict[str, Any], method: Method, measure: Measure) -> tuple[Any, str, dict[str, Any]]:
-    """The best setting of a method: its edit, its name, and where it acts."""
+def chosen_on_dev(
+    candidates: dict[str, Any], method: Method, measure: Measure
+) -> tuple[Any, str, dict[str, Any]] | None:
+    """The best setting of a method: its edit, its name, and where it acts; None where none is within the budgets."""
     best: tuple[float, Any, str, dict[str, Any]] | None = None
     for (name, edit), layers, strength in itertools.product(candidates.items(), method.layers, method.strengths):
         where = {"layers": layers, "strength": strength}
@@ -156,8 +158,7 @@ def chosen_on_dev(candidates: dict[str, Any], method: Method, measure: Measure) 
         loss = measure.side_effects(edit, **where).scores["loss"] - measure.unedited.scores["loss"]
         if loss <= LOSS_BUDGET or not method.graded:
             best = low, edit, f"{name} {layers}, strength {strength:g}".strip(), where
-    assert best is not None, "no setting is within the budgets"
-    return best[1:]
+    return None if best is None else best[1:]
 
 
 def strength_of_divergence(edit: Any, layers: str, target: float, measure: Measure) -> float | None:
@@ -218,7 +219,11 @@ def main() -> None:
         start = time.perf_counter()
         candidates = method.fit()
         seconds = (time.perf_counter() - start) / len(candidates)
-        edit, setting, where = chosen_on_dev(candidates, method, measure)
+        chosen_setting = chosen_on_dev(candidates, method, measure)
+        if chosen_setting is None:
+            best.append({"method": name, "setting": "none is within the budgets", "fit seconds": seconds})
+            continue
+        edit, setting, where = chosen_setting
         settings[name] = edit, where
         best.append({"method": name, "setting": setting, **measure.row(edit, where), "fit seconds": seconds})
     best.append(named_source(measure))
