@@ -14,8 +14,9 @@
 # %% [markdown]
 # # Why the edit works
 #
-# An edit moves log p(right answer) − log p(wrong answer). Which layers, which positions, which singular directions and which heads
-# carry that change? This notebook asks every method that sea_lens has, first on a model where the answer is known.
+# An edit moves log p(right answer) − log p(wrong answer). Which layers, which positions, which singular directions and
+# which heads carry that change? This notebook asks every method that sea_lens has, first on a model where the answer is
+# known.
 
 # %%
 import matplotlib.pyplot as plt
@@ -83,9 +84,9 @@ for index, coefficient in about.fires_on[:3]:
     print(f"fires {coefficient:+.1f} on {bias.demonstrations[index].positive}")
 
 # %% [markdown]
-# The edit acts on the stream; heads only pass on what it changed. What a head writes to the logits itself (direct) is one
-# thing, and what its changed output does when it is patched into the unedited run (sufficiency) another. The gradient
-# estimates the second from a single backward pass; how far to trust it is in its title.
+# The edit acts on the stream; heads only pass on what it changed. What a head writes to the logits itself (direct) is
+# one thing, and what its changed output does when it is patched into the unedited run (sufficiency) another. The
+# gradient estimates the second from a single backward pass; how far to trust it is in its title.
 
 # %%
 for method in ("direct", "sufficiency", "gradient"):
