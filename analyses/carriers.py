@@ -70,10 +70,10 @@ def run(subject: Subject) -> Finding:
         alike = pd.DataFrame(heads).corr(method="spearman")
         figures["alike"] = correlations(alike, "Do the edits use the same heads?", "rank correlation of heads")
         rows.append(pairs(alike))
-        told += list(shared_heads(alike, heads, shuffled))
-    rows += [directions(fitted)]
-    told += list(shared_directions(rows[-1]))
-    return Finding(pd.concat(rows) if rows else pd.DataFrame(), " ".join(told), figures, not_run=tuple(not_run))
+        told += shared_heads(alike, heads, shuffled)
+    rows.append(directions(fitted))
+    told += shared_directions(rows[-1])
+    return Finding(pd.concat(rows), " ".join(told), figures, not_run=tuple(not_run))
 
 
 def pairs(alike: pd.DataFrame) -> pd.DataFrame:

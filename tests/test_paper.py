@@ -349,6 +349,9 @@ def test_a_known_number_stands_beside_ours_with_interval_and_control(tmp_path):
         "0.05",
     ]
     assert cells[2][2:6] == ["inference time, times", "1 → 1.04", "abstract", "1.25"]
+    undefined = {**ours, "low": None, "high": None, "control_low": None, "control_high": None, "p": None}
+    page = write_page([Outcome(item, Written({}, "Text.", [], {}, [undefined]))], {"model": "testbed"}, folder)
+    assert "(+0.250 [undefined, undefined])</td><td class=text>none</td>" in page.read_text()
     unrun = write_page([Outcome(item, None, "no data")], {"model": "testbed"}, folder).read_text()
     assert unrun.split("<table class=paper>")[1].split("</table>")[0].count("not run") == 3
 

@@ -14,8 +14,3 @@ def rows_of(table: pd.DataFrame) -> list[dict[str, Any]]:
 def part(table: pd.DataFrame, column: str, values: Iterable[str]) -> pd.DataFrame:
     """The rows whose cell is one of some values."""
     return pd.DataFrame(table[table[column].isin(list(values))])
-
-
-def matching(table: pd.DataFrame, column: str, pattern: str) -> pd.DataFrame:
-    """The rows whose cell is of a form: a regular expression for all of it."""
-    return pd.DataFrame(table[table[column].astype(str).str.fullmatch(pattern)])

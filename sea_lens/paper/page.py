@@ -114,13 +114,14 @@ def _of_paper(row: Known) -> tuple[str, ...]:
 
 def _here(known_row: Known, row: Mapping[str, Any]) -> tuple[str, str, str]:
     """Before, after, the change with its interval; the range of the control; the p-value."""
+    # What is not defined is null in a file.
+    row = {name: math.nan if value is None else value for name, value in row.items()}
     model = f"{row['model']}: " if "model" in row else ""
     if (column := known_row.ours.get("column")) is not None:
         return f"{model}{row[column]:.2f}", "", ""
-    control = row.get("control_low")
-    beside = "none" if control is None else f"{control:+.4f} to {row['control_high']:+.4f}"
-    p = "" if row.get("p") is None else f"{row['p']:.2f}"
-    return f"{model}{changed(row)}", beside, p
+    low, p = row.get("control_low", math.nan), row.get("p", math.nan)
+    beside = "none" if math.isnan(low) else f"{low:+.4f} to {row['control_high']:+.4f}"
+    return f"{model}{changed(row)}", beside, "" if math.isnan(p) else f"{p:.2f}"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], name: str) -> str:
