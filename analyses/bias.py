@@ -42,7 +42,7 @@ def run(subject: Subject) -> Finding:
             "score",
         ),
     }
-    return Finding(table, " ".join(words(table)), figures | by_category(table))
+    return Finding(table, "\n".join(words(table)), figures | by_category(table))
 
 
 def by_category(table: pd.DataFrame) -> dict:

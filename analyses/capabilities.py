@@ -50,7 +50,7 @@ def run(subject: Subject) -> Finding:
             )
         told.append(f"{str(behaviour).capitalize()}.")
         told += [sentence(row["name"], row) for row in main.to_dict("records")]
-    return Finding(table, " ".join(told), figures, not_run=tuple(not_run))
+    return Finding(table, "\n".join(told), figures, not_run=tuple(not_run))
 
 
 if __name__ == "__main__":

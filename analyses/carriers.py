@@ -73,7 +73,7 @@ def run(subject: Subject) -> Finding:
         told += shared_heads(alike, heads, shuffled)
     rows.append(directions(fitted))
     told += shared_directions(rows[-1])
-    return Finding(pd.concat(rows), " ".join(told), figures, not_run=tuple(not_run))
+    return Finding(pd.concat(rows), "\n".join(told), figures, not_run=tuple(not_run))
 
 
 def pairs(alike: pd.DataFrame) -> pd.DataFrame:

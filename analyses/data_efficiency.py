@@ -56,7 +56,7 @@ def run(subject: Subject) -> Finding:
         figures, "change of the score by number of demonstrations, beside fits to as many shuffled"
     )
     table = pd.concat(tables) if tables else pd.DataFrame()
-    return Finding(table, " ".join(told), figures, captions, subject.reasons())
+    return Finding(table, "\n".join(told), figures, captions, subject.reasons())
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def run(subject: Subject) -> Finding:
     if len(kinds) > 1:
         figures["bias_types"] = changes(kinds, list(kinds["name"]), "CrowS-Pairs by bias type", "share of pairs")
     told = [nearer(row) for row in overall.to_dict("records")]
-    return Finding(table, " ".join(told), figures)
+    return Finding(table, "\n".join(told), figures)
 
 
 def nearer(row: dict) -> str:

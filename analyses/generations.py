@@ -46,7 +46,7 @@ def run(subject: Subject) -> Finding:
     order = {score: place for place, score in enumerate(SCORES)}
     table = table.sort_values("score", key=lambda column: column.map(order), kind="stable")
     figures = {"scores": changes(table, list(dict.fromkeys(table["name"])), "Generated answers, rated", "share")}
-    return Finding(table, " ".join(words(table)), figures)
+    return Finding(table, "\n".join(words(table)), figures)
 
 
 def words(table: pd.DataFrame) -> Iterable[str]:

@@ -31,11 +31,13 @@ def run(subject: Subject) -> Finding:
             not_run.append(f"{one.name}: {' '.join(str(error).split())[:300]}")
             continue
         tables.append(found.table.assign(model=one.name))
-        told.append(f"{one.name}: {found.paragraph}")
+        told += [f"{one.name}:", *found.paragraph.splitlines()]
         figures |= {f"{number}_{name}": axes for name, axes in found.figures.items()}
         not_run += found.not_run
     table = pd.concat(tables) if tables else pd.DataFrame()
-    return Finding(table, " ".join(told) or "No model could be loaded.", figures, not_run=tuple(dict.fromkeys(not_run)))
+    return Finding(
+        table, "\n".join(told) or "No model could be loaded.", figures, not_run=tuple(dict.fromkeys(not_run))
+    )
 
 
 def on_one(subject: Subject) -> Finding:

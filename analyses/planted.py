@@ -23,7 +23,7 @@ def rows_of(name: str, case: Planted) -> list[dict[str, object]]:
     results: list[tuple[Any, Mapping[Any, float]]] = [
         (sl.layer_contributions(*given, m), layers) for m in ("path", "shapley", "leave_one_out", "only_one")
     ]
-    results.append((sl.direction_contributions(*given, describe=0), case.directions))
+    results.append((sl.direction_contributions(*given, basis="sides", describe=0), case.directions))
     results.append((sl.head_contributions(*given, "direct"), case.circuit.direct))
     results += [(sl.head_contributions(*given, m), heads) for m in ("sufficiency", "necessity", "gradient")]
     if case.circuit.site == "z":

@@ -64,7 +64,7 @@ def run(subject: Subject) -> Finding:
             f"shares of demonstrations (0.5 is chance): {', '.join(parts)}."
         )
     captions = dict.fromkeys(figures, "activations of wanted and unwanted answers before and after the edit")
-    return Finding(pd.DataFrame(rows), " ".join(told), figures, captions, subject.reasons())
+    return Finding(pd.DataFrame(rows), "\n".join(told), figures, captions, subject.reasons())
 
 
 def embedded(cloud: np.ndarray) -> np.ndarray:

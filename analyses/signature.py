@@ -51,7 +51,7 @@ def run(subject: Subject) -> Finding:
         figures[f"{behaviour}_paper"] = along(
             paper_rows, "layer", "layer", "signature, activations' units", f"Signature as the paper has it: {behaviour}"
         )
-    return Finding(pd.DataFrame(rows), " ".join(told), figures, not_run=subject.reasons())
+    return Finding(pd.DataFrame(rows), "\n".join(told), figures, not_run=subject.reasons())
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def run(subject: Subject) -> Finding:
             f"{behaviour.capitalize()}. The first direction alone holds {min(first.values()):.1%} to "
             f"{max(first.values()):.1%} of the energy of wanted answers. Directions kept and dropped by layer: {kept}."
         )
-    return Finding(pd.DataFrame(rows), " ".join(told), figures, not_run=subject.reasons())
+    return Finding(pd.DataFrame(rows), "\n".join(told), figures, not_run=subject.reasons())
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def run(subject: Subject) -> Finding:
     table = pd.concat(rows)
     names = list(dict.fromkeys(table["name"]))
     figures = {"methods": changes(table, names, "Truthfulness by method", "score")}
-    return Finding(table, " ".join(words(table)), figures, not_run=tuple(not_run))
+    return Finding(table, "\n".join(words(table)), figures, not_run=tuple(not_run))
 
 
 def words(table: pd.DataFrame) -> Iterable[str]:

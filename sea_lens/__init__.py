@@ -13,6 +13,7 @@ from ._support import interrupts as _interrupts  # noqa: F401
 # isort: split
 from . import testbed
 from ._support.statistics import Interval, bootstrap
+from .contributions.angles import Geometry, geometry
 from .contributions.directions import direction_contributions
 from .contributions.heads import head_contributions
 from .contributions.layers import layer_contributions, position_contributions
@@ -63,7 +64,7 @@ from .planning.planner import plan
 from .planning.plans import Plan, Step
 from .spectral.arithmetic import COMBINES
 from .spectral.capturing import capture
-from .spectral.controls import permuted, randomised
+from .spectral.controls import permuted, randomised, resampled
 from .spectral.covariance import CrossCovariance
 from .spectral.edit import SpectralEdit
 from .spectral.features import FEATURE_MAPS, FeatureMap
@@ -100,6 +101,7 @@ __all__ = [
     "Fact",
     "FeatureMap",
     "FileError",
+    "Geometry",
     "HeadContributions",
     "InContext",
     "InputError",
@@ -132,6 +134,7 @@ __all__ = [
     "fit",
     "fit_activations",
     "generate",
+    "geometry",
     "harness_model",
     "head_contributions",
     "in_context",
@@ -149,6 +152,7 @@ __all__ = [
     "prompt_lengths",
     "randomised",
     "remove_all",
+    "resampled",
     "stability",
     "testbed",
     "tune",

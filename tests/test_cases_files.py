@@ -409,7 +409,14 @@ def test_results_of_analyses_come_back_from_a_journal_bit_for_bit():
     about = DirectionDescription(0.5, [("a", 0.1)], [("b", -0.1)], [(3, 0.25)])
     label = (0, "+", 1)
     other = DirectionContributions(
-        "path", items.float(), items.sum(1), directions=(label, (0, "-", 0)), descriptions={label: about}
+        "path",
+        items.float(),
+        items.sum(1),
+        directions=(label, (0, "-", 0)),
+        descriptions={label: about},
+        basis="net",
+        eigenvalues={label: 0.5},
+        dimensions={label: 2},
     )
     again: Any = None
     for result in (one, other):

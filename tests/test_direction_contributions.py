@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +11,9 @@ from tiny import N_LAYERS, contrasts, demonstrations, fitted
 import sea_lens as sl
 from sea_lens.spectral.arithmetic import COMBINES, edit_activation
 from sea_lens.spectral.direction_terms import direction_terms
+from sea_lens.spectral.edit import with_subspaces
 from sea_lens.spectral.features import FEATURE_MAPS
+from sea_lens.spectral.net import eigenvalue_sizes, net_subspaces, planes
 
 
 @st.composite
@@ -48,13 +52,131 @@ def test_a_linear_term_is_the_projection_on_its_direction():
     assert terms.centre.abs().max() == 0
 
 
+@given(edits(), st.integers(0, 99))
+def test_an_edit_in_its_net_directions_is_the_same_edit(case, seed):
+    x, fitted, _, combine = case
+    net, combined = net_subspaces(fitted, combine)
+    moved = edit_activation(x, fitted, FEATURE_MAPS["identity"], combine=combine) - x
+    terms = direction_terms(x, net, FEATURE_MAPS["identity"], combined)
+    gradient = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=x.dtype)
+    keep, drop, norm, centre = terms.along(gradient)
+    total = keep.sum(-1) + drop.sum(-1) + norm + centre
+    size = x.abs().max() * x.shape[-1] + centre.abs().max()
+    torch.testing.assert_close(total, (gradient * moved).sum(-1), rtol=1e-7, atol=1e-9 * (1 + size.item()))
+
+
+@given(edits())
+def test_net_directions_are_orthogonal_eigenvectors_at_the_sines_of_the_principal_angles(case):
+    _, fitted, _, _ = case
+    net, _ = net_subspaces(fitted, "norm")
+    keep, drop = fitted.keep[0], fitted.drop[0]
+    difference = keep @ keep.T - drop @ drop.T
+    columns = torch.cat([net.keep[0], net.drop[0]], -1)
+    sizes = columns.square().sum(0)
+    signs = torch.tensor([1.0] * net.keep.shape[-1] + [-1.0] * net.drop.shape[-1], dtype=torch.float64)
+    torch.testing.assert_close(difference @ columns, columns * (signs * sizes), rtol=0, atol=1e-9)
+    torch.testing.assert_close(columns.T @ columns, torch.diag(sizes), rtol=0, atol=1e-9)
+    assert (sizes > 0).all()
+    # From the angles: one of each sign for a pair, and 1 for what only one side has.
+    cosines = torch.linalg.svdvals(keep.T @ drop) if keep.numel() and drop.numel() else torch.zeros(0)
+    sines = (1 - cosines.double().clamp(max=1).square()).sqrt()
+    for factor, rank, other in ((net.keep, keep.shape[-1], drop.shape[-1]), (net.drop, drop.shape[-1], keep.shape[-1])):
+        expected = (
+            torch.cat([torch.ones(max(rank - other, 0), dtype=torch.float64), sines]).sort(descending=True).values
+        )
+        found = eigenvalue_sizes(factor)[0]
+        # The sine of an angle near zero is known to half of the digits.
+        torch.testing.assert_close(
+            torch.nn.functional.pad(found, (0, len(expected) - len(found))), expected, rtol=0, atol=1e-6
+        )
+
+
+def test_close_eigenvalues_are_one_plane():
+    sizes = torch.tensor([1.0, 1.0 - 5e-5, 1.0 - 9e-5, 0.9, 0.5, 0.5])
+    assert planes(sizes) == [(0, 3), (3, 1), (4, 2)]
+    assert planes(sizes[:0]) == []
+
+
+LINEAR = [
+    {"combine": combine, "centre": centre, "site": site, "strength": strength}
+    for combine in COMBINES
+    for centre, site, strength in ((False, "mlp_out", 1.7), (True, "resid_post", -0.5), (True, "z", 0.8))
+]
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("case", LINEAR, ids=lambda case: "-".join(map(str, case.values())))
+def test_net_directions_add_up_to_their_layers_exactly(case, model):
+    edit, items = fitted(model, site=case["site"], centre=case["centre"]), contrasts()
+    where = {"combine": case["combine"], "strength": case["strength"], "tolerance": 1e9}
+    net = sl.direction_contributions(model, edit, items, basis="net", describe=0, **where)
+    by_layer = sl.layer_contributions(model, edit, items, **where)
+    assert net.basis == "net"
+    for layer, value in zip(by_layer.layers, by_layer.values.tolist(), strict=True):
+        assert net.by_layer()[layer] == pytest.approx(value, abs=1e-6)
+    frame = net.to_frame()
+    directions = frame[frame["side"].isin(["+", "-"])]
+    assert ((directions["eigenvalue"] > 0) == (directions["side"] == "+")).all()
+    assert all(abs(one) <= 1 + 1e-9 for one in directions["eigenvalue"])
+
+
+@pytest.mark.model
+def test_what_both_sides_hold_has_no_net_direction(model):
+    edit = fitted(model)
+    alike = replace(edit.subspaces[0], drop=edit.subspaces[0].keep[..., :2])
+    found = sl.direction_contributions(
+        model, with_subspaces(edit, {**edit.subspaces, 0: alike}, "alike"), contrasts(2), describe=0
+    )
+    assert [label for label in found.labels if label[0] == 0] == [(0, "+", 0), (0, "norm", 0)]
+    assert found.eigenvalues[0, "+", 0] == pytest.approx(1)
+
+
+@pytest.mark.model
+def test_a_plane_is_described_as_one(model):
+    edit = fitted(model, rank=(2, 0))
+    found = sl.direction_contributions(model, edit, contrasts(2), demonstrations=demonstrations(), layers=[1])
+    assert found.dimensions == {(1, "+", 0): 2}
+    about = found.descriptions[1, "+", 0]
+    assert about.displacement > 0
+    index, length = about.fires_on[0]
+    assert about.texts[0] == demonstrations()[index].neutral
+    assert length > 0
+    assert [abs(length) for _, length in about.moved] == sorted((abs(one) for _, one in about.moved), reverse=True)
+    assert all("«w" in text for text, _ in about.moved)
+    assert len({text for text, _ in about.moved}) == len(about.moved)
+
+
+@pytest.mark.model
+def test_controls_stand_beside_net_directions_in_the_same_places(model):
+    edit = fitted(model)
+    control = [sl.randomised(edit, 0), edit]
+    found = sl.direction_contributions(model, edit, contrasts(2), describe=0, control=control)
+    assert found.control_values is not None
+    torch.testing.assert_close(found.control_values[1], found.values, rtol=1e-6, atol=1e-9)
+    assert not torch.allclose(found.control_values[0], found.values)
+    found.plot()
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("basis", "options", "message"),
+    [
+        ("sideways", {}, "unknown basis 'sideways': expected one of net, sides"),
+        ("net", {"feature": "squared_exponential"}, "no net directions: expected basis='sides'"),
+    ],
+)
+def test_an_impossible_basis_is_refused(basis, options, message, model):
+    with pytest.raises(sl.InputError, match=message):
+        sl.direction_contributions(model, fitted(model, **options), contrasts(2), basis=basis)
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("options", [{}, {"centre": True}, {"feature": "squared_exponential"}, {"site": "z"}])
 def test_directions_add_up_to_their_layers(options, model):
     edit, items = fitted(model, **options), contrasts()
     # Through a clamped feature map the effect jumps and no number of nodes closes: compare at the first four.
     tolerance = 1e9 if "feature" in options else 1e-3
-    found = sl.direction_contributions(model, edit, items, strength=0.8, describe=0, tolerance=tolerance)
+    found = sl.direction_contributions(model, edit, items, strength=0.8, basis="sides", describe=0, tolerance=tolerance)
     by_layer = sl.layer_contributions(model, edit, items, strength=0.8, tolerance=tolerance)
     sums = torch.tensor([found.by_layer()[layer] for layer in range(N_LAYERS)], dtype=torch.float64)
     torch.testing.assert_close(sums, by_layer.values, rtol=1e-3, atol=1e-5)
@@ -75,7 +197,7 @@ def test_directions_add_up_on_every_family(any_model):
 def test_descriptions_name_what_a_direction_does_and_what_it_fires_on(model):
     demos = demonstrations()
     edit = fitted(model)
-    found = sl.direction_contributions(model, edit, contrasts(), demonstrations=demos, describe=3)
+    found = sl.direction_contributions(model, edit, contrasts(), basis="sides", demonstrations=demos, describe=3)
     top = [label for label, _ in found.top(len(found.directions)) if label[-2] in "+-"][:3]
     assert list(found.descriptions) == top
     (layer, side, index), description = next(iter(found.descriptions.items()))

@@ -60,6 +60,21 @@ def directions(layers, heads):
     return contributions.direction_spectrum(frame, ["$antidisestablish"] * len(rows), 0.4, controls=19)
 
 
+def net_directions(layers, heads):
+    sizes = np.linspace(0.999, 0.01, 8)
+    rows = [
+        {"layer": layer, "head": np.nan, "side": side, "index": index, "eigenvalue": sign * sizes[index]}
+        for layer in range(layers)
+        for side, sign in (("+", 1), ("-", -1))
+        for index in range(8)
+    ]
+    rows += [
+        {"layer": layer, "head": np.nan, "side": "norm", "index": 0, "eigenvalue": None} for layer in range(layers)
+    ]
+    frame = pd.DataFrame(rows).assign(**numbers(len(rows)))
+    return contributions.direction_spectrum(frame, ["$antidisestablish"] * len(rows), 0.4, controls=19)
+
+
 def resampled(layers, heads):
     frame = pd.DataFrame({"part": ["effect", *(f"layer {i}" for i in range(layers))], **numbers(layers + 1)})
     return contributions.resampled_values(
@@ -83,6 +98,13 @@ def signatures(layers, heads):
     return edits.layer_signatures(sizes, {layer: size / 8 for layer, size in sizes.items()})
 
 
+def principal_angles(layers, heads):
+    lines = [(layer, name, np.sort(RNG.random(8)) * 90) for layer in range(layers) for name in ("kept", "dropped")]
+    return edits.principal_angles(
+        lines, [60 + 30 * RNG.random((20, 8))], "Principal angles: kept and dropped subspaces"
+    )
+
+
 def comparison(layers, heads):
     rows = {"spectral edit": Interval(0.41, 0.12, 0.71), "mean-difference steering": Interval(0.0, -0.1, 0.1)}
     return edits.comparison(
@@ -102,7 +124,7 @@ def changes(layers, heads):
     found = [
         {"name": name, "score": score, "difference": 0.1, "low": 0.05, "high": 0.2, "controls": 19}
         | {"control_low": -0.1, "control_high": 0.03}
-        for score in ("accuracy", "accuracy/ambiguous", "accuracy/disambiguated")[: 1 if layers == 3 else 3]
+        for score in (*("accuracy", "accuracy/ambiguous", "accuracy/disambiguated")[:layers], "unknown_rate", "rate")
         for name in names
     ]
     return findings.changes(pd.DataFrame(found), names, "Differences of the released code: bias", "score")
@@ -111,6 +133,12 @@ def changes(layers, heads):
 def along(layers, heads):
     frames = [pd.DataFrame({"layer": range(layers), "name": name, **numbers(layers)}) for name in ("truth", "bias")]
     return findings.along(pd.concat(frames), "layer", "layer", "distance of the means", "Signature of every layer")
+
+
+def along_numbers(layers, heads):
+    n = [25, 50, 100, 200, 400, 432]
+    frame = pd.DataFrame({"n": n, "name": "mc2", **numbers(len(n))})
+    return findings.along(frame, "n", "demonstrations", "change of the score", "Data efficiency", log=True)
 
 
 def clouds(layers, heads):
@@ -131,14 +159,17 @@ FIGURES = (
     head_map,
     position_map,
     directions,
+    net_directions,
     resampled,
     before_after,
     spectra,
     signatures,
+    principal_angles,
     comparison,
     score_differences,
     changes,
     along,
+    along_numbers,
     clouds,
     correlations,
 )

@@ -49,14 +49,23 @@ def test_every_layer_method_finds_the_planted_layers(name, method, build, backen
 @pytest.mark.parametrize("name", CIRCUITS)
 def test_directions_find_the_planted_direction(name, build, backend):
     case = build(name, backend)
-    found = sl.direction_contributions(case.model, case.edit, case.contrasts, describe=1)
+    found = sl.direction_contributions(case.model, case.edit, case.contrasts, basis="sides", describe=0)
     assert_found(found, case.directions)
+
+
+@pytest.mark.parametrize("name", CIRCUITS)
+def test_net_directions_find_the_plane_of_the_planted_direction(name, build, backend):
+    case = build(name, backend)
+    found = sl.direction_contributions(case.model, case.edit, case.contrasts, describe=0)
+    # Kept and dropped directions are orthogonal here, so that each side is one eigenspace.
+    assert set(found.dimensions.values()) == {3}
+    assert_found(found, {(*place, side, 0): share for (*place, side, _), share in case.directions.items()})
 
 
 @pytest.mark.parametrize("name", ["direct", "two_layers"])
 def test_the_planted_direction_is_told_by_the_token_that_it_lowers(name, build, backend):
     case = build(name, backend)
-    found = sl.direction_contributions(case.model, case.edit, case.contrasts, describe=1)
+    found = sl.direction_contributions(case.model, case.edit, case.contrasts, basis="sides", describe=1)
     (description,) = found.descriptions.values()
     assert description.lowers[0][0] == "Orlen"
     assert description.displacement < 0

@@ -44,13 +44,9 @@ ANALYSES = (
     *(("heads", method) for method in HEAD_METHODS),
 )
 NAMES = tuple(f"{kind}_{method}" for kind, method in ANALYSES)
-SPLITTERS: dict[str, Splitter] = {
-    "layers_path": by_layer,
-    "positions_path": by_position,
-    "directions_path": by_direction,
-}
+SPLITTERS: dict[str, Splitter] = {"layers_path": by_layer, "positions_path": by_position}
 MOST_PATCHED = 2_000
-TITLES = {"layers": "Layers", "positions": "Positions", "directions": "Singular directions", "heads": "Heads"}
+TITLES = {"layers": "Layers", "positions": "Positions", "directions": "Directions", "heads": "Heads"}
 
 
 def default_analyses(study: Study) -> list[str]:
@@ -141,7 +137,7 @@ def run_analyses(
 
 def _parts(names: Sequence[str]) -> list[list[str]]:
     """The analyses that are measured together, since they share what is run; each of the others by itself."""
-    paths = [name for name in names if name in SPLITTERS]
+    paths = [name for name in names if name.endswith("_path")]
     patches = [name for name in names if name.removeprefix("heads_") in PATCHING_METHODS]
     others = [[name] for name in names if name not in {*paths, *patches}]
     return [part for part in (paths, patches, *others) if part]
@@ -150,10 +146,11 @@ def _parts(names: Sequence[str]) -> list[list[str]]:
 def _paths(study: Study, names: Sequence[str], control: Sequence[Edit]) -> dict[str, Any]:
     """The path analyses among these names, from one integral."""
     wanted = {name: splitter for name, splitter in SPLITTERS.items() if name in names}
+    if "directions_path" in names:
+        check_control_ranks(study, control)
+        wanted["directions_path"] = by_direction(study)
     if not wanted:
         return {}
-    if "directions_path" in wanted:
-        check_control_ranks(study, control)
     return dict(zip(wanted, path_contributions(study, dict.fromkeys(wanted.values(), control), None), strict=True))
 
 

@@ -1,12 +1,13 @@
-"""Which singular directions carry an edit's effect (docs/method.md 8).
+"""Which directions carry an edit's effect (docs/method.md 8).
 
-In the path integral, ∂f/∂αₗ = ⟨∂f/∂oₗ, editedₗ − xₗ⟩ splits over the columns of U⁺ and U⁻, the rescaling to the old
-norm and the centre (`spectral.direction_terms`), so that the shares of a layer add up to its path contribution.
+In the path integral, ∂f/∂αₗ = ⟨∂f/∂oₗ, editedₗ − xₗ⟩ splits over the columns of U⁺ and U⁻ or over the net directions of
+the two, the rescaling to the old norm and the centre (`spectral.direction_terms`), so that the shares of a layer add up
+to its path contribution.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from einops import reduce
@@ -19,18 +20,15 @@ from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
 from ..measure.effects import checked_controls
 from ..spectral.capturing import Captured
-from ..spectral.direction_terms import Direction, direction_terms
+from ..spectral.direction_terms import Direction, Label
 from ..spectral.edit import SpectralEdit
-from ..spectral.subspaces import Subspaces
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Contrast, Demonstration
 from .describe import describe_directions
-from .integral import Slope, Split, outside_inference_mode, path_contributions
+from .direction_parts import BASES, DirectionParts, chosen_basis, spectral_edit, sums_over_parts
+from .integral import Slope, Split, Splitter, outside_inference_mode, path_contributions
 from .results import DirectionContributions
 from .study import Study
-
-Label: TypeAlias = tuple[Any, ...]
-"""(layer, side, index), at site `z` (layer, head, side, index)."""
 
 DESCRIBED = 10
 
@@ -45,6 +43,7 @@ def direction_contributions(
     combine: str | None = None,
     positions: Positions | None = None,
     *,
+    basis: str | None = None,
     demonstrations: Iterable[Demonstration] | None = None,
     describe: int = DESCRIBED,
     batch_size: int = 16,
@@ -52,7 +51,7 @@ def direction_contributions(
     tolerance: float | None = None,
     control: Iterable[Edit] = (),
 ) -> DirectionContributions:
-    """Share of each singular direction of U⁺ and U⁻, of the rescaling and of the centre, in the effect on contrasts.
+    """Share of each direction of an edit, of the rescaling and of the centre, in the effect on contrasts.
 
     The source is docs/method.md 8.
 
@@ -61,6 +60,12 @@ def direction_contributions(
         edit: a spectral edit.
         contrasts: what the effect is measured on.
         layers, strength, combine, positions: as in `applied`.
+        basis:
+            - "net": eigenvectors of U⁺U⁺ᵀ − U⁻U⁻ᵀ (docs/method.md 8.5), the directions that a linear edit really
+              changes: what both sides contain cancels. Equal and close eigenvalues are one entry together. This is the
+              default where both sides of a linear edit are combined;
+            - "sides": columns of U⁺ and of U⁻. Shares of the two along nearly the same direction are large, opposite,
+              and mean nothing by themselves.
         demonstrations: those that the edit was fitted from, or others: the described directions then name the ones
             that they fire on most.
         describe: how many of the directions that contribute most to describe (`descriptions`); 0 for none.
@@ -75,7 +80,8 @@ def direction_contributions(
         directions numbers.
 
     Raises:
-        InputError: the edit is not a spectral one; a control edit has another site, other ranks, or lacks a layer; the
+        InputError: the edit is not a spectral one; an unknown basis, or "net" for an edit through a feature map; a
+            control edit has another site, other ranks, or lacks a layer; the
             edit's provenance does not say how to read demonstrations; or examples stand in front of what the model
             reads.
         Otherwise as `effect`.
@@ -84,29 +90,20 @@ def direction_contributions(
         UserWarning: the shares did not close to the tolerance; names the error.
     """
     spectral_edit(edit)
+    if basis is not None and basis not in BASES:
+        raise InputError(f"unknown basis {basis!r}: expected one of {', '.join(BASES)}")
     control = checked_controls(control)
     describe = as_integer(describe, "describe", least=0)
     demonstrations = None if demonstrations is None else Demonstrations.of(demonstrations)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     check_control_ranks(study, control)
-    (result,) = path_contributions(study, {by_direction: control}, tolerance)
+    (result,) = path_contributions(study, {by_direction(study, basis): control}, tolerance)
     layers_of_top = sorted({Direction.of(label).layer for label in strongest(result, describe)})
     captured = None
     if demonstrations is not None and layers_of_top:
         captured = Captured.of(model, spectral_edit(edit), demonstrations, layers_of_top)
     return described(study, result, captured, describe)
-
-
-def spectral_edit(edit: Edit) -> SpectralEdit:
-    """The edit, which must be a spectral one.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not isinstance(edit, SpectralEdit):
-        raise InputError(f"only a spectral edit has singular directions, got {type(edit).__name__}")
-    return edit
 
 
 def check_control_ranks(study: Study, control: Sequence[Edit]) -> None:
@@ -124,33 +121,55 @@ def check_control_ranks(study: Study, control: Sequence[Edit]) -> None:
             raise InputError(f"a control edit has other ranks than the edit, {ranks}")
 
 
-def by_direction(study: Study) -> Split:
-    """The path integral by direction."""
-    edit = spectral_edit(study.edit)
-    # Uncentred, the identity adds no constant; φ⁻¹(0) of another feature map need not be 0.
-    has_centre = edit.options.get("centre", False) or not edit.feature.is_identity
-    labels = tuple(label for layer in study.layers for label in _labels(edit, layer, has_centre))
+def by_direction(study: Study, basis: str | None = None) -> Splitter:
+    """The path integral by direction of a study's edit.
 
-    def shares(slope: Slope) -> Float[Tensor, "batch directions"]:
-        subspaces = edit.subspaces[slope.layer].to(slope.x.device, slope.x.dtype)
-        terms = direction_terms(slope.x, subspaces, edit.feature, study.where.combine)
-        keep, drop, norm, centre = (
-            reduce(values, "batch pos ... -> batch ...", "sum") for values in terms.along(slope.gradient)
-        )
-        columns = []
-        for unit, (kept, dropped) in enumerate(_ranks(subspaces)):
-            columns += [keep[:, unit, :kept], drop[:, unit, :dropped], norm[:, unit, None]]
-            columns += [centre[:, unit, None]] if has_centre else []
-        return torch.cat(columns, 1)
+    Of a control edit it gives what stands in the same places of its own spectrum, with planes as large as the edit's.
+    """
+    given = spectral_edit(study.edit)
+    basis = chosen_basis(given, study.where.combine, basis)
+    own = DirectionParts(given, study.where.combine, basis)
+    parts = {layer: own.parts(layer) for layer in study.layers}
+    rest = {layer: _rest(own, layer) for layer in study.layers}
+    labels = tuple(label for layer in study.layers for label in (*(one.label for one in parts[layer]), *rest[layer]))
+    known = {one.label: one for of_layer in parts.values() for one in of_layer} if basis == "net" else {}
 
-    def result(items: list[Tensor], details: dict[str, Any]) -> DirectionContributions:
-        return DirectionContributions("path", torch.cat(items, 1), study.effects, directions=labels, details=details)
+    def split(one: Study) -> Split:
+        taken = own if one is study else DirectionParts(spectral_edit(one.edit), one.where.combine, basis)
 
-    return Split(shares, result)
+        def shares(slope: Slope) -> Float[Tensor, "batch directions"]:
+            terms = taken.terms(slope.x, slope.layer)
+            along = terms.along(slope.gradient)
+            norm, centre = (reduce(values, "batch pos units -> batch units", "sum") for values in along[2:])
+            of_parts = sums_over_parts(along[:2], parts[slope.layer])
+            return torch.cat([of_parts, norm, centre] if own.has_centre else [of_parts, norm], 1)
+
+        def result(items: list[Tensor], details: dict[str, Any]) -> DirectionContributions:
+            return DirectionContributions(
+                "path",
+                torch.cat(items, 1),
+                one.effects,
+                directions=labels,
+                basis=basis,
+                eigenvalues={label: part.eigenvalue for label, part in known.items() if part.eigenvalue is not None},
+                dimensions={label: part.n for label, part in known.items()},
+                details=details,
+            )
+
+        return Split(shares, result)
+
+    return split
+
+
+def _rest(parts: DirectionParts, layer: int) -> list[Label]:
+    """Labels of what is no direction: the norm of each unit, and the centre."""
+    places = [parts.edit.at.place(layer, unit) for unit in range(parts.edit.shape[0])]
+    names = ("norm", "centre") if parts.has_centre else ("norm",)
+    return [(*place, name, 0) for name in names for place in places]
 
 
 def strongest(result: DirectionContributions, n: int) -> list[Label]:
-    """The n columns of U⁺ and U⁻ that contribute most."""
+    """The n directions that contribute most."""
     return [label for label, _ in result.top(len(result.labels)) if Direction.of(label).side in ("+", "-")][:n]
 
 
@@ -161,20 +180,5 @@ def described(
     top = strongest(result, n)
     if not top:
         return result
-    return replace(result, descriptions=dict(zip(top, describe_directions(study, top, captured), strict=True)))
-
-
-def _ranks(subspaces: Subspaces) -> list[tuple[int, int]]:
-    """(k⁺, k⁻) of each unit."""
-    return list(zip(subspaces.keep_rank.tolist(), subspaces.drop_rank.tolist(), strict=True))
-
-
-def _labels(edit: SpectralEdit, layer: int, has_centre: bool) -> Iterator[Label]:
-    """Labels of a layer's shares, in the order in which they are computed."""
-    for unit, (kept, dropped) in enumerate(_ranks(edit.subspaces[layer])):
-        place = edit.at.place(layer, unit)
-        yield from ((*place, "+", index) for index in range(kept))
-        yield from ((*place, "-", index) for index in range(dropped))
-        yield (*place, "norm", 0)
-        if has_centre:
-            yield (*place, "centre", 0)
+    parts = DirectionParts(spectral_edit(study.edit), study.where.combine, result.basis)
+    return replace(result, descriptions=dict(zip(top, describe_directions(study, parts, top, captured), strict=True)))

@@ -29,22 +29,28 @@ METHOD_TITLES = {
 
 @dataclass(frozen=True)
 class DirectionDescription:
-    """What a singular direction stands for (docs/method.md 8.4).
+    """What a direction stands for (docs/method.md 8.4).
 
     Attributes:
         displacement: mean of the signed length of what the edit adds along the direction, over all tokens of the
-            contrasts' prompts but BOS.
+            contrasts' prompts but BOS; for a plane the length of the mean.
         raises, lowers: tokens whose logits the mean displacement raises and lowers most when it is read off by the
             final norm's gain and the unembedding alone, as (token, change of logit for a unit step). Changes are
             relative to their mean over the vocabulary, which moves no probability.
         fires_on: the demonstrations whose neutral activation is largest along the direction in absolute value, as
-            (index, aⱼ), or bⱼ for a column of U⁻ (docs/method.md 8.1); empty where no demonstrations were given.
+            (index, aⱼ), or bⱼ for a column of U⁻ (docs/method.md 8.1), for a plane the length in it; empty where no
+            demonstrations were given.
+        texts: the neutral texts of these demonstrations.
+        moved: the tokens of the contrasts' prompts that the edit moves most along the direction, as (the prompt with
+            the token between «», signed length).
     """
 
     displacement: float
     raises: list[tuple[str, float]]
     lowers: list[tuple[str, float]]
     fires_on: list[tuple[int, float]]
+    texts: list[str] = field(default_factory=list)
+    moved: list[tuple[str, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,21 +215,29 @@ class HeadContributions(Contributions):
 
 @dataclass(frozen=True, eq=False)
 class DirectionContributions(Contributions):
-    """Share of each singular direction in the effect, in nats (docs/method.md 8).
+    """Share of each direction in the effect, in nats (docs/method.md 8).
 
     The shares of a layer add up to its path contribution.
 
     Attributes:
         directions: one label for each entry of `values`: (layer, side, index), at site `z` (layer, head, side, index).
-            Side "+" is a column of U⁺ and "-" one of U⁻, by descending singular value; "norm" is the rescaling of the
-            activation itself, and "centre" the constant that is added, for a centred edit and for every feature map but
-            the identity.
+            In the basis "net" side "+" has eigenvalues above 0, what the edit raises, and "-" those below, what it
+            lowers, by descending size. In the basis "sides" side "+" is a column of U⁺ and "-" one of U⁻, by descending
+            singular value. In both "norm" is the rescaling of the activation itself, and "centre" the constant that is
+            added, for a centred edit and for every feature map but the identity.
+        basis: "net" or "sides".
+        eigenvalues: in the basis "net" of each direction, from -1 to 1; empty otherwise.
+        dimensions: in the basis "net" how many directions stand behind a label: more than one where their eigenvalues
+            are equal or close, so that only the plane that they span is told apart; its index is that of the first.
         descriptions: of the directions that contribute most, by label.
         Others as in `Contributions`.
     """
 
     item_values: Float[Tensor, "contrasts directions"]
     directions: tuple[tuple[Any, ...], ...] = field(kw_only=True)
+    basis: str = field(default="sides", kw_only=True)
+    eigenvalues: dict[tuple[Any, ...], float] = field(default_factory=dict, kw_only=True)
+    dimensions: dict[tuple[Any, ...], int] = field(default_factory=dict, kw_only=True)
     descriptions: dict[tuple[Any, ...], DirectionDescription] = field(default_factory=dict, kw_only=True)
 
     @property
@@ -242,17 +256,23 @@ class DirectionContributions(Contributions):
     def to_frame(self) -> "pd.DataFrame":
         """One row per direction: layer, head (missing but at site `z`), side, index and its numbers.
 
-        Directions that are described have the tokens that they raise and lower beside them.
+        In the basis "net" with eigenvalue and dimensions. Directions that are described have the tokens that they raise
+        and lower beside them.
         """
         import pandas as pd
 
         parts = [Direction.of(label) for label in self.directions]
+        net: dict[str, Any] = {}
+        if self.basis == "net":
+            net["eigenvalue"] = [self.eigenvalues.get(label) for label in self.directions]
+            net["dimensions"] = pd.array([self.dimensions.get(label) for label in self.directions], dtype="Int64")
         frame = pd.DataFrame(
             {
                 "layer": [part.layer for part in parts],
                 "head": pd.array([part.head for part in parts], dtype="Int64"),
                 "side": [part.side for part in parts],
                 "index": [part.index for part in parts],
+                **net,
                 **self.columns(),
             }
         )
@@ -267,7 +287,7 @@ class DirectionContributions(Contributions):
         return frame
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
-        """Shares along the spectrum of each layer."""
+        """Shares along the spectrum of each layer: of eigenvalues in the basis "net", else of singular values."""
         from ..plots.contributions import direction_spectrum
 
         raised = {label: about.raises[0][0].strip() for label, about in self.descriptions.items()}

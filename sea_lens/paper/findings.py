@@ -26,7 +26,7 @@ class Finding:
 
     Attributes:
         table: tidy: one row for each thing that was measured.
-        paragraph: sentences that are computed from the table.
+        paragraph: sentences that are computed from the table, a line for each thing that is said.
         figures: axes by the name of the figure.
         captions: what each figure shows.
         not_run: what could not be looked at, and why.

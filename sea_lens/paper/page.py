@@ -33,6 +33,8 @@ table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0; display: 
 th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child, td.text { text-align: left; } img { max-width: 100%; height: auto; }
 .not-run { color: #6b4e00; background: #fff7e0; padding: .4rem .8rem; } .paper { color: #444; }
+table.paper th, table.paper td { white-space: normal; } table.paper { display: table; }
+.told { padding-left: 1.2rem; } .told .about { list-style: none; margin: .5rem 0 0 -1.2rem; font-weight: 600; }
 figure { margin: 1rem 0; } figcaption { font-size: .85rem; color: #444; } nav a { margin-right: .8rem; }
 """
 
@@ -76,7 +78,7 @@ def _section(outcome: Outcome, folder: Path) -> str:
     ]
     if found is None:
         return "\n".join([*parts, f"<p class=not-run>Not run: {_text(outcome.reason)}</p>"])
-    parts.append(f"<p>{_text(found.paragraph)}</p>")
+    parts.append(_told(found.paragraph))
     parts += [f"<p class=not-run>Not run: {_text(reason)}</p>" for reason in found.not_run]
     for name, caption in found.figures.items():
         content = base64.b64encode((folder / name).read_bytes()).decode("ascii")
@@ -86,6 +88,13 @@ def _section(outcome: Outcome, folder: Path) -> str:
         )
     parts.append(_table(found.table, f"{item.name}.csv"))
     return "\n".join(parts)
+
+
+def _told(paragraph: str) -> str:
+    """A paragraph as a list; a line of one word is what the lines behind it are about."""
+    lines = [_text(line) for line in paragraph.splitlines()]
+    shown = [f"<li>{line}</li>" if " " in line else f"<li class=about>{line.rstrip('.:')}</li>" for line in lines]
+    return f"<ul class=told>{''.join(shown)}</ul>"
 
 
 def _paper(item: str, is_of_paper: bool, ours: Sequence[Mapping[str, Any]]) -> str:

@@ -70,7 +70,7 @@ def compared(
         told += [f"{behaviour.capitalize()}.", *words(behaviour, main_rows(table))]
     captions = dict.fromkeys(figures, f"{title}: change of the scores, beside the same variant of its controls")
     table = pd.concat(tables) if tables else pd.DataFrame()
-    return Finding(table, " ".join(told), figures, captions, tuple(not_run))
+    return Finding(table, "\n".join(told), figures, captions, tuple(not_run))
 
 
 def main_rows(table: pd.DataFrame) -> list[Row]:

@@ -20,7 +20,11 @@ WIDE, NARROW = (0.62, 0.42), (0.2, 0.2)
 # Names along an axis of a map, at most.
 MOST_NAMES = 12
 SIDES = {"+": "^", "-": "v"}
+REST = {"norm": "rescaling", "centre": "centre"}
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+# Where a number stands beside its point, in pixels, the first that is free; and how far from other numbers.
+BESIDE = ((12, 0), (-12, 0), (12, 14), (-12, -14), (-12, 14), (12, -14), (26, 0), (-26, 0))
+BESIDE_APART = 14
 # Directions that are drawn with their intervals, and of these with their names.
 DRAWN, NAMED = 20, 4
 
@@ -136,72 +140,83 @@ def _map(
 def direction_spectrum(
     frame: pd.DataFrame, names: Sequence[str], effect: float, *, controls: int = 0, ax: Axes | None = None
 ) -> Axes:
-    """Share of each singular direction against its place in the spectrum (docs/method.md 8.1).
+    """Share of each direction against its place in the spectrum, or its eigenvalue (docs/method.md 8.1 and 8.5).
 
     The 20 largest shares are drawn with their intervals; the 4 largest have numbers, and names in the legend.
 
     Args:
-        frame: columns layer, head, side, index, value, low, high, and with controls control_low and control_high; in
-            nats.
+        frame: columns layer, head, side, index, value, low, high, for net directions eigenvalue, and with controls
+            control_low and control_high; in nats.
         names: what each row of the frame stands for, empty where that is not known.
         effect: of the whole edit, in nats.
         controls: how many control edits the range is of.
         ax: where to draw.
     """
     ax = new_axes(ax, (8.0, 4.2))
+    net = "eigenvalue" in frame
     frame = frame.assign(name=list(names))
     ranked = frame[frame["side"].isin(list(SIDES))].assign(place=lambda rows: rows["index"] + 1)
+    ranked = ranked.assign(at=ranked["eigenvalue"] if net else ranked["place"])
     colours = layer_colours(sorted(set(frame["layer"])))
-    if controls:
-        spread = ranked.groupby("place").agg({"control_low": "min", "control_high": "max"})
+    if controls and net:
+        ax.vlines(ranked["at"], ranked["control_low"], ranked["control_high"], color=NEUTRAL, alpha=0.7, linewidth=4)
+    elif controls:
+        spread = ranked.groupby("at").agg({"control_low": "min", "control_high": "max"})
         ax.fill_between(spread.index, spread["control_low"], spread["control_high"], color=NEUTRAL, alpha=0.5)
+    sides = {"+": "raised", "-": "lowered"} if net else {"+": "U+", "-": "U-"}
     for side, marker in SIDES.items():
         rows = ranked[ranked["side"] == side]
-        ax.scatter(rows["place"], rows["value"], c=[colours[i] for i in rows["layer"]], marker=marker, s=26, zorder=3)
+        ax.scatter(rows["at"], rows["value"], c=[colours[i] for i in rows["layer"]], marker=marker, s=26, zorder=3)
     handles: list[Artist] = [
-        Line2D([], [], color="black", marker=m, linestyle="", label=f"U{side}") for side, m in SIDES.items()
+        Line2D([], [], color="black", marker=marker, linestyle="", label=sides[side]) for side, marker in SIDES.items()
     ]
     handles += layer_handles(colours)
     if controls:
         handles.append(Patch(color=NEUTRAL, label=f"range of {controls} control edits"))
     largest = ranked.loc[ranked["value"].abs().sort_values(ascending=False).index[:DRAWN]]
+    numbered: list[tuple[float, float]] = []
     for rank, row in enumerate(largest.to_dict(orient="records"), start=1):
-        ax.vlines(row["place"], row["low"], row["high"], color=colours[row["layer"]], linewidth=0.8)
+        ax.vlines(row["at"], row["low"], row["high"], color=colours[row["layer"]], linewidth=0.8)
         if rank <= NAMED:
-            # Left and right by turns, since the largest often stand above each other.
-            side, offset = ("left", 7) if rank % 2 else ("right", -7)
-            ax.annotate(
-                str(rank),
-                (row["place"], row["value"]),
-                xytext=(offset, 0),
-                textcoords="offset points",
-                ha=side,
-                va="center",
-                fontsize=SMALL,
-                fontweight="bold",
-            )
+            numbered.append((row["at"], row["value"]))
             head = "" if pd.isna(row["head"]) else f" head {int(row['head'])}"
-            name = f"{rank}: layer {row['layer']}{head} U{row['side']}{int(row['place'])} {row['name']}".rstrip()
+            called = f"{sides[row['side']]} {row['index']}" if net else f"{sides[row['side']]}{int(row['place'])}"
+            name = f"{rank}: layer {row['layer']}{head} {called} {row['name']}".rstrip()
             handles.append(Line2D([], [], linestyle="", label=name))
     ax.axhline(0, color="black", linewidth=0.8)
-    if len(ranked):
+    if net:
+        ax.set_xlim(-1.05, 1.05)
+    elif len(ranked):
         ax.set_xscale("log")
         ax.set_xticks([tick for tick in TICKS if tick <= ranked["place"].max()])
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
-    parts_of = {"+": "U+", "-": "U-", "norm": "rescaling", "centre": "centre"}
-    sums = {name: frame.loc[frame["side"] == side, "value"] for side, name in parts_of.items()}
+    _number(ax, numbered)
+    sums = {name: frame.loc[frame["side"] == side, "value"] for side, name in {**sides, **REST}.items()}
     parts = ", ".join(f"{name} {values.sum():+.3f}" for name, values in sums.items() if len(values))
     legend(ax, handles, loc="center left", bbox_to_anchor=(1, 0.5))
     for text in ax.get_legend().get_texts():  # type: ignore[union-attr]
         # A token may hold what a formula begins with.
         text.set_parse_math(False)
+    along = "eigenvalue (1: kept alone, -1: dropped alone, 0: both)" if net else "place in the spectrum (1: largest)"
     return dress(
         ax,
-        "place in the spectrum (1: largest singular value); a name tells the token that is raised most",
+        f"{along}; a name tells the token that is raised most",
         "share of the effect, nats",
-        f"Singular directions: effect {effect:+.3f} nats = {parts}",
+        f"{'Net' if net else 'Singular'} directions: effect {effect:+.3f} nats = {parts}",
     )
+
+
+def _number(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """Numbers beside points, each where none of the others stands."""
+    taken: list[np.ndarray] = []
+    for number, point in enumerate(points, start=1):
+        at = ax.transData.transform(point)
+        free = [offset for offset in BESIDE if all(np.abs(at + offset - other).max() > BESIDE_APART for other in taken)]
+        offset = (free or [BESIDE[0]])[0]
+        taken.append(at + offset)
+        written = {"xytext": offset, "textcoords": "offset pixels", "fontsize": SMALL, "fontweight": "bold"}
+        ax.annotate(str(number), point, **written, ha="center", va="center")
 
 
 def resampled_values(

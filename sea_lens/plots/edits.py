@@ -1,11 +1,14 @@
 """Figures of an edit and its effect."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .._support.statistics import Interval
@@ -73,6 +76,44 @@ def spectra(
     ]
     legend(ax, [*sides, *layer_handles(colours)], loc="center left", bbox_to_anchor=(1, 0.5))
     return dress(ax, "directions k", "share of the energy left after k", "Spectra of the cross-covariances")
+
+
+def principal_angles(
+    lines: Sequence[tuple[int, str, Float[np.ndarray, " _"]]],
+    random: Sequence[Float[np.ndarray, "draws _"]],
+    title: str,
+    ax: Axes | None = None,
+) -> Axes:
+    """Principal angles in ascending order, a line for each two subspaces, beside those of random ones.
+
+    Args:
+        lines: the layer, what is compared, and the angles in degrees.
+        random: of random subspaces of the same dimensions, one row a draw.
+        title: of the figure.
+        ax: where to draw.
+    """
+    ax = new_axes(ax, (7.5, 3.8))
+    colours = layer_colours(sorted({layer for layer, _, _ in lines}))
+    markers = dict(zip(dict.fromkeys(name for _, name, _ in lines), itertools.cycle("o^sDvp"), strict=False))
+    for layer, name, angles in lines:
+        places = np.arange(1, len(angles) + 1)
+        ax.plot(places, angles, marker=markers[name], markersize=4, linewidth=1, color=colours[layer])
+    handles: list[Artist] = [
+        Line2D([], [], color="black", marker=marker, linestyle="", label=name) for name, marker in markers.items()
+    ]
+    handles += layer_handles(colours)
+    drawn = [rows for rows in random if rows.size]
+    if drawn:
+        width = max(rows.shape[1] for rows in drawn)
+        padded = [np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=np.nan) for rows in drawn]
+        low, high = np.nanmin(np.concatenate(padded), 0), np.nanmax(np.concatenate(padded), 0)
+        ax.fill_between(np.arange(1, width + 1), low, high, color=NEUTRAL, alpha=0.7, zorder=0.5)
+        ax.plot(np.arange(1, width + 1), (low + high) / 2, color=NEUTRAL, zorder=0.6)
+        handles.append(Patch(color=NEUTRAL, label="random subspaces"))
+    ax.set_ylim(0, 95)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    legend(ax, handles, loc="center left", bbox_to_anchor=(1, 0.5))
+    return dress(ax, "principal angle (1: nearest directions)", "degrees (90: nothing in common)", title)
 
 
 def layer_signatures(

@@ -13,6 +13,11 @@ from matplotlib.ticker import MaxNLocator
 from .._support.tables import part, rows_of
 from .axes import AFTER, BEFORE, COLOURS, LETTER, NEUTRAL, NORMAL, SMALL, broken, dress, legend, new_axes
 
+# Panels in a row, so that a page can show them at their size.
+MOST_PANELS = 3
+# Ratio of two numbers along a logarithmic axis from which on there is room for both.
+APART = 1.2
+
 
 def changes(frame: pd.DataFrame, names: Sequence[str], title: str, unit: str) -> Axes:
     """Change of every score with its 95 % interval, a panel for each score, above the range of its control.
@@ -28,11 +33,15 @@ def changes(frame: pd.DataFrame, names: Sequence[str], title: str, unit: str) ->
     """
     scores = list(dict.fromkeys(frame["score"]))
     longest = max(len(name) for name in names)
-    size = (1.2 + 0.085 * longest + 2.6 * len(scores), 1.5 + 0.36 * len(names))
-    figure, panels = plt.subplots(1, len(scores), sharey=True, squeeze=False, figsize=size, layout="constrained")
+    columns = min(len(scores), MOST_PANELS)
+    rows = -(-len(scores) // columns)
+    size = (1.2 + 0.085 * longest + 2.6 * columns, 0.7 + (0.8 + 0.36 * len(names)) * rows)
+    figure, panels = plt.subplots(rows, columns, sharey=True, squeeze=False, figsize=size, layout="constrained")
+    for ax in panels.flat[len(scores) :]:
+        ax.remove()
     places = {name: place for place, name in enumerate(reversed(names))}
     n_controls = 0
-    for ax, score in zip(panels.flat, scores, strict=True):
+    for ax, score in zip(panels.flat, scores, strict=False):
         for row in rows_of(part(frame, "score", [score])):
             place = places[row["name"]]
             if row.get("controls") and np.isfinite(row["control_low"]):
@@ -42,6 +51,8 @@ def changes(frame: pd.DataFrame, names: Sequence[str], title: str, unit: str) ->
             if np.isfinite(row["difference"]):
                 ends = [[max(row["difference"] - row["low"], 0)], [max(row["high"] - row["difference"], 0)]]
                 ax.errorbar(row["difference"], place, xerr=ends, fmt="o", color=AFTER, capsize=3, zorder=3)
+        # A range must not look cut off where it ends.
+        ax.use_sticky_edges = False
         ax.axvline(0, color="black", linewidth=0.8, linestyle=":", zorder=2)
         dress(ax, f"change of the {unit}", "", score.replace("_", " "))
         # Few numbers, since panels are narrow.
@@ -76,7 +87,9 @@ def along(
     if log:
         ax.set_xscale("log")
         ticks = sorted(set(frame[x]))
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        # Of two that would stand on each other the larger is told.
+        told = [one for one, after in zip(ticks, [*ticks[1:], np.inf], strict=True) if after / one >= APART]
+        ax.set_xticks(told, [f"{tick:g}" for tick in told])
         ax.minorticks_off()
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,5 +9,6 @@ the decomposition keeps and drops), `arithmetic` (what an edit does to an activa
 steps cost more than arithmetic), `factors` (those of a layer where they are needed), `edit` (`SpectralEdit`),
 `site_stores` (a store for each of several sites), `one_pass` (several sites and feature maps from one pass),
 `capturing` (from a model and demonstrations to a covariance), `fitting` (from a covariance to an edit),
-`direction_terms` (what each direction adds), `controls` (edits to compare with).
+`direction_terms` (what each direction adds), `net` (the directions in which kept and dropped do not cancel),
+`principal` (angles between subspaces), `controls` (edits to compare with).
 """

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from .._support.arguments import as_integer
@@ -103,6 +104,34 @@ def permuted_fits(
         # What was chosen for the edit holds for what stands in its place.
         refitted = replace(refitted, defaults=edit.defaults)
         edits.append(with_subspaces(refitted, refitted.subspaces, f"positives and negatives shuffled, draw {draw}"))
+    return edits
+
+
+def resampled(
+    model: Any,
+    edit: SpectralEdit,
+    demonstrations: Iterable[Demonstration],
+    draws: int = 8,
+    seed: int = 0,
+    *,
+    batch_size: int = 16,
+    progress: bool = False,
+) -> list[SpectralEdit]:
+    """The edit fitted anew to demonstrations drawn with replacement: how far its subspaces depend on them.
+
+    Each is fitted at the edit's own ranks (docs/method.md 6.12); `sl.geometry` tells the angles between them, and
+    `sl.stability` what they do. Arguments and errors as in `permuted`; the demonstrations are read once.
+    """
+    draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed", least=0)
+    batch_size = as_integer(batch_size, "batch_size", least=1)
+    captured = Captured.of(model, edit, demonstrations, batch_size=batch_size, progress=progress)
+    centre, power = edit.options["centre"], edit.options["spectrum_power"]
+    rng, n = np.random.default_rng(seed), len(captured.demonstrations)
+    edits = []
+    for _ in tracked(range(draws), "fits on resampled demonstrations", draws, show=progress):
+        covariance = captured.drawn(sorted(rng.integers(n, size=n).tolist()), edit.feature)
+        fitted = fit(covariance, rank=edit.ranks, centre=centre, spectrum_power=power)
+        edits.append(replace(fitted, defaults=edit.defaults))
     return edits
 
 

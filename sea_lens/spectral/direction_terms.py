@@ -12,7 +12,7 @@ DeepLIFT, Shrikumar et al. 2017).
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from einops import einsum, reduce
@@ -22,6 +22,9 @@ from torch import Tensor
 from .arithmetic import ROUNDINGS, combine_projections
 from .features import FeatureMap
 from .subspaces import Subspaces
+
+Label: TypeAlias = tuple[Any, ...]
+"""(layer, side, index), at site `z` (layer, head, side, index)."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def _contributions(
     common: dict[str, Any] = {"batch_size": BATCH_SIZE, "progress": progress}
     # One study, so that what several analyses need of the edit and of each control is run once.
     study = Study.of(model, chosen.edit, behaviour.asked("test"), **where(chosen.options), **common)
-    by_layers, by_directions = path_contributions(study, {by_layer: control, by_direction: control}, None)
+    by_layers, by_directions = path_contributions(study, {by_layer: control, by_direction(study): control}, None)
     found: dict[str, Contributions] = {
         f"layers_{method}": by_layers if method == "path" else layer_games(study, method, control=control)
         for method in LAYER_METHODS
