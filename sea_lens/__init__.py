@@ -17,6 +17,8 @@ from .contributions.angles import Geometry, geometry
 from .contributions.directions import direction_contributions
 from .contributions.heads import head_contributions
 from .contributions.layers import layer_contributions, position_contributions
+from .contributions.recovering import recovery
+from .contributions.recovery_results import Recovery
 from .contributions.resampled_fits import stability
 from .contributions.results import (
     DirectionContributions,
@@ -115,6 +117,7 @@ __all__ = [
     "PositionContributions",
     "Plan",
     "PromptTemplate",
+    "Recovery",
     "SeaLensError",
     "SeaLensWarning",
     "SpectralEdit",
@@ -151,6 +154,7 @@ __all__ = [
     "position_contributions",
     "prompt_lengths",
     "randomised",
+    "recovery",
     "remove_all",
     "resampled",
     "stability",

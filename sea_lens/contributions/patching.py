@@ -82,7 +82,7 @@ def patched(study: Study, methods: Mapping[str, Sequence[Edit]], heads: Sequence
     Raises:
         UnsupportedModelError: the attention output of a layer does not come from the `z` that hooks see; names it.
     """
-    _check_z(study)
+    check_z(study)
     contrasts = study.scorer.n // 2
     # Every edit once, with the methods that want it.
     studies = {id(study.edit): study}
@@ -184,7 +184,7 @@ def _clean(study: Study, batch: ScoringBatch, hooks: Hooks) -> _Clean:
     points = _z_points(study.lens)
     with torch.no_grad(), study.lens.hooks([*hooks, *((name, save(name)) for name in points)]):
         log_probs = study.scorer.batch_log_probs(batch)
-    return _Clean(_by_row(batch, log_probs), [z[name] for name in points], [])
+    return _Clean(by_row(batch, log_probs), [z[name] for name in points], [])
 
 
 def _with_slopes(study: Study, batch: ScoringBatch) -> _Clean:
@@ -205,7 +205,7 @@ def _with_slopes(study: Study, batch: ScoringBatch) -> _Clean:
     with torch.no_grad(), study.lens.hooks([(name, record(name)) for name in points]):
         log_probs = study.scorer.batch_log_probs(batch)
         slopes = gradients_of(signed(batch, log_probs).sum(), [z[name] for name in points])
-    return _Clean(_by_row(batch, log_probs.detach()), [z[name].detach() for name in points], slopes)
+    return _Clean(by_row(batch, log_probs.detach()), [z[name].detach() for name in points], slopes)
 
 
 def _run_patched(
@@ -229,12 +229,12 @@ def _run_patched(
 
     patches = [(study.lens.point("z", layer), patch(layer)) for layer in sorted({layer for layer, _ in heads})]
     with torch.no_grad(), study.lens.hooks([*hooks, *patches]):
-        values = study.scorer.batch_log_probs(_repeated(batch, len(heads)))
+        values = study.scorer.batch_log_probs(repeated(batch, len(heads)))
     per_copy = rearrange(values, "(copy n) -> copy n", copy=len(heads))
-    return torch.stack([_by_row(batch, copy) for copy in per_copy])
+    return torch.stack([by_row(batch, copy) for copy in per_copy])
 
 
-def _check_z(study: Study) -> None:
+def check_z(study: Study) -> None:
     """Refuse a model whose attention output does not come from the `z` that its hooks see.
 
     Raises:
@@ -257,13 +257,13 @@ def _check_z(study: Study) -> None:
                 )
 
 
-def _by_row(batch: ScoringBatch, log_probs: Float[Tensor, " n"]) -> Float[Tensor, " batch"]:
+def by_row(batch: ScoringBatch, log_probs: Float[Tensor, " n"]) -> Float[Tensor, " batch"]:
     """Each row's share of its item's contrast, float64 on the CPU."""
     rows = torch.zeros(len(batch.tokens), dtype=torch.float64)
     return rows.index_add_(0, batch.row, signed(batch, log_probs).double().cpu())
 
 
-def _repeated(batch: ScoringBatch, copies: int) -> ScoringBatch:
+def repeated(batch: ScoringBatch, copies: int) -> ScoringBatch:
     """The batch, several times over, one copy behind the other."""
     n = len(batch.tokens)
     rows = rearrange(torch.arange(copies) * n, "copy -> copy 1") + batch.row

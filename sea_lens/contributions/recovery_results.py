@@ -1,0 +1,150 @@
+"""How few heads and MLPs carry an edit's effect together: the result (docs/method.md 9.6)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._support.arguments import as_integer, as_number
+from .._support.resampling import bootstrap_bounds
+from .nodes import Node
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True, eq=False)
+class Recovery:
+    """The effect with the k first nodes alone, and without them, in nats.
+
+    Attributes:
+        nodes: in the order in which they are taken: (layer, head), or (layer, "mlp").
+        ranked_by: how they were ranked.
+        sizes: k of each column.
+        item_effects: effect of the whole edit on each contrast that is reported.
+        item_values: what of it the k nodes keep: the unedited run with their values from the edited run.
+        item_losses: what is lost when the edited run gets their values of the unedited run.
+        random_values, random_losses: the means for random orders of the nodes.
+        control_values, control_losses: the means for the orders that control edits give, of this edit.
+        held_out: whether the contrasts that are reported are others than those that nodes were ranked on.
+    """
+
+    nodes: tuple[Node, ...]
+    ranked_by: str
+    sizes: tuple[int, ...]
+    item_effects: Float[Tensor, " contrasts"]
+    item_values: Float[Tensor, "contrasts sizes"]
+    item_losses: Float[Tensor, "contrasts sizes"]
+    random_values: Float[Tensor, "draws sizes"]
+    random_losses: Float[Tensor, "draws sizes"]
+    control_values: Float[Tensor, "controls sizes"]
+    control_losses: Float[Tensor, "controls sizes"]
+    held_out: bool
+
+    @property
+    def effect(self) -> float:
+        """Δ: mean effect of the whole edit on the contrasts that are reported."""
+        return self.item_effects.mean().item()
+
+    @property
+    def values(self) -> Float[Tensor, " sizes"]:
+        """Mean effect that is kept with the k first nodes alone."""
+        return self.item_values.mean(0)
+
+    @property
+    def losses(self) -> Float[Tensor, " sizes"]:
+        """Mean effect that is lost without the k first nodes."""
+        return self.item_losses.mean(0)
+
+    @property
+    def auc(self) -> float:
+        """Area under the kept share of the effect against the share of nodes: near 1 where few suffice."""
+        return self._area(self.values)
+
+    @property
+    def random_aucs(self) -> Float[Tensor, " draws"]:
+        """The same area of each random order."""
+        return torch.tensor([self._area(one) for one in self.random_values], dtype=torch.float64)
+
+    @property
+    def control_aucs(self) -> Float[Tensor, " controls"]:
+        """The same area of the order of each control edit."""
+        return torch.tensor([self._area(one) for one in self.control_values], dtype=torch.float64)
+
+    def _area(self, values: Float[Tensor, " sizes"]) -> float:
+        shares = np.asarray(self.sizes) / len(self.nodes)
+        return float(np.trapezoid((values / self.effect).numpy(), shares))
+
+    @property
+    def ceiling(self) -> float:
+        """Share of the effect that is kept with as many nodes as were taken at most.
+
+        With all of them what is missing from 1 goes past heads and MLPs: from the edit to the logits directly, or
+        against what is kept.
+        """
+        return (self.values[-1] / self.effect).item()
+
+    def fewest(self, share: float = 0.8) -> int | None:
+        """The smallest k that keeps this share of the effect; None where none does."""
+        share = as_number(share, "share")
+        reached = [
+            k for k, value in zip(self.sizes, (self.values / self.effect).tolist(), strict=True) if value >= share
+        ]
+        return reached[0] if reached else None
+
+    def top(self, k: int = 5) -> list[Node]:
+        """The k nodes that are taken first."""
+        return list(self.nodes[: as_integer(k, "k", least=0)])
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per k.
+
+        Columns: k, node (the one that is added last), kept with low and high, kept_share, lost with lost_low and
+        lost_high, lost_share; lowest and highest kept of random sets (random_low, random_high) and of the controls'
+        (control_low, control_high).
+        """
+        import pandas as pd
+
+        columns = {
+            "k": self.sizes,
+            "node": [".".join(map(str, self.nodes[k - 1])) if k else "" for k in self.sizes],
+            "kept": self.values.numpy(),
+        }
+        columns["low"], columns["high"] = bootstrap_bounds(self.item_values.numpy())
+        columns["kept_share"] = (self.values / self.effect).numpy()
+        columns["lost"] = self.losses.numpy()
+        columns["lost_low"], columns["lost_high"] = bootstrap_bounds(self.item_losses.numpy())
+        columns["lost_share"] = (self.losses / self.effect).numpy()
+        for name, drawn in (("random", self.random_values), ("control", self.control_values)):
+            if len(drawn):
+                columns[f"{name}_low"], columns[f"{name}_high"] = drawn.amin(0).numpy(), drawn.amax(0).numpy()
+        return pd.DataFrame(columns)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Kept and lost effect against k, beside random sets and those of the controls."""
+        from ..plots.contributions import recovery_curve
+
+        return recovery_curve(self.to_frame(), self.effect, self.ranked_by, len(self.control_values), ax=ax)
+
+    def __str__(self) -> str:
+        fewest = self.fewest()
+        told = (
+            f"{fewest} of {len(self.nodes)} nodes keep 0.8 of it"
+            if fewest is not None
+            else (f"no number of {len(self.nodes)} nodes keeps 0.8 of it ({self.ceiling:.2f} with {self.sizes[-1]})")
+        )
+        beside = "".join(
+            f"; {len(areas)} {name} {areas.min():.2f} to {areas.max():.2f}"
+            for name, areas in (("random orders", self.random_aucs), ("controls' orders", self.control_aucs))
+            if len(areas)
+        )
+        first = ", ".join(".".join(map(str, node)) for node in self.top())
+        where = "other contrasts" if self.held_out else "the same contrasts"
+        return (
+            f"Recovery(ranked by {self.ranked_by} on {where}): effect {self.effect:+.4g} nats, {told}; area "
+            f"{self.auc:.2f}{beside}; first {first}"
+        )

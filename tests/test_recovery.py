@@ -1,0 +1,147 @@
+"""How few heads and MLPs carry an edit's effect together."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from tiny import contrasts, fitted
+
+import sea_lens as sl
+from sea_lens.contributions.nodes import MLP, Nodes
+from sea_lens.contributions.recovering import measured_nodes
+from sea_lens.contributions.study import Study
+from sea_lens.measure.scorer import contrast_scorer, contrast_values
+from sea_lens.models.lens import Lens
+from sea_lens.testbed.planted import planted
+
+pytestmark = pytest.mark.model
+
+
+def exchanged_by_hand(model, items, edit, source, nodes, *, edited):
+    """The contrast of each item with nodes' values from the run `source`, one item and one answer at a time."""
+    lens = Lens.of(model)
+    values = []
+    for item in items:
+        scorer = contrast_scorer(model, [item])
+        taken = {}
+
+        def saving(name, taken=taken):
+            def hook(x):
+                taken[name] = x.clone()
+
+            return hook
+
+        points = {node: lens.point("mlp_out" if node[1] == MLP else "z", node[0]) for node in nodes}
+        hooks = [(name, saving(name)) for name in dict.fromkeys(points.values())]
+        mlps = [(name, function) for name, function in hooks if "mlp" in name]
+        heads = [(name, function) for name, function in hooks if "mlp" not in name]
+        changes = edit.functions(model, edit.check(model, None, None, None, None, scoring=True))
+        with torch.no_grad(), lens.hooks([*mlps, *(changes if source == "edited" else []), *heads]):
+            scorer.log_probs()
+
+        def putting(node, taken=taken, points=points):
+            def hook(x):
+                x = x.clone()
+                if node[1] == MLP:
+                    return taken[points[node]]
+                x[:, :, node[1]] = taken[points[node]][:, :, node[1]]
+                return x
+
+            return hook
+
+        before = [(points[node], putting(node)) for node in nodes if node[1] == MLP]
+        behind = [(points[node], putting(node)) for node in nodes if node[1] != MLP]
+        with torch.no_grad(), lens.hooks([*before, *(changes if edited else []), *behind]):
+            values.append(contrast_values(scorer.log_probs())[0])
+    return torch.stack(values)
+
+
+@pytest.mark.parametrize("site", ["mlp_out", "resid_post", "z"])
+def test_joint_exchanges_are_those_made_by_hand(site, any_model):
+    edit, items = fitted(any_model, site=site), contrasts(3)
+    found = sl.recovery(any_model, edit, items, sizes=[4], draws=0)
+    nodes, effect = found.top(4), sl.effect(any_model, edit, items)
+    kept = exchanged_by_hand(any_model, items, edit, "edited", nodes, edited=False) - effect.before_items
+    lost = effect.after_items - exchanged_by_hand(any_model, items, edit, "unedited", nodes, edited=True)
+    torch.testing.assert_close(found.item_values[:, 0], kept, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(found.item_losses[:, 0], lost, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["sufficiency", "necessity", "gradient"])
+def test_single_heads_are_those_of_head_contributions(method, model):
+    edit, items = fitted(model), contrasts(4)
+    study = Study.of(model, edit, items)
+    nodes = Nodes.of(study, mlps=False)
+    found = measured_nodes(nodes, study, method)
+    expected = sl.head_contributions(model, edit, items, method, sample=0)
+    torch.testing.assert_close(found, expected.item_values.flatten(1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "needed"), [("head", 1), ("series", 1), ("parallel", 2)])
+def test_planted_circuits_are_recovered_with_as_many_nodes_as_they_have(name, needed, backend):
+    case = planted(name, backend)
+    found = sl.recovery(case.model, case.edit, case.contrasts, draws=5)
+    planted_heads = set(case.circuit.carried)
+    assert set(found.top(needed)) <= planted_heads
+    assert found.fewest(0.99) == needed
+    shares = dict(zip(found.sizes, (found.values / found.effect).tolist(), strict=True))
+    assert shares[0] == 0
+    assert shares[needed] == pytest.approx(1, abs=0.01)
+    if needed == 2:
+        assert shares[1] == pytest.approx(0.5, abs=0.01)
+    # Random orders come upon the planted heads later.
+    assert found.auc > found.random_aucs.max()
+    lost = dict(zip(found.sizes, (found.losses / found.effect).tolist(), strict=True))
+    assert lost[needed] == pytest.approx(1, abs=0.01)
+
+
+def test_an_edit_that_acts_on_the_logits_alone_is_carried_by_no_node(backend):
+    case = planted("direct", backend)
+    found = sl.recovery(case.model, case.edit, case.contrasts, draws=0)
+    assert found.fewest(0.05) is None
+    assert abs(found.ceiling) < 0.01
+    assert "no number of 15 nodes keeps 0.8 of it" in str(found)
+
+
+def test_nodes_are_ranked_on_one_half_and_measured_on_the_other(model):
+    edit, items = fitted(model), list(contrasts(24))
+    found = sl.recovery(model, edit, items, sizes=[1, 2], draws=2, control=[sl.randomised(edit, 0), edit])
+    assert found.held_out
+    assert len(found.item_values) == 12
+    effects = sl.effect(model, edit, items).items
+    torch.testing.assert_close(found.item_effects, effects[1::2], rtol=1e-5, atol=1e-6)
+    # What the measured half says cannot change the order.
+    turned = [item if i % 2 == 0 else sl.Contrast(item.prompt, item.foil, item.target) for i, item in enumerate(items)]
+    assert sl.recovery(model, edit, turned, sizes=[1], draws=0).nodes == found.nodes
+    # An edit beside itself gives its own curve.
+    torch.testing.assert_close(found.control_values[1], found.values)
+    assert not torch.allclose(found.control_values[0], found.values)
+    assert not sl.recovery(model, edit, items[:6], sizes=[1], draws=0).held_out
+
+
+def test_a_recovery_is_a_table_and_a_figure(model):
+    edit = fitted(model)
+    found = sl.recovery(model, edit, contrasts(3), draws=3, control=[sl.randomised(edit, 0)])
+    frame = found.to_frame()
+    assert frame["k"].tolist() == list(found.sizes) == list(range(16))
+    assert frame["kept"].tolist() == found.values.tolist()
+    assert (frame["random_low"] <= frame["random_high"]).all()
+    shares = (found.values / found.effect).numpy()
+    middle = (shares[1:] + shares[:-1]) / 2
+    assert found.auc == pytest.approx(float(np.sum(middle) / 15))
+    assert frame["node"].iloc[1] == ".".join(map(str, found.nodes[0]))
+    found.plot()
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"heads": "direct"}, "unknown heads 'direct': expected one of sufficiency, necessity, gradient"),
+        ({"sizes": [16]}, "sizes up to 16: the model has 15 nodes"),
+        ({"draws": -1}, "draws"),
+    ],
+)
+def test_impossible_recoveries_are_refused(options, message, model):
+    with pytest.raises(sl.InputError, match=message):
+        sl.recovery(model, fitted(model), contrasts(2), **options)
