@@ -44,6 +44,8 @@ from .errors import (
     UnsupportedModelError,
 )
 from .evaluation.benchmark import Benchmark
+from .evaluation.dose_results import Dose
+from .evaluation.dosing import dose, strength_at_kl
 from .evaluation.harness import harness_model
 from .evaluation.results import Comparison, Evaluation, compare
 from .evaluation.run import Task, evaluate
@@ -97,6 +99,7 @@ __all__ = [
     "DirectionContributions",
     "DirectionDescription",
     "DoLa",
+    "Dose",
     "Edit",
     "Effect",
     "Evaluation",
@@ -132,6 +135,7 @@ __all__ = [
     "compare",
     "direction_contributions",
     "dola",
+    "dose",
     "effect",
     "evaluate",
     "fit",
@@ -158,6 +162,7 @@ __all__ = [
     "remove_all",
     "resampled",
     "stability",
+    "strength_at_kl",
     "testbed",
     "tune",
 ]

@@ -1,7 +1,7 @@
 """How few heads and MLPs carry an edit's effect together: the result (docs/method.md 9.6)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ class Recovery:
         """
         return (self.values[-1] / self.effect).item()
 
-    def fewest(self, share: float = 0.8) -> int | None:
+    def fewest(self, share: SupportsFloat = 0.8) -> int | None:
         """The smallest k that keeps this share of the effect; None where none does."""
         share = as_number(share, "share")
         reached = [

@@ -101,10 +101,14 @@ def stability(
     batch_size = as_integer(batch_size, "batch_size", least=1)
     if scheme not in SCHEMES:
         raise InputError(f"unknown scheme {scheme!r}: expected one of {', '.join(SCHEMES)}")
-    analysis = _analysis(contributions)
     if method is not None:
         options["method"] = method
-    _check_options(analysis, options)
+    if contributions is direction_contributions or contributions == "directions":
+        raise InputError(
+            "a direction's place in one fit names another direction in the next: expected contributions of layers, "
+            "positions or heads"
+        )
+    analysis = contributions_analysis(contributions, options)
     size, mapped = Size.of(energy, rank, spectrum_power), feature_map(feature)
     demonstrations, contrasts = Demonstrations.of(demonstrations), Contrasts.of(contrasts)
     if len(demonstrations) < 2:
@@ -137,17 +141,19 @@ def stability(
     return Stability(edit, scheme, found, item_effects, torch.stack(effects), torch.stack(values))
 
 
-def _analysis(contributions: str | Analysis | None) -> Analysis | None:
-    if isinstance(contributions, str) and contributions in ANALYSES:
-        return ANALYSES[contributions]
-    if contributions is direction_contributions or contributions == "directions":
+def contributions_analysis(contributions: str | Analysis | None, options: Mapping[str, Any]) -> Analysis | None:
+    """The function that a name stands for, or that is given; None for the effect alone.
+
+    Raises:
+        InputError: there is no such analysis, or it has not got one of the options.
+    """
+    analysis = ANALYSES.get(contributions) if isinstance(contributions, str) else contributions
+    if contributions is not None and not callable(analysis):
         raise InputError(
-            "a direction's place in one fit names another direction in the next: expected contributions of layers, "
-            "positions or heads"
+            f"unknown contributions {contributions!r}: expected one of {', '.join(ANALYSES)}, or a function"
         )
-    if contributions is None or callable(contributions):
-        return contributions
-    raise InputError(f"unknown contributions {contributions!r}: expected one of {', '.join(ANALYSES)}, or a function")
+    _check_options(analysis, options)
+    return analysis
 
 
 def _check_options(analysis: Analysis | None, options: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -114,6 +115,42 @@ def principal_angles(
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(ax, handles, loc="center left", bbox_to_anchor=(1, 0.5))
     return dress(ax, "principal angle (1: nearest directions)", "degrees (90: nothing in common)", title)
+
+
+def dose_curve(
+    frame: pd.DataFrame,
+    costs: Sequence[float],
+    control_costs: Float[np.ndarray, "controls strengths"],
+    control_effects: Float[np.ndarray, "controls strengths"],
+    *,
+    is_divergence: bool,
+    ax: Axes | None = None,
+) -> Axes:
+    """The effect against its cost, strength by strength, with a grey line for each control edit.
+
+    Args:
+        frame: columns strength, effect, low, high and worse.
+        costs: divergence in nats, or the strengths themselves.
+        control_costs, control_effects: of the controls, likewise.
+        is_divergence: whether costs are divergences.
+        ax: where to draw.
+    """
+    ax = new_axes(ax, (7.5, 3.8))
+    for place, (cost, found) in enumerate(zip(control_costs, control_effects, strict=True)):
+        label = f"{len(control_effects)} control edits" if place == 0 else None
+        ax.plot(cost, found, color=NEUTRAL, linewidth=1, marker=".", label=label, zorder=1)
+    spread = np.nan_to_num(np.maximum([frame["effect"] - frame["low"], frame["high"] - frame["effect"]], 0))
+    ax.errorbar(costs, frame["effect"], yerr=spread, color=AFTER, marker="o", capsize=3, label="edit", zorder=3)
+    if is_divergence:
+        for cost, row in zip(costs, frame.to_dict(orient="records"), strict=True):
+            beside = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": SMALL}
+            ax.annotate(f"{row['strength']:g}", (cost, row["effect"]), **beside)
+    ax.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
+    cost = "divergence from the unedited model, nats a token; numbers: strength" if is_divergence else "strength"
+    return dress(
+        ax, cost, "effect, nats", "Effect of the edit and what it costs" if is_divergence else "Effect by strength"
+    )
 
 
 def layer_signatures(
