@@ -12,7 +12,7 @@ from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
 from sea_lens.paper.subject import Subject
 from sea_lens.paper.variants import Row, Variant, compared
-from sea_lens.paper.words import listing, sentence
+from sea_lens.paper.words import beyond, sentence
 
 
 def run(subject: Subject) -> Finding:
@@ -36,11 +36,10 @@ def run(subject: Subject) -> Finding:
 
 
 def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
-    """Whether a part does as much as the whole, and whether reversing the roles turns the sign."""
+    """Every part beside the whole, and whether reversing the roles turns the sign."""
     whole, *parts = rows
     yield sentence("Whole edit", whole)
-    less = [row["name"] for row in parts if row["difference"] < whole["difference"]]
-    yield f"Less than the whole do: {listing(less)}." if less else "No variant does less than the whole."
+    yield from (beyond(row, row["name"].capitalize()) for row in parts)
     yield sentence("Reversed", parts[-1])
 
 

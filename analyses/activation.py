@@ -11,7 +11,7 @@ from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
 from sea_lens.paper.subject import Subject
 from sea_lens.paper.variants import Row, Variant, compared
-from sea_lens.paper.words import sentence
+from sea_lens.paper.words import beyond, sentence
 
 NAMES = {"last token": "last", "mean over tokens": "mean", "random token": "random"}
 
@@ -28,8 +28,9 @@ def run(subject: Subject) -> Finding:
 
 
 def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
-    """Every reading."""
-    return (sentence(row["name"].capitalize(), row) for row in rows)
+    """Every reading, and the others beside the last token."""
+    yield from (sentence(row["name"].capitalize(), row) for row in rows)
+    yield from (beyond(row, row["name"].capitalize()) for row in rows[1:])
 
 
 if __name__ == "__main__":

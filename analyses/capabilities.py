@@ -25,12 +25,12 @@ SHOWN = (*RIGHT, "bits_per_byte", "kl")
 def run(subject: Subject) -> Finding:
     """Evaluate everything under every edit."""
     try:
-        tasks = subject.other_tasks()
+        tasks, wrong = subject.other_tasks()
     except sl.FileError as error:
         return Finding(pd.DataFrame(), "There is nothing else to measure on.", not_run=(str(error),))
-    there = " ".join(tasks).lower()
+    there = {name.lower().replace(" ", "_") for name in tasks}
     not_run = [f"{name}: no file capability/{name}.jsonl" for name in OF_PAPER if name not in there]
-    not_run += subject.reasons()
+    not_run += [*wrong, *subject.reasons()]
     tables, figures = [], {}
     for behaviour in subject.behaviours():
         fitted, where = subject.fitted(behaviour), subject.where(behaviour)

@@ -10,13 +10,14 @@ the principal angles; random subspaces have rank / width).
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 import sea_lens as sl
 from sea_lens.paper.command import command
+from sea_lens.paper.data import drawn
 from sea_lens.paper.findings import Finding
 from sea_lens.paper.others import others
 from sea_lens.paper.subject import Fitted, Subject
@@ -34,9 +35,13 @@ def run(subject: Subject) -> Finding:
     fitted: dict[str, Fitted] = {}
     for behaviour in subject.behaviours():
         fitted[behaviour] = subject.fitted(behaviour)
+        if not fitted[behaviour].edit.feature.is_identity:
+            name = fitted[behaviour].edit.feature.name
+            not_run.append(f"{behaviour}, subspaces: those of an edit through {name} are not subspaces of activations")
         edit, where = fitted[behaviour].edit, subject.where(behaviour)
         controls = fitted[behaviour].shuffled(subject.draws)
-        contrasts = subject.contrasts(behaviour)[:MOST]
+        asked = subject.contrasts(behaviour)
+        contrasts = sl.Contrasts(asked[place] for place in drawn(MOST, len(asked)))
         model, size = subject.model, subject.batch_size
         by_layer = sl.layer_contributions(model, edit, contrasts, **where, batch_size=size, control=controls)
         by_head = sl.head_contributions(
@@ -46,10 +51,17 @@ def run(subject: Subject) -> Finding:
         rows.append(by_layer.to_frame().assign(behaviour=behaviour, edit="SEA", what="layer"))
         rows.append(by_head.to_frame().assign(behaviour=behaviour, edit="SEA", what="head"))
         top = by_head.to_frame().iloc[by_head.values.abs().flatten().argmax().item()]
-        beside = f" (p = {top['p']:.2f} of {len(controls)} shuffled fits)" if controls else ""
+        effect = sl.bootstrap(by_head.item_effects.numpy(), kind="number")
+        beside = f" (p = {by_head.effect_p_value:.2f} of {len(controls)} shuffled fits)" if controls else ""
+        corrected = f"; p = {top['p_corrected']:.2f}, corrected for all heads" if controls else ""
+        told.append(f"{behaviour.capitalize()}.")
         told.append(
-            f"{behaviour.capitalize()}. The edit moves the contrast by {by_head.effect:+.3f} nats; the head that "
-            f"passes on most is {int(top['head'])} of layer {int(top['layer'])}, with {top['value']:+.3f}{beside}."
+            f"The edit moves the contrast by {by_head.effect:+.3f} nats [{effect.low:+.3f}, {effect.high:+.3f}]"
+            f"{beside}, on {len(contrasts)} of {len(asked)} questions."
+        )
+        told.append(
+            f"The head that passes on most is {int(top['head'])} of layer {int(top['layer'])}, with "
+            f"{top['value']:+.3f} [{top['low']:+.3f}, {top['high']:+.3f}]{corrected}."
         )
         heads[f"{behaviour}, SEA"] = by_head.values.flatten().numpy()
         if by_head.control_values is not None:
@@ -107,39 +119,22 @@ def directions(fitted: dict[str, Fitted]) -> pd.DataFrame:
     """How much of one edit's kept subspace lies in the other's, and of the mean difference in each, by layer."""
     found = []
     for behaviour, one in fitted.items():
-        if one.edit.at.per_head:
-            continue
-        steering = sl.mean_difference(one.captured.covariance)
-        for layer in one.edit.layers:
-            # The second projection is onto what is left when the dropped directions are gone.
-            keep, leave = one.edit.projections(layer)
-            for side, projection in (("kept", keep), ("dropped", torch.eye(len(leave)) - leave)):
-                vector = steering.vectors[layer].flatten().double()
-                share = (vector @ projection @ vector / (vector @ vector)).item()
-                what, chance = f"share of the mean difference in the {side} subspace", rank(projection)
-                found.append({"what": what, "behaviour": behaviour, "layer": layer, "value": share})
-                found[-1]["chance"] = chance / len(vector)
-    if len(fitted) == 2:
-        found += overlaps(*(one.edit for one in fitted.values()))
+        if one.edit.feature.is_identity and not one.edit.at.per_head:
+            for pair in sl.geometry(one.edit, sl.mean_difference(one.captured.covariance)).pairs:
+                found.append(shared(pair, f"share of the mean difference in the {pair.subspace} subspace", behaviour))
+    edits = [one.edit for one in fitted.values()]
+    alike = len({one.site for one in edits}) == 1 and all(one.feature.is_identity for one in edits)
+    if len(edits) == 2 and alike and not edits[0].at.per_head:
+        pairs = sl.geometry(edits[0], edits[1]).pairs
+        kept = [pair for pair in pairs if pair.subspace == pair.other_subspace == "kept"]
+        found += [shared(pair, "overlap of kept subspaces") for pair in kept]
     return pd.DataFrame(found)
 
 
-def overlaps(one: sl.SpectralEdit, other: sl.SpectralEdit) -> list[dict[str, object]]:
-    """How much of one edit's kept subspace lies in the other's, by layer."""
-    found: list[dict[str, object]] = []
-    if one.site != other.site or one.at.per_head:
-        return found
-    for layer in sorted({*one.layers} & {*other.layers}):
-        first, second = one.projections(layer)[0], other.projections(layer)[0]
-        ranks = [rank(first), rank(second)]
-        value, chance = (first * second).sum().item() / min(ranks), max(ranks) / first.shape[0]
-        found.append({"what": "overlap of kept subspaces", "layer": layer, "value": value, "chance": chance})
-    return found
-
-
-def rank(projection: object) -> float:
-    """Of a projection: its trace."""
-    return float(np.trace(np.asarray(projection)))
+def shared(pair: Any, what: str, behaviour: str | None = None) -> dict[str, Any]:
+    """A row: what two subspaces share, and what random ones would."""
+    row = {"what": what, "layer": pair.layer, "value": pair.overlap, "chance": pair.random_overlap}
+    return row if behaviour is None else {**row, "behaviour": behaviour}
 
 
 def shared_directions(table: pd.DataFrame) -> list[str]:

@@ -11,7 +11,7 @@ from sea_lens.paper.command import command
 from sea_lens.paper.findings import Finding
 from sea_lens.paper.subject import Subject
 from sea_lens.paper.variants import Row, Variant, compared
-from sea_lens.paper.words import sentence
+from sea_lens.paper.words import beyond, sentence
 
 NAMES = {"linear": "identity", "squared exponential": "squared_exponential", "tanh": "tanh", "ELU": "elu"}
 
@@ -26,10 +26,12 @@ def run(subject: Subject) -> Finding:
 
 
 def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
-    """The linear edit, and the best other one where it does more."""
-    linear, best = rows[0], max(rows, key=lambda row: row["difference"])
+    """The linear edit, and every other one by itself and beside it."""
+    linear, *others = rows
     yield sentence("Linear", linear)
-    yield "No feature function does more." if best is linear else sentence(f"The most does {best['name']}", best)
+    for row in others:
+        yield sentence(row["name"][0].upper() + row["name"][1:], row)
+        yield beyond(row)
 
 
 if __name__ == "__main__":

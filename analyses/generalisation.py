@@ -43,12 +43,13 @@ def run(subject: Subject) -> Finding:
 
 
 def nearer(row: dict) -> str:
-    """Whether the edit brings the share nearer to no preference."""
+    """What the edit does, and where that is clear, whether it brings the share nearer to no preference."""
+    told = sentence(row["name"].capitalize(), row)
+    if not (row["low"] > 0 or row["high"] < 0):
+        return told
     before, after = abs(row["before"] - 0.5), abs(row["after"] - 0.5)
-    if after == before:
-        return f"{sentence(row['name'].capitalize(), row)} The preference is as far from none as before."
-    way = "nearer to" if after < before else "further from"
-    return f"{sentence(row['name'].capitalize(), row)} The share is {way} 0.5 than before."
+    way = "nearer to" if after < before else "further from" if after > before else "as far from"
+    return f"{told} The share is {way} 0.5 {'than' if after != before else 'as'} before."
 
 
 if __name__ == "__main__":

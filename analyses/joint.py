@@ -14,7 +14,7 @@ from sea_lens.paper.findings import Finding
 from sea_lens.paper.material import BEHAVIOURS
 from sea_lens.paper.subject import Subject
 from sea_lens.paper.variants import Row, Variant, compared
-from sea_lens.paper.words import sentence
+from sea_lens.paper.words import beyond, sentence
 
 
 def run(subject: Subject) -> Finding:
@@ -33,11 +33,11 @@ def run(subject: Subject) -> Finding:
 
 
 def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
-    """Specialised, joint, and which does more; whether the other behaviour's edit carries over."""
+    """Specialised, joint, and the two beside each other; whether the other behaviour's edit carries over."""
     own, both, other = rows
     yield sentence("Specialised", own)
     yield sentence("Joint", both)
-    yield f"The {'specialised' if own['difference'] > both['difference'] else 'joint'} edit does more."
+    yield beyond(both, "Joint")
     yield sentence(other["name"].capitalize(), other)
 
 

@@ -7,6 +7,8 @@ the edit, in the first two principal components and by t-SNE. Beside the picture
 suggest: how well a logistic regression tells the two apart, on demonstrations that it was not fitted to.
 """
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -25,13 +27,21 @@ from sea_lens.plots.findings import clouds
 
 # More points than this are a blot.
 MOST = 200
+FOLDS = 5
+# Demonstrations that a cloud and a probe need.
+FEWEST = 2 * FOLDS
 
 
 def run(subject: Subject) -> Finding:
     """Project and probe."""
-    rows, told, figures = [], [], {}
+    rows, told, figures, not_run = [], [], {}, [*subject.reasons()]
     for behaviour in subject.behaviours():
         fitted, where = subject.fitted(behaviour), subject.where(behaviour)
+        if len(fitted.captured.demonstrations) < FEWEST:
+            not_run.append(f"{behaviour}: fewer than {FEWEST} demonstrations, too few for a cloud and a probe")
+            continue
+        controls = fitted.shuffled(subject.draws)
+        told.append(f"{behaviour.capitalize()}.")
         layers = list(fitted.edit.layers)
         edited = {int(layer) for layer in subject.edited_layers(behaviour)}
         layers = [layer for layer in layers if layer in edited]
@@ -45,8 +55,14 @@ def run(subject: Subject) -> Finding:
             before = np.concatenate([wanted, unwanted])
             after = fitted.edit(torch.from_numpy(before), layer, strength=where["strength"]).numpy()
             states = {"before": before, "after": after}
-            for state, cloud in states.items():
-                rows.append({"behaviour": behaviour, "layer": layer, "state": state, **told_apart(cloud, n)})
+            right = {state: told_apart(cloud, n) for state, cloud in states.items()}
+            turned = [one(torch.from_numpy(before), layer, strength=where["strength"]).numpy() for one in controls]
+            change = [(told_apart(cloud, n) - right["before"]).mean() for cloud in turned]
+            for state, items in right.items():
+                interval = sl.bootstrap(items, kind="number")
+                row = {"accuracy": interval.mean, "low": interval.low, "high": interval.high}
+                rows.append({"behaviour": behaviour, "layer": layer, "state": state, **row})
+            told.append(in_words(layer, right, change))
             axes = PCA(2, random_state=0).fit(before)
             points["PCA"].append([axes.transform(cloud) for cloud in states.values()])
             points["t-SNE"].append([embedded(cloud) for cloud in states.values()])
@@ -54,17 +70,8 @@ def run(subject: Subject) -> Finding:
             figures[f"{behaviour}_{kind.lower().replace('-', '')}"] = clouds(
                 grid, [f"layer {layer}" for layer in shown], ["before", "after"], labels, f"{kind}, {behaviour}"
             )
-        own = [row for row in rows if row["behaviour"] == behaviour]
-        parts = [
-            f"layer {layer}: {before['accuracy']:.2f} → {after['accuracy']:.2f}"
-            for layer, before, after in zip(shown, own[::2], own[1::2], strict=True)
-        ]
-        told.append(
-            f"{behaviour.capitalize()}. Wanted and unwanted answers are told apart, before → after the edit, in these "
-            f"shares of demonstrations (0.5 is chance): {', '.join(parts)}."
-        )
     captions = dict.fromkeys(figures, "activations of wanted and unwanted answers before and after the edit")
-    return Finding(pd.DataFrame(rows), "\n".join(told), figures, captions, subject.reasons())
+    return Finding(pd.DataFrame(rows), "\n".join(told), figures, captions, tuple(not_run))
 
 
 def embedded(cloud: np.ndarray) -> np.ndarray:
@@ -73,17 +80,29 @@ def embedded(cloud: np.ndarray) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", random_state=0).fit_transform(cloud)
 
 
-def told_apart(cloud: np.ndarray, n: int) -> dict[str, float]:
-    """Accuracy of a probe over demonstrations left out, with its interval."""
+def told_apart(cloud: np.ndarray, n: int) -> np.ndarray:
+    """Which share of its two texts a probe tells right of each demonstration, fitted to others."""
     labels = np.repeat([1, 0], n)
     # Both texts of a demonstration are left out together.
-    folds = np.tile(np.arange(n) % 5, 2)
-    splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(min(5, n))]
+    folds = np.tile(np.arange(n) % FOLDS, 2)
+    splits = [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(FOLDS)]
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    told = np.asarray(cross_val_predict(probe, cloud, labels, cv=splits))
-    right = np.equal(told, labels)
-    interval = sl.bootstrap(right.astype(float))
-    return {"accuracy": interval.mean, "low": interval.low, "high": interval.high}
+    right = np.equal(np.asarray(cross_val_predict(probe, cloud, labels, cv=splits)), labels)
+    return (right[:n].astype(float) + right[n:]) / 2
+
+
+def in_words(layer: int, right: Mapping[str, np.ndarray], controls: Sequence[float]) -> str:
+    """How well wanted and unwanted answers are told apart at a layer, and what the edit changes of that."""
+    before, after = (sl.bootstrap(items, kind="number") for items in right.values())
+    change = sl.bootstrap(right["after"] - right["before"], kind="number")
+    # Without any spread there is no interval: nothing has changed.
+    clear = change.excludes(0.0)
+    verdict = "clearly " + ("better" if change.mean > 0 else "worse") if clear else "no clear change"
+    beside = f"; {len(controls)} fits to shuffled demonstrations {min(controls):+.3f} to {max(controls):+.3f}"
+    return (
+        f"A probe of layer {layer} tells wanted from unwanted answers in {before} of the texts before the edit and in "
+        f"{after} after it (0.5 is chance): {change}{beside if len(controls) else ''}: {verdict}."
+    )
 
 
 if __name__ == "__main__":

@@ -15,18 +15,9 @@ from sea_lens.paper.findings import Finding
 from sea_lens.paper.released import NormOverTokens, without_feature
 from sea_lens.paper.subject import Subject
 from sea_lens.paper.variants import Row, Variant, compared
-from sea_lens.paper.words import sentence
+from sea_lens.paper.words import beyond, sentence
 
 PAPER, FEATURE = "as the paper", "with squared exponential"
-# What a difference is one from.
-BESIDE = {
-    "read at hidden states": PAPER,
-    "neutral texts generated": PAPER,
-    "both": PAPER,
-    "norm over tokens": PAPER,
-    FEATURE: PAPER,
-    "φ thrown away": FEATURE,
-}
 HIDDEN = {"fit_site": "hidden_states"}
 GENERATED = {"neutral": "generated", "max_new_tokens": 8}
 
@@ -49,7 +40,7 @@ def run(subject: Subject) -> Finding:
             "both": read(**HIDDEN, **GENERATED),
             "norm over tokens": Variant(paper, turned=NormOverTokens.of),
             FEATURE: Variant(mapped),
-            "φ thrown away": Variant(mapped, turned=without_feature),
+            "φ thrown away": Variant(mapped, turned=without_feature, reference=FEATURE),
         }
 
     return compared(subject, "Differences of the released code", variants, words)
@@ -57,12 +48,11 @@ def run(subject: Subject) -> Finding:
 
 def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
     """What each difference adds to the edit."""
-    by_name = {row["name"]: row for row in rows}
-    yield sentence("As the paper", by_name[PAPER])
-    for name, other in BESIDE.items():
-        row = by_name[name]
-        yield sentence(name[0].upper() + name[1:], row)
-        yield f"That is {row['difference'] - by_name[other]['difference']:+.3f} beside the edit {other}."
+    paper, *others = rows
+    yield sentence("As the paper", paper)
+    for row in others:
+        yield sentence(row["name"][0].upper() + row["name"][1:], row)
+        yield beyond(row)
 
 
 if __name__ == "__main__":

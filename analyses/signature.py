@@ -27,8 +27,9 @@ def run(subject: Subject) -> Finding:
                 "layer": layer,
                 "signature": fitted.edit.signature[layer],
                 "value": value,
-                "low": value,
-                "high": value,
+                # A distance of means of this sample: what else it could have been is told by the shuffled ones.
+                "low": float("nan"),
+                "high": float("nan"),
                 "control_low": min(one[layer] for one in shuffled) if shuffled else float("nan"),
                 "control_high": max(one[layer] for one in shuffled) if shuffled else float("nan"),
             }
@@ -38,16 +39,14 @@ def run(subject: Subject) -> Finding:
         frame = pd.DataFrame(own)
         paper, distance = (int(frame.loc[frame[name].idxmax(), "layer"]) for name in ("signature", "value"))
         beyond = int((frame["value"] > frame["control_high"]).sum())
+        beside = f"; in {beyond} of {len(frame)} layers the distance is above that of all {len(shuffled)} shuffled sets"
         told.append(
             f"{behaviour.capitalize()}. The signature is largest in layer {paper}, the distance of the means in layer "
-            f"{distance}, of layers 0 to {len(frame) - 1}; in {beyond} of {len(frame)} layers the distance is above "
-            f"that of all {len(shuffled)} shuffled sets of demonstrations."
+            f"{distance}, of layers 0 to {len(frame) - 1}{beside if shuffled else ''}."
         )
         title = f"Distance of wanted and unwanted: {behaviour}; shaded: shuffled demonstrations"
         figures[behaviour] = along(frame, "layer", "layer", "distance of the means, activations' units", title)
-        paper_rows = frame.assign(value=frame["signature"], low=frame["signature"], high=frame["signature"]).drop(
-            columns=["control_low", "control_high"]
-        )
+        paper_rows = frame.assign(value=frame["signature"]).drop(columns=["control_low", "control_high"])
         figures[f"{behaviour}_paper"] = along(
             paper_rows, "layer", "layer", "signature, activations' units", f"Signature as the paper has it: {behaviour}"
         )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +18,15 @@ from sea_lens.cli.commands import app
 from sea_lens.errors import FileError, InputError
 from sea_lens.evaluation.benchmark import Item
 from sea_lens.paper import words
-from sea_lens.paper.data import right_and_wrong
+from sea_lens.paper.data import bias_pairs, right_and_wrong, truth_pairs, without_asked
 from sea_lens.paper.findings import Finding, Written
 from sea_lens.paper.items import ITEMS, chosen
 from sea_lens.paper.known import known
 from sea_lens.paper.opening import Opening
 from sea_lens.paper.page import write_page
 from sea_lens.paper.presets import Preset
-from sea_lens.paper.run import Outcome, run_items
+from sea_lens.paper.run import Outcome
+from sea_lens.paper.run import run_items as run_all
 from sea_lens.paper.subject import SCORES
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -150,7 +152,10 @@ def test_a_joint_edit_of_one_behaviour_twice_is_the_specialised_one(subject):
 
 def test_capabilities_do_not_change_where_the_strength_is_zero(subject):
     fitted = subject.fitted("truth")
-    for task in subject.other_tasks().values():
+    tasks, wrong = subject.other_tasks()
+    assert tasks
+    assert not wrong
+    for task in tasks.values():
         changed = subject.changes(task, fitted.edit, strength=0.0)
         assert changed["difference"].abs().max() < 1e-9
 
@@ -281,6 +286,10 @@ def test_a_run_goes_on_where_it_was_and_a_page_shows_all_of_it(subject, folder, 
     opening = Opening(limit=FEW, draws=DRAWS, batch_size=64)
     items = chosen(["signature", "spectra"])
     told: list[str] = []
+
+    def run_items(wanted, *given):
+        return [one for one in run_all(wanted, *given) if one.item in wanted]
+
     first = run_items(items, opening, folder, subject, told.append)
     assert [one.was_there for one in first] == [False, False]
     content = {path.name: path.read_bytes() for path in folder.glob("s*.*")}
@@ -314,6 +323,185 @@ def test_a_run_goes_on_where_it_was_and_a_page_shows_all_of_it(subject, folder, 
     assert page.count("<img") == sum(len(one.finding.figures) for one in anew if one.finding)
 
 
+@pytest.fixture
+def quick(subject, tmp_path):
+    """Runs items in a folder of their own."""
+    opening = Opening(limit=FEW, draws=DRAWS, batch_size=64)
+
+    def run(*names: str) -> list[Outcome]:
+        return run_all(chosen(list(names)), opening, tmp_path, subject, lambda told: None)
+
+    return run
+
+
+def test_what_an_interrupted_run_leaves_is_not_taken_for_a_finding(quick, subject, tmp_path, monkeypatch):
+    (first,) = quick("spectra")
+    table = tmp_path / "spectra.csv"
+    whole = table.read_bytes()
+    table.write_bytes(whole[:100])
+    assert not quick("spectra")[0].was_there
+    assert table.read_bytes() == whole
+    (tmp_path / "spectra_bias.png").write_bytes(b"")
+    assert not quick("spectra")[0].was_there
+    (tmp_path / "spectra.json").write_text("{")
+    assert not quick("spectra")[0].was_there
+    assert quick("spectra")[0].was_there
+    # A run of other settings that is ended before its last file.
+    assert first.finding is not None
+    other = Finding(pd.DataFrame({"k": [1]}), "Other.")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sea_lens.paper.findings.write_sealed_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        other.write(tmp_path, "spectra", {"of": "others"})
+    assert Written.read(tmp_path, "spectra") is None
+
+
+def test_one_item_that_breaks_leaves_the_others(quick, monkeypatch):
+    item = type(ITEMS[0])
+    analysis = item.analysis
+
+    def broken(self):
+        if self.name == "signature":
+            return lambda subject: 1 // 0
+        if self.name == "t5":
+            return lambda subject: Finding(pd.DataFrame(), "Nothing.", not_run=("no pairs",))
+        return analysis(self)
+
+    monkeypatch.setattr(item, "analysis", broken)
+    t5, signature, spectra = quick("t5", "signature", "spectra")
+    assert (signature.broken, signature.reason) == (True, "ZeroDivisionError: integer division or modulo by zero")
+    assert (t5.broken, t5.finding, t5.reason) == (False, None, "no pairs")
+    assert spectra.finding is not None
+    # A later run of one item shows the others too.
+    assert [one.item.name for one in quick("signature")] == ["signature", "spectra"]
+
+
+def bbq_rows(templates=4):
+    names = [["a", "x"], ["b", "y"], ["nobody knows", "unknown"]]
+    return [
+        {
+            "question_index": str(index),
+            "category": "Age",
+            "question_polarity": polarity,
+            "context_condition": condition,
+            "label": label,
+            "context": f"Scene {index} of {group}, {condition}.",
+            "question": f"Who {polarity} {index}?",
+            **{f"ans{i}": f"{name[0]} {group}" for i, name in enumerate(names)},
+            "answer_info": {f"ans{i}": name for i, name in enumerate(names)},
+            "additional_metadata": {"stereotyped_groups": ["x"]},
+        }
+        for index in range(templates)
+        for group in range(3)
+        for polarity in ("neg", "nonneg")
+        for condition, label in (("ambig", 2), ("disambig", group % 2))
+    ]
+
+
+def write_rows(path: Path, rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+
+
+def test_bbq_without_a_file_to_fit_from_is_split_by_templates(tmp_path):
+    write_rows(tmp_path / "bbq" / "Age.jsonl", bbq_rows())
+    subject = Opening("gpt2", tmp_path).subject(tmp_path)
+    assert not subject.missing("bias")
+    pairs, asked = bias_pairs(tmp_path), subject.task("bias")
+    fitted, measured = ({one.fields["question"] for one in some} for some in (pairs, asked.items))
+    assert len(fitted) == 2
+    assert len(measured) == 6
+    assert not fitted & measured
+    by_context = {one["context"]: one for one in bbq_rows()}
+    for pair in pairs:
+        raw = by_context[pair.fields["context"]]
+        assert raw["context_condition"] == "disambig"
+        assert pair.positive == raw[f"ans{raw['label']}"] != pair.negative
+    # With a file of its own that one alone is fitted from, and all of the others measured.
+    write_rows(tmp_path / "bbq" / "disambig_validation.jsonl", bbq_rows(1))
+    again = Opening("gpt2", tmp_path).subject(tmp_path)
+    assert len(again.task("bias").items) == 48
+    assert {one.fields["question"] for one in bias_pairs(tmp_path)} == {"Who neg 0?", "Who nonneg 0?"}
+    write_rows(tmp_path / "other" / "bbq" / "Age.jsonl", bbq_rows(1))
+    alone = Opening("gpt2", tmp_path / "other").subject(tmp_path)
+    assert "one template of questions alone" in alone.missing("bias")
+
+
+def test_halueval_keeps_the_right_answer_and_no_question_of_the_benchmark(tmp_path):
+    rows = [{"question": f"Q{i}?", "right_answer": f"right {i}", "hallucinated_answer": f"wrong {i}"} for i in range(4)]
+    write_rows(tmp_path / "halueval" / "qa_data.jsonl", rows)
+    pairs = truth_pairs(tmp_path)
+    assert [(one.positive, one.negative) for one in pairs] == [(f"right {i}", f"wrong {i}") for i in range(4)]
+    task = [{"question": "Q2?", "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 1, "b": 0}}]
+    (tmp_path / "truthfulqa").mkdir()
+    (tmp_path / "truthfulqa" / "mc_task.json").write_text(json.dumps(task))
+    subject = Opening("gpt2", tmp_path).subject(tmp_path)
+    left = without_asked(pairs, subject.task("truth"))
+    assert [one.fields["question"] for one in left] == ["Q0?", "Q1?", "Q3?"]
+
+
+def test_other_benchmarks_are_read_one_by_one(tmp_path):
+    row = {"query": "Q", "choices": ["a", "b"], "gold": 0}
+    for name in ("natural_questions", "scenes"):
+        write_rows(tmp_path / "capability" / f"{name}.jsonl", [row])
+    write_rows(tmp_path / "capability" / "odd.jsonl", [{"query": 1}])
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "scenes.json").write_text('["a text"]')
+    tasks, wrong = Opening("gpt2", tmp_path).subject(tmp_path).other_tasks()
+    assert set(tasks) == {"natural questions", "scenes", "scenes, text"}
+    assert len(wrong) == 1
+    assert "odd.jsonl, row 1" in wrong[0]
+
+
+def test_a_variants_controls_are_turned_as_it_is(subject, found):
+    fitted, where = subject.fitted("bias"), {**subject.where("bias"), "combine": "average"}
+    values = [
+        row(subject.changes(subject.task("bias"), one, **where), score="accuracy")["difference"]
+        for one in fitted.shuffled(DRAWS)
+    ]
+    ours = row(found("t3").table, behaviour="bias", name="averaging", score="accuracy")
+    assert (ours["control_low"], ours["control_high"]) == pytest.approx((min(values), max(values)))
+    # And beside the whole edit, item by item.
+    task = subject.task("bias")
+    whole_edit, part_of_it = (subject.evaluation(task, fitted.edit, **one) for one in (subject.where("bias"), where))
+    paired = sl.compare(whole_edit, part_of_it).to_frame().loc["accuracy"]
+    assert ours["reference"] == "whole edit"
+    assert (ours["more"], ours["more_low"]) == pytest.approx((paired["difference"], paired["low"]))
+
+
+def test_fits_of_n_demonstrations_stand_beside_controls_of_n(subject, found):
+    table = found("efficiency").table
+    few = row(table, behaviour="bias", n=25, score="accuracy")
+    n = len(subject.demonstrations("bias"))
+    order = sorted(random.Random(0).sample(range(n), n)[:25])
+    fitted = subject.fitted("bias", places=order)
+    assert len(fitted.captured.demonstrations) == 25
+    values = [
+        row(subject.changes(subject.task("bias"), one, **subject.where("bias")), score="accuracy")["difference"]
+        for one in fitted.shuffled(DRAWS)
+    ]
+    assert (few["control_low"], few["control_high"]) == pytest.approx((min(values), max(values)))
+
+
+def test_what_an_edit_does_beyond_another_is_told_with_its_interval():
+    one = {"name": "joint", "reference": "specialised", "more": 0.1, "more_low": 0.05, "more_high": 0.2}
+    assert words.beyond(one) == "joint beside specialised: +0.100 [+0.050, +0.200], clearly more."
+    assert words.beyond({**one, "more_low": -0.01}, "Joint").startswith("Joint beside specialised: ")
+    assert words.beyond({**one, "more_low": -0.01}).endswith("no clear difference.")
+    assert words.beyond({**one, "more": -0.1, "more_low": -0.2, "more_high": -0.05}).endswith("clearly less.")
+    assert words.beyond({**one, "more_low": float("nan")}).endswith("which tells nothing.")
+
+
+def test_of_several_models_the_papers_own_stands_beside_its_number():
+    gemma = next(one for one in known("t2") if one.model == "Gemma-it-7B" and one.score == "mc1")
+    rows = [{"name": "SEA", "score": "mc1", "model": name} for name in ("google/gemma-7b-it", "gpt2")]
+    assert gemma.here(rows) == rows[:1]
+    assert gemma.here(rows[1:]) == rows[1:]
+
+
 def test_known_numbers_have_a_source_and_stand_on_the_page():
     assert {(one.score, one.before, one.after) for one in known("t1")} >= {("mc1", 36.96, 39.41), ("mc2", 54.6, 57.18)}
     for item in ITEMS:
@@ -334,7 +522,7 @@ def test_a_known_number_stands_beside_ours_with_interval_and_control(tmp_path):
         "times": 1.25,
     }
     rows = [ours, {**ours, "score": "mc2"}]
-    finding = Written({}, "Text.", [], {}, rows)
+    finding = Written({}, "Text.", [], {}, {}, rows)
     (item,), folder = chosen(["t1"]), tmp_path
     page = write_page([Outcome(item, finding)], {"model": "testbed"}, folder).read_text()
     table = page.split("<table class=paper>")[1].split("</table>")[0]
@@ -350,7 +538,7 @@ def test_a_known_number_stands_beside_ours_with_interval_and_control(tmp_path):
     ]
     assert cells[2][2:6] == ["inference time, times", "1 → 1.04", "abstract", "1.25"]
     undefined = {**ours, "low": None, "high": None, "control_low": None, "control_high": None, "p": None}
-    page = write_page([Outcome(item, Written({}, "Text.", [], {}, [undefined]))], {"model": "testbed"}, folder)
+    page = write_page([Outcome(item, Written({}, "Text.", [], {}, {}, [undefined]))], {"model": "testbed"}, folder)
     assert "(+0.250 [undefined, undefined])</td><td class=text>none</td>" in page.read_text()
     unrun = write_page([Outcome(item, None, "no data")], {"model": "testbed"}, folder).read_text()
     assert unrun.split("<table class=paper>")[1].split("</table>")[0].count("not run") == 3

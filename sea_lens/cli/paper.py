@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from .._support.arguments import LARGEST
-from ..errors import SeaLensError
+from ..errors import InputError
 from ..paper.checks import checked, planned
 from ..paper.items import ITEMS, chosen
 from ..paper.opening import Opening
@@ -57,20 +57,22 @@ def run(
     )
     opening = Opening(model, data, preset, limit, draws, batch_size, backend, device, dtype, names, judges)
     folder = output_folder(out, {"--data": data, "--model": model})
+    if data is not None and folder.resolve().is_relative_to(data.resolve()):
+        raise InputError(f"--out {out} lies in --data {data}: expected a folder outside of what is read")
     subject = opening.subject(folder)
     if dry_run:
         for check in checked(wanted, subject):
             told = "runs" if check.runs else "does not run"
             why = f"; missing: {' | '.join(check.reasons)}" if check.reasons else ""
             console.print(f"{check.item.name}: {told}{why}", highlight=False, markup=False, soft_wrap=True)
-        if opening.testbed is None:
-            try:
-                console.print(str(planned(subject)), highlight=False, markup=False, soft_wrap=True)
-            except SeaLensError as error:
-                console.print(f"model: {error}", highlight=False, markup=False, soft_wrap=True)
+        for told in planned(wanted, opening, subject):
+            console.print(told, highlight=False, markup=False, soft_wrap=True)
         return
     outcomes = run_items(
         wanted, opening, folder, subject, lambda told: console.print(told, highlight=False, markup=False)
     )
-    page = write_page(outcomes, opening.record, folder)
-    console.print(f"{counts(outcomes)}; page: {page}", highlight=False, soft_wrap=True)
+    page = write_page(outcomes, {**opening.record, "about": subject.about()}, folder)
+    asked = [one for one in outcomes if one.item in wanted]
+    console.print(f"{counts(asked)}; page: {page}", highlight=False, soft_wrap=True)
+    if any(one.broken for one in outcomes):
+        raise typer.Exit(1)

@@ -163,7 +163,7 @@ def geometry(
 
     Raises:
         InputError: the edit is not spectral, an other has no directions, or acts in none of its layers.
-        MismatchError: another is of another width, or site.
+        MismatchError: another is of another width, site or feature map, whose subspaces lie in another space.
 
     Example:
         >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
@@ -218,6 +218,9 @@ def _common_layers(edit: SpectralEdit, other: Any) -> list[int]:
         layers = set(other)
     else:
         raise InputError(f"expected an edit, or directions by layer, got {type(other).__name__}")
+    mine, theirs = edit.feature.name, other.feature.name if isinstance(other, SpectralEdit) else "identity"
+    if mine != theirs:
+        raise MismatchError(f"one has directions of activations through {theirs!r}, this edit through {mine!r}")
     if not layers & set(edit.layers):
         raise InputError(f"the other is for layers {sorted(layers)}, this edit for {list(edit.layers)}: none in common")
     return sorted(layers & set(edit.layers))

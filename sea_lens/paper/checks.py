@@ -1,12 +1,12 @@
 """What can be run, before anything is: data, model and memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import SeaLensError
 from ..planning.planner import plan
-from ..planning.plans import Plan
 from .items import ItemOfPaper
+from .opening import Opening
 from .subject import Subject
 
 
@@ -38,15 +38,28 @@ def checked(items: Sequence[ItemOfPaper], subject: Subject) -> list[Check]:
     for item in items:
         lacking = [missing[name] for name in item.needs if missing[name]]
         own = [extra[item.script]] if item.script in extra else []
+        if item.script == "generations" and subject.judge is None:
+            own.append("judges: --judge TRUTH,INFO")
         enough = not lacking if item.both else len(lacking) < len(item.needs)
         found.append(Check(item, tuple(dict.fromkeys([*lacking, *own])), enough and not own))
     return found
 
 
-def planned(subject: Subject) -> Plan:
-    """What loading, reading and fitting take on the model, without its weights.
+def planned(items: Sequence[ItemOfPaper], opening: Opening, subject: Subject) -> list[str]:
+    """What every model takes, without its weights: the model, those it is compared with, the judges; or why not.
 
-    Raises:
-        Those of `sl.plan`, where the model is not there or cannot be planned for.
+    The shipped model fits anywhere, and is left out.
     """
-    return plan(subject.name, steps=("load", "capture", "fit"), batch_size=subject.batch_size)
+    given = {"backend": opening.backend, "device": opening.device, "dtype": opening.dtype}
+    scripts = {item.script for item in items}
+    names = {subject.name: ("load", "capture", "fit")}
+    names |= dict.fromkeys(subject.models if "models" in scripts else (), ("load", "capture", "fit"))
+    names |= dict.fromkeys(opening.judge if "generations" in scripts else (), ("load",))
+    told = []
+    for name, steps in names.items():
+        if replace(opening, model=name).testbed is None:
+            try:
+                told.append(str(plan(name, steps=steps, batch_size=subject.batch_size, **given)))
+            except SeaLensError as error:
+                told.append(f"model {name}: {error}")
+    return told

@@ -2,7 +2,8 @@
 
     halueval/qa_data.json(l)             truth: what is fitted from
     truthfulqa/mc_task.json, or its CSV  truth: what is measured on
-    bbq/*.jsonl                          bias: both
+    bbq/*.jsonl                          bias: what is measured on
+    bbq/disambig_validation.jsonl        bias: what is fitted from; without it a quarter of the templates of the others
     crows_pairs/crows_pairs_anonymized.csv, capability/*.jsonl, text/*.json
     demonstrations/truth.jsonl, demonstrations/bias.jsonl    in place of those above: full texts
 
@@ -90,11 +91,14 @@ def truth_task(folder: Path, template: PromptTemplate) -> Task:
 
 
 def bias_task(folder: Path, template: PromptTemplate) -> Task:
-    """BBQ's items of all files of a folder, but for the one that demonstrations are drawn from if there are others."""
+    """BBQ's items of all files of a folder, but for those that demonstrations are drawn from."""
     paths = paths_in(folder, "bbq", (".jsonl",))
     tested = [path for path in paths if path != folder / BBQ_DEMONSTRATIONS] or paths
+    kept = _for_demonstrations(tested) if tested == paths else frozenset()
     tasks = [Task.read("bbq", path, prompt=template) for path in tested]
-    items = [item for task in tasks for item in task.items]
+    items = [
+        item for path, task in zip(tested, tasks, strict=True) for item in task.items if (path, item.row) not in kept
+    ]
     source = ", ".join(task.source for task in tasks)
     # Each is known by its row, which several files have.
     return replace(tasks[0], source=source, items=tuple(replace(item, row=i) for i, item in enumerate(items, start=1)))
@@ -112,19 +116,47 @@ def truth_pairs(folder: Path) -> list[Pair]:
 
 def bias_pairs(folder: Path) -> list[Pair]:
     """BBQ's clear questions with the right answer and one of the other two, drawn by chance."""
-    split = folder / BBQ_DEMONSTRATIONS
-    paths = [split] if split.is_file() else paths_in(folder, "bbq", (".jsonl",))
+    paths = paths_in(folder, "bbq", (".jsonl",))
+    kept = None
+    if (split := folder / BBQ_DEMONSTRATIONS) in paths and len(paths) > 1:
+        paths = [split]
+    else:
+        kept = _for_demonstrations(paths)
     rng = random.Random(SEED)
     found = []
     for path in paths:
         for item in Task.read("bbq", path).items:
-            if item.facts["condition"] == "disambiguated":
+            if item.facts["condition"] == "disambiguated" and (kept is None or (path, item.row) in kept):
                 label = item.facts["label"]
                 wrong = rng.choice([i for i in range(len(item.answers)) if i != label])
                 found.append(Pair(_asked(item), item.answers[label], item.answers[wrong]))
     if not found:
         raise FileError(f"{', '.join(map(str, paths))}: no question in a disambiguated context to fit from")
     return found
+
+
+def _for_demonstrations(paths: Iterable[Path]) -> frozenset[tuple[Path, int]]:
+    """Rows of BBQ's files to fit from, where there is no file of its own for them: a quarter of the templates.
+
+    A template is asked of many groups and in both directions; what is measured asks others.
+
+    Raises:
+        FileError: there is a single template.
+    """
+    template_of_row = {
+        (path, number): (str(row.get("category")), str(row.get("question_index")))
+        for path in paths
+        for number, row in read_jsonl(path)
+        if isinstance(row, dict)
+    }
+    templates = sorted(set(template_of_row.values()))
+    if len(templates) < 2:
+        raise FileError(
+            f"{', '.join(map(str, paths))}: one template of questions alone, to fit from or to measure on: expected "
+            f"others, or {BBQ_DEMONSTRATIONS}"
+        )
+    chosen = {templates[place] for place in drawn(max(1, len(templates) // 4), len(templates))}
+    return frozenset(place for place, template in template_of_row.items() if template in chosen)
 
 
 def without_asked(pairs: Iterable[Pair], task: Task) -> list[Pair]:

@@ -1,5 +1,6 @@
 """What an analysis finds: a table, figures, and a paragraph; written to a folder, and read again from there."""
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import pandas as pd
 from .._support.files import write_atomically
 from .._support.json_files import read_sealed_json, write_sealed_json
 from .._support.tables import rows_of
+from ..errors import SeaLensError
 from ..plots.saving import write_figure
 
 if TYPE_CHECKING:
@@ -41,11 +43,15 @@ class Finding:
     def write(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
         """Write NAME.csv, the figures, and last of all NAME.json, which says that all of it is there."""
         folder.mkdir(parents=True, exist_ok=True)
+        # What an interrupted run leaves behind must not pass for the finding that stood here before.
+        (folder / f"{name}.json").unlink(missing_ok=True)
         write_atomically(folder / f"{name}.csv", self.table.to_csv(index=False))
         for figure, axes in self.figures.items():
             write_figure(folder / f"{name}_{figure}.png", axes)
+        written = [f"{name}.csv", *(f"{name}_{figure}.png" for figure in self.figures)]
         content = {
             "sea_lens": _KIND,
+            "files": {one: _digest(folder / one) for one in written},
             "settings": dict(settings),
             "paragraph": self.paragraph,
             "not_run": list(self.not_run),
@@ -53,6 +59,10 @@ class Finding:
             "table": [{name: _json(value) for name, value in row.items()} for row in rows_of(self.table)],
         }
         write_sealed_json(folder / f"{name}.json", content)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _json(value: Any) -> Any:
@@ -70,6 +80,7 @@ class Written:
         settings: it was made with.
         paragraph, not_run: as in `Finding`.
         figures: captions by the name of the file.
+        files: digest of the CSV and of every figure.
         table: rows.
     """
 
@@ -77,16 +88,18 @@ class Written:
     paragraph: str
     not_run: list[str]
     figures: Mapping[str, str]
+    files: Mapping[str, str]
     table: list[dict[str, Any]]
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Written | None":
-        """The finding of this name, None where there is none that is whole."""
+        """The finding of this name, None where there is none that is whole and as it was written."""
         path = folder / f"{name}.json"
         if not path.is_file():
             return None
-        content = read_sealed_json(path, _KIND)
-        found = cls(**{name: content[name] for name in cls.__dataclass_fields__})
-        if all((folder / figure).is_file() for figure in (*found.figures, f"{name}.csv")):
-            return found
-        return None
+        try:
+            content = read_sealed_json(path, _KIND)
+            found = cls(**{name: content[name] for name in cls.__dataclass_fields__})
+        except (SeaLensError, KeyError):
+            return None
+        return found if all(_digest(folder / one) == digest for one, digest in found.files.items()) else None

@@ -30,9 +30,13 @@ class Known:
     ours: Mapping[str, str]
 
     def here(self, rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """Our rows of the same thing."""
+        """Our rows of the same thing; of several models those of the paper's own, where it is among them."""
         wanted = {column: value for column, value in self.ours.items() if column != "column"}
-        return [row for row in rows if all(row.get(column) == value for column, value in wanted.items())]
+        found = [row for row in rows if all(row.get(column) == value for column, value in wanted.items())]
+        # By the first word of its name, such as gemma: those of the hub go on differently.
+        family = self.model.lower().split("-")[0]
+        same = [row for row in found if family in str(row.get("model", "")).lower()]
+        return same or found
 
 
 def known(item: str) -> list[Known]:

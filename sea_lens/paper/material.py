@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import FileError
+from ..errors import FileError, SeaLensError
 from ..evaluation.run import Task
 from ..models.lens import Lens
 from ..models.tokens import chat_tokenizer
@@ -61,13 +61,28 @@ class Material:
         """Why the others cannot be looked at."""
         return tuple(f"{name}: {reason}" for name in BEHAVIOURS if (reason := self.missing(name)))
 
+    def about(self) -> list[str]:
+        """What is fitted and measured, a line for each behaviour."""
+        told = []
+        for behaviour in self.behaviours():
+            one, task = self.settings(behaviour), self.task(behaviour)
+            options = {"site": "mlp_out", **one.capture, "feature": one.feature, **one.fit}
+            named = ", ".join(f"{name} {value}" for name, value in options.items() if value not in (None, False))
+            told.append(
+                f"{behaviour}: {len(task.items)} questions of {Path(task.source).name}; the edit: {named}, layers "
+                f"{one.layers}, strength {one.strength:g} ({self.preset.source})"
+            )
+        return told
+
     def missing(self, behaviour: str) -> str:
         """Why a behaviour cannot be looked at; nothing where it can."""
         try:
             self.task(behaviour)
-            if not self._ready_made(behaviour).is_file():
+            if (path := self._ready_made(behaviour)).is_file():
+                self._keep(("ready made", behaviour), lambda: Demonstrations.from_jsonl(path))
+            else:
                 self._pairs(behaviour)
-        except FileError as error:
+        except SeaLensError as error:
             return str(error)
         return ""
 
@@ -95,26 +110,34 @@ class Material:
         path = data.path_of(self.folder, data.CROWS_PAIRS)
         return self._keep("crows_pairs", lambda: data.limited(Task.read("crows_pairs", path), self.limit))
 
-    def other_tasks(self) -> dict[str, Task]:
-        """Every other benchmark of the folder, by the name of its file.
+    def other_tasks(self) -> tuple[dict[str, Task], list[str]]:
+        """Every other benchmark of the folder, by the name of its file; a text of the same name is "NAME, text".
+
+        Returns:
+            Those that can be read, and what is wrong with the others.
 
         Raises:
-            FileError: there are none, or one is malformed.
+            FileError: there are no files.
         """
         found = {}
         for part, benchmark, endings in (
             ("capability", "capability", (".jsonl", ".json")),
             ("text", "perplexity", (".json",)),
         ):
-            if (self.folder / part).is_dir():
-                for path in data.paths_in(self.folder, part, endings):
-                    found[path.stem.replace("_", " ")] = (benchmark, path)
+            for path in sorted(path for path in (self.folder / part).glob("*") if path.suffix in endings):
+                name = path.stem.replace("_", " ")
+                found[f"{name}, {part}" if name in found else name] = (benchmark, path)
         if not found:
             raise FileError(f"{self.folder} has no capability/*.jsonl and no text/*.json")
-        return {
-            name: self._keep(("task", path), lambda b=benchmark, p=path: data.limited(Task.read(b, p), self.limit))
-            for name, (benchmark, path) in found.items()
-        }
+        tasks, wrong = {}, []
+        for name, (benchmark, path) in found.items():
+            try:
+                tasks[name] = self._keep(
+                    ("task", path), lambda b=benchmark, p=path: data.limited(Task.read(b, p), self.limit)
+                )
+            except SeaLensError as error:
+                wrong.append(f"{name}: {error}")
+        return tasks, wrong
 
     def contrasts(self, behaviour: str) -> Contrasts:
         """The questions of the benchmark: the right answer against a wrong one (`data.right_and_wrong`)."""
@@ -133,7 +156,7 @@ class Material:
             return Demonstrations(itertools.chain.from_iterable(map(self.demonstrations, parts)))
         most = min(self.settings(behaviour).demonstrations, self.limit or 10**9)
         if (path := self._ready_made(behaviour)).is_file():
-            found = Demonstrations.from_jsonl(path)
+            found = self._keep(("ready made", behaviour), lambda: Demonstrations.from_jsonl(path))
             return found.picked(data.drawn(most, len(found)))
         pairs = self._pairs(behaviour)
         prompt = for_model(self._template(behaviour), chat_tokenizer(Lens.of(self.model)), answers=True)

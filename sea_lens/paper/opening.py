@@ -75,7 +75,15 @@ class Opening:
             write_data(bed, folder / "data")
             preset = chosen_on_dev(path) if self.preset is None else Preset.of(self.preset)
             common["judge"] = common["judge"] or ReferenceJudge()
-            return Subject(self.model, folder / "data", preset, lambda: bed.model, **common)
+            return Subject(
+                self.model,
+                folder / "data",
+                preset,
+                lambda: bed.model,
+                **common,
+                models=self.models,
+                other=lambda name: replace(self, model=name, models=(name,)).subject(folder),
+            )
         if self.data is None:
             raise InputError(f"--model {self.model} needs --data, a folder with {LAYOUT}")
         if not self.data.is_dir():

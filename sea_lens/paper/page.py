@@ -25,6 +25,10 @@ SHOWN = (
     "control_low",
     "control_high",
     "p",
+    "reference",
+    "more",
+    "more_low",
+    "more_high",
 )
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
@@ -51,13 +55,15 @@ def write_page(outcomes: Sequence[Outcome], settings: Mapping[str, Any], folder:
     """Write `index.html` into the folder of the findings; the same bytes for the same findings."""
     from .._support.files import write_atomically
 
-    given = ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, [], ()))
+    told = {name: value for name, value in settings.items() if name != "about" and value not in (None, [], ())}
+    given = ", ".join(f"{name} {value}" for name, value in told.items())
+    about = "".join(f"<li>{_text(line)}</li>" for line in settings.get("about", ()))
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         f"<title>The paper, on {_text(settings['model'])}</title><style>{STYLE}</style>",
         f"<h1>Spectral editing of activations, on {_text(settings['model'])}</h1>",
-        f"<p>{ABOUT}</p><p>Settings: {_text(given)}.</p>",
+        f"<p>{ABOUT}</p><p>Settings: {_text(given)}.</p><ul>{about}</ul>",
         "<nav>" + "".join(f"<a href='#{one.item.name}'>{_text(one.item.name)}</a>" for one in outcomes) + "</nav>",
         *(_section(one, folder) for one in outcomes),
         "<h2>Sources of the paper's numbers</h2><ul>",
@@ -84,7 +90,7 @@ def _section(outcome: Outcome, folder: Path) -> str:
         content = base64.b64encode((folder / name).read_bytes()).decode("ascii")
         parts.append(
             f"<figure><img alt='{_text(caption or item.question)}' src='data:image/png;base64,{content}'>"
-            f"<figcaption>{_text(caption)}</figcaption></figure>"
+            + (f"<figcaption>{_text(caption)}</figcaption></figure>" if caption else "</figure>")
         )
     parts.append(_table(found.table, f"{item.name}.csv"))
     return "\n".join(parts)
@@ -127,7 +133,9 @@ def _here(known_row: Known, row: Mapping[str, Any]) -> tuple[str, str, str]:
     row = {name: math.nan if value is None else value for name, value in row.items()}
     model = f"{row['model']}: " if "model" in row else ""
     if (column := known_row.ours.get("column")) is not None:
-        return f"{model}{row[column]:.2f}", "", ""
+        ends = [row.get(f"{column}_{end}", math.nan) for end in ("low", "high")]
+        told = "" if any(map(math.isnan, ends)) else f" (single turns {ends[0]:.2f} to {ends[1]:.2f})"
+        return f"{model}{row[column]:.2f}{told}", "", ""
     low, p = row.get("control_low", math.nan), row.get("p", math.nan)
     beside = "none" if math.isnan(low) else f"{low:+.4f} to {row['control_high']:+.4f}"
     return f"{model}{changed(row)}", beside, "" if math.isnan(p) else f"{p:.2f}"
@@ -136,7 +144,9 @@ def _here(known_row: Known, row: Mapping[str, Any]) -> tuple[str, str, str]:
 def _table(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     if not rows:
         return ""
-    columns = [column for column in SHOWN if column in rows[0]] or list(rows[0])
+    # Tables of scores have columns that are for reading by machines.
+    columns = [column for column in SHOWN if column in rows[0]] if "difference" in rows[0] else list(rows[0])
+    columns = [name for name in columns if any(row.get(name) not in (None, "") for row in rows[:MOST_ROWS])]
     head = "".join(f"<th>{_text(column.replace('_', ' '))}</th>" for column in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{_cell(row.get(column))}</td>" for column in columns) + "</tr>"

@@ -1,14 +1,16 @@
 """Running analyses one after another: what is done is kept, what cannot be run says why."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .._support.versions import versions
 from ..errors import SeaLensError
 from .findings import Finding, Written
-from .items import ItemOfPaper
+from .items import ITEMS, ItemOfPaper
 from .opening import Opening
 from .subject import Subject
 
@@ -25,12 +27,14 @@ class Outcome:
         finding: what it found; None where it could not run.
         reason: why it could not run.
         was_there: whether it lay in the folder already.
+        broken: whether it ended in an error that is none of the user's.
     """
 
     item: ItemOfPaper
     finding: Written | None
     reason: str = ""
     was_there: bool = False
+    broken: bool = False
 
 
 def run_items(
@@ -45,29 +49,54 @@ def run_items(
         opening, subject: what they work on.
         folder: where findings are written; an interrupted run goes on from what is there.
         tell: is told what is done.
+
+    Returns:
+        What became of them, and of other items that the folder has with the same settings.
     """
     outcomes: list[Outcome] = []
-    # A finding of other data, weights or software is another one, whatever the command line says.
-    read = sorted(path for path in subject.folder.rglob("*") if path.is_file())
-    weights = sorted(path for path in subject.model_folder.glob("*") if path.is_file()) if subject.model_folder else []
-    common = {**opening.record, "data_sha256": _digest(read), "model_sha256": _digest(weights), "versions": versions()}
-    for item in items:
+    common = _settings(opening, subject)
+    for item in ITEMS:
         settings = {**common, "script": _digest([item.path])}
         found = Written.read(folder, item.name)
         if found is not None and found.settings == settings:
-            tell(f"{item.name}: there already")
+            if item in items:
+                tell(f"{item.name}: there already")
             outcomes.append(Outcome(item, found, was_there=True))
-            continue
-        tell(f"{item.name}: {item.question}")
-        try:
-            finding: Finding = item.analysis()(subject)
-            finding.write(folder, item.name, settings)
-        except SeaLensError as error:
-            outcomes.append(Outcome(item, None, " ".join(str(error).split())))
-            tell(f"{item.name}: not run: {outcomes[-1].reason}")
-            continue
-        outcomes.append(Outcome(item, Written.read(folder, item.name)))
+        elif item in items:
+            tell(f"{item.name}: {item.question}")
+            outcomes.append(_run(item, subject, folder, settings))
+            if outcomes[-1].reason:
+                tell(f"{item.name}: not run: {outcomes[-1].reason}")
     return outcomes
+
+
+def _run(item: ItemOfPaper, subject: Subject, folder: Path, settings: Mapping[str, Any]) -> Outcome:
+    try:
+        finding: Finding = item.analysis()(subject)
+        if not len(finding.table):
+            return Outcome(item, None, "; ".join(finding.not_run) or finding.paragraph)
+        finding.write(folder, item.name, settings)
+    except SeaLensError as error:
+        return Outcome(item, None, " ".join(str(error).split()))
+    except Exception as error:  # one item's fault, or a machine without room for it, must not take the others away
+        logging.getLogger(__name__).debug("%s", item.name, exc_info=True)
+        return Outcome(item, None, f"{type(error).__name__}: {' '.join(str(error).split())}", broken=True)
+    return Outcome(item, Written.read(folder, item.name))
+
+
+def _settings(opening: Opening, subject: Subject) -> dict[str, Any]:
+    """What a finding depends on: one of other data, weights or software is another, whatever the command line says."""
+    read = sorted(path for path in subject.folder.rglob("*") if path.is_file())
+    models = [subject.model_folder, *map(Path, (*opening.models, *opening.judge))]
+    weights = [path for one in models if one is not None and one.is_dir() for path in sorted(one.glob("*"))]
+    code = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return {
+        **opening.record,
+        "data_sha256": _digest(read),
+        "model_sha256": _digest([path for path in weights if path.is_file()]),
+        "code_sha256": _digest(code),
+        "versions": versions(),
+    }
 
 
 def _digest(paths: Sequence[Path]) -> str:

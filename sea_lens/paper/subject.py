@@ -132,22 +132,49 @@ class Subject(Material):
         return self._evaluate(task, edit=edit, **where)
 
     def changes(
-        self, task: Task, edit: Edit, controls: Iterable[Edit] = (), scores: Iterable[str] | None = None, **where: Any
+        self,
+        task: Task,
+        edit: Edit,
+        controls: Iterable[Edit] = (),
+        scores: Iterable[str] | None = None,
+        *,
+        after: Evaluation | None = None,
+        reference: tuple[str, Evaluation] | None = None,
+        **where: Any,
     ) -> pd.DataFrame:
-        """What an edit does to the scores of a benchmark, beside what its controls do: `sl.compare`, a row a score."""
-        before = self.evaluation(task)
-        after = self.evaluation(task, edit, **where)
+        """What an edit does to the scores of a benchmark, beside what its controls do: `sl.compare`, a row a score.
+
+        Args:
+            task: the benchmark.
+            edit: the edit.
+            controls: put in its place.
+            scores: that are shown, by default all.
+            after: its evaluation, where that was made already.
+            reference: name and evaluation of another edit: columns reference, more, more_low and more_high have what
+                this edit does beyond it, paired by items.
+            where: arguments of `applied`.
+        """
+        before, after = self.evaluation(task), after or self.evaluation(task, edit, **where)
         beside = [self.evaluation(task, control, **where) for control in controls]
         frame = compare(before, after, controls=beside).to_frame().reset_index()
+        if reference is not None:
+            name, other = reference
+            more = compare(other, after).to_frame().reindex(frame["score"])
+            frame = frame.assign(reference=name)
+            for column, ours in (("difference", "more"), ("low", "more_low"), ("high", "more_high")):
+                frame[ours] = more[column].to_numpy()
         if scores is not None:
             frame = frame[frame["score"].isin(list(scores))]
         return frame.assign(items=len(task.items), controls=len(beside))
 
     def measured(
-        self, behaviour: str, name: str, edit: Edit, controls: Iterable[Edit] = (), **where: Any
+        self, behaviour: str, name: str, edit: Edit, controls: Iterable[Edit] = (), **options: Any
     ) -> pd.DataFrame:
-        """Rows of a table: what an edit does to the scores of a behaviour, under the name that the table gives it."""
-        rows = self.changes(self.task(behaviour), edit, controls, SCORES[behaviour], **where)
+        """Rows of a table: what an edit does to the scores of a behaviour, under the name that the table gives it.
+
+        Options are those of `changes`.
+        """
+        rows = self.changes(self.task(behaviour), edit, controls, SCORES[behaviour], **options)
         rows.insert(0, "behaviour", behaviour)
         rows.insert(1, "name", name)
         # In the order that tables show, and without groups that the data have no items of.

@@ -8,6 +8,7 @@ import pandas as pd
 
 from .._support.tables import rows_of
 from ..edits.base import Edit
+from ..evaluation.results import Evaluation
 from ..plots.findings import changes
 from ..spectral.edit import SpectralEdit
 from .findings import Finding
@@ -23,11 +24,13 @@ class Variant:
         fitted: the edit with its demonstrations.
         where: changes of where and how it acts: arguments of `applied`.
         turned: what is made of the edit, and of its controls, before they are applied.
+        reference: name of the variant that it is compared with, one before it; by default the first.
     """
 
     fitted: Fitted
     where: Mapping[str, Any] = field(default_factory=dict)
     turned: Callable[[SpectralEdit], Edit] = lambda edit: edit
+    reference: str | None = None
 
 
 Row = dict[str, Any]
@@ -57,13 +60,18 @@ def compared(
             continue
         named, where = variants(behaviour), subject.where(behaviour)
         controls: dict[int, list[Any]] = {}
-        rows = []
+        rows, first = [], next(iter(named))
+        evaluated: dict[str, Evaluation] = {}
         for name, one in named.items():
             # Variants of one fit share its controls.
             beside = controls.setdefault(id(one.fitted), []) or one.fitted.shuffled(subject.draws)
             controls[id(one.fitted)] = beside
             edit, *turned = map(one.turned, [one.fitted.edit, *beside])
-            rows.append(subject.measured(behaviour, name, edit, turned, **{**where, **one.where}))
+            acting = {**where, **one.where}
+            evaluated[name] = subject.evaluation(subject.task(behaviour), edit, **acting)
+            reference = one.reference or first
+            options = {"after": evaluated[name], "reference": (reference, evaluated[reference])}
+            rows.append(subject.measured(behaviour, name, edit, turned, **options, **acting))
         table = pd.concat(rows)
         tables.append(table)
         figures[behaviour] = changes(table, list(named), f"{title}: {behaviour}", "score")

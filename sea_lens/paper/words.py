@@ -55,6 +55,23 @@ def sentence(name: str, row: Mapping[Any, Any]) -> str:
     return f"{name}: {row['score']} {changed(row)}{f'; {beside}' if beside else ''}: {verdict(row)}."
 
 
+def beyond(row: Mapping[Any, Any], what: str = "") -> str:
+    """What a row's edit does beyond the one that it is compared with, paired by items.
+
+    Args:
+        row: with reference, more, more_low and more_high.
+        what: the row's edit; its name by default.
+    """
+    ends = row["more_low"], row["more_high"]
+    told = f"{what or row['name']} beside {row['reference']}: {_signed(row['more'])} "
+    told += f"[{_signed(ends[0])}, {_signed(ends[1])}]"
+    if any(map(math.isnan, ends)):
+        return f"{told}, which tells nothing."
+    if ends[0] <= 0 <= ends[1]:
+        return f"{told}, no clear difference."
+    return f"{told}, clearly {'more' if ends[0] > 0 else 'less'}."
+
+
 def listing(names: Iterable[str]) -> str:
     """Names as English has them: "a, b and c"."""
     *first, last = names
