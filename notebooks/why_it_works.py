@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 case = planted("parallel")
 given = case.model, case.edit, case.contrasts
 print(sl.layer_contributions(*given, "path"))
-print(sl.direction_contributions(*given, describe=0))
+print(sl.direction_contributions(*given, basis="sides", describe=0))
 sl.head_contributions(*given, "necessity").plot()
 plt.show()
 
@@ -70,9 +70,10 @@ sl.position_contributions(*given, **where, control=shuffled).plot()
 plt.show()
 
 # %% [markdown]
-# Each layer's value splits further, into the singular directions that the edit keeps (U+) and drops (U-) and the
-# rescaling to the old norm. The largest directions come with the tokens that they raise and the demonstrations that
-# they fire on.
+# Each layer's value splits further, into the directions that the edit really changes and the rescaling to the old norm.
+# What it keeps and what it drops overlap, and what they share cancels; the net directions are what is left (method.md
+# 8.5), with eigenvalues from 1 (kept alone) to -1 (dropped alone). The largest come with the tokens that they raise,
+# the demonstrations that they fire on, and the tokens in context that they move most.
 
 # %%
 directions = sl.direction_contributions(*given, **where, demonstrations=bias.demonstrations, control=shuffled)
@@ -80,8 +81,20 @@ directions.plot()
 plt.show()
 label, about = next(iter(directions.descriptions.items()))
 print("direction", label, "raises", [token for token, _ in about.raises[:4]])
-for index, coefficient in about.fires_on[:3]:
-    print(f"fires {coefficient:+.1f} on {bias.demonstrations[index].positive}")
+for (index, coefficient), text in list(zip(about.fires_on, about.texts, strict=True))[:3]:
+    print(f"fires {coefficient:+.1f} on demonstration {index}: {text}")
+for text, length in about.moved[:3]:
+    print(f"moves {length:+.2f} at {text}")
+
+# %% [markdown]
+# How far apart are the two subspaces? Angles of 90 degrees are directions of one side alone; random subspaces of the
+# same ranks are grey.
+
+# %%
+angles = sl.geometry(edit)
+print(angles)
+angles.plot()
+plt.show()
 
 # %% [markdown]
 # The edit acts on the stream; heads only pass on what it changed. What a head writes to the logits itself (direct) is

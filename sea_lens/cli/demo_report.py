@@ -28,7 +28,7 @@ FIGURES = {
     "layers_shapley.png": "Layers, Shapley values: they sum to the effect",
     "layers_leave_one_out.png": "What is lost without a layer's edit",
     "layers_only_one.png": "What a layer's edit does alone",
-    "directions_path.png": "Share of each singular direction",
+    "directions_path.png": "Share of each net direction",
     "heads_direct.png": "Direct contribution of each head",
     "heads_sufficiency.png": "Heads: effect of the edited z in the unedited run",
     "heads_necessity.png": "Heads: what is lost with the unedited z in the edited run",

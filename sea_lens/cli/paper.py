@@ -56,9 +56,9 @@ def run(
         tuple(name.strip() for name in (given or "").split(",") if name.strip()) for given in (models, judge)
     )
     opening = Opening(model, data, preset, limit, draws, batch_size, backend, device, dtype, names, judges)
-    folder = output_folder(out, {"--data": data, "--model": model})
-    if data is not None and folder.resolve().is_relative_to(data.resolve()):
+    if data is not None and out.resolve().is_relative_to(data.resolve()):
         raise InputError(f"--out {out} lies in --data {data}: expected a folder outside of what is read")
+    folder = output_folder(out, {"--data": data, "--model": model})
     subject = opening.subject(folder)
     if dry_run:
         for check in checked(wanted, subject):
@@ -74,5 +74,7 @@ def run(
     page = write_page(outcomes, {**opening.record, "about": subject.about()}, folder)
     asked = [one for one in outcomes if one.item in wanted]
     console.print(f"{counts(asked)}; page: {page}", highlight=False, soft_wrap=True)
-    if any(one.broken for one in outcomes):
+    if any(one.broken for one in asked):
         raise typer.Exit(1)
+    if all(one.finding is None for one in asked):
+        raise typer.Exit(2)
