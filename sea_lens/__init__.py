@@ -17,6 +17,8 @@ from .contributions.angles import Geometry, geometry
 from .contributions.directions import direction_contributions
 from .contributions.heads import head_contributions
 from .contributions.layers import layer_contributions, position_contributions
+from .contributions.mediating import mediation
+from .contributions.mediation_results import Mediation
 from .contributions.recovering import recovery
 from .contributions.recovery_results import Recovery
 from .contributions.resampled_fits import stability
@@ -114,6 +116,7 @@ __all__ = [
     "LayerContributions",
     "LoRA",
     "MeanDifference",
+    "Mediation",
     "MismatchError",
     "MissingPackageError",
     "ModelCheck",
@@ -153,6 +156,7 @@ __all__ = [
     "load_model",
     "lora",
     "mean_difference",
+    "mediation",
     "permuted",
     "plan",
     "position_contributions",

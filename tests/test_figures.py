@@ -75,6 +75,33 @@ def net_directions(layers, heads):
     return contributions.direction_spectrum(frame, ["$antidisestablish"] * len(rows), 0.4, controls=19)
 
 
+def edges(layers, heads):
+    rows = [
+        {"layer": layer, "to_layer": layer + 1, "to": str(head), "way": way}
+        for layer in range(min(layers, 4))
+        for head in range(min(heads, 8))
+        for way in "qkv"
+    ]
+    return contributions.edge_bars(pd.DataFrame(rows).assign(**numbers(len(rows))), 0.4, "gradient", controls=19)
+
+
+def recovery(layers, heads):
+    n = min(layers * heads, 1024)
+    frame = pd.DataFrame({"k": np.unique(np.geomspace(1, n, 20).astype(int))})
+    found = numbers(len(frame))
+    frame = frame.assign(kept=found["value"], low=found["low"], high=found["high"], lost=found["value"] / 2)
+    frame = frame.assign(lost_low=frame["lost"] - 1, lost_high=frame["lost"] + 1, random_low=-1.0, random_high=1.0)
+    return contributions.recovery_curve(frame.assign(control_low=-0.5, control_high=0.5), 0.4, "sufficiency", 19)
+
+
+def dose(layers, heads):
+    found = numbers(6)
+    frame = pd.DataFrame({"strength": [0.25, 0.5, 1, 1.5, 2, 3], "effect": found["value"]})
+    frame = frame.assign(low=found["low"], high=found["high"])
+    costs = list(np.geomspace(0.001, 0.2, 6))
+    return edits.dose_curve(frame, costs, np.tile(costs, (19, 1)), RNG.normal(size=(19, 6)) / 10, is_divergence=True)
+
+
 def resampled(layers, heads):
     frame = pd.DataFrame({"part": ["effect", *(f"layer {i}" for i in range(layers))], **numbers(layers + 1)})
     return contributions.resampled_values(
@@ -160,6 +187,9 @@ FIGURES = (
     position_map,
     directions,
     net_directions,
+    edges,
+    recovery,
+    dose,
     resampled,
     before_after,
     spectra,

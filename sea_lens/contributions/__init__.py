@@ -2,8 +2,9 @@
 
 In reading order: `base` and `results` (what every analysis returns), `study` (what every analysis begins with),
 `layers` (layers and positions), `directions` and `angles` (between subspaces), `heads`, `recovery_results` and
-`recovering` (how few heads and MLPs suffice), `stability_results` and `resampled_fits` (how far all of it depends on
-the demonstrations); behind them `games` (who plays), `integral` (the path integral), `direct`, `patching` and `nodes`
-(heads, and MLPs beside them), `direction_parts` (the bases that an edit is taken apart in) and `describe` (what a
-direction stands for).
+`recovering` (how few heads and MLPs suffice), `mediation_results` and `mediating` (by which way a head is reached),
+`stability_results` and `resampled_fits` (how far all of it depends on the demonstrations); behind them `games` (who
+plays), `integral` (the path integral), `direct`, `patching`, `nodes` (heads, and MLPs beside them), `edges`,
+`edge_slopes` and `path_patching` (ways into them), `direction_parts` (the bases that an edit is taken apart in) and
+`describe` (what a direction stands for).
 """

@@ -19,6 +19,9 @@ _KEPT_AS = "_sea_lens"
 # Hook points that every backend has, by what sea_lens calls them.
 _POINTS = {
     "resid_pre": "blocks.{}.hook_resid_pre",
+    "q": "blocks.{}.attn.hook_q",
+    "k": "blocks.{}.attn.hook_k",
+    "v": "blocks.{}.attn.hook_v",
     "z": "blocks.{}.attn.hook_z",
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_out": "blocks.{}.hook_mlp_out",
@@ -170,7 +173,7 @@ class Lens(Hookable, LanguageModel):
         } | ({} if self.checked is None else {"check": self.checked.record})
 
     def point(self, name: str, layer: int) -> str:
-        """Hook point of a layer: "resid_pre", "z", "attn_out", "mlp_out" or "resid_post".
+        """Hook point of a layer: "resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out" or "resid_post".
 
         Raises:
             UnsupportedModelError: this model has no such hook point.

@@ -205,7 +205,7 @@ def direction_spectrum(
         ax,
         f"{along}; a name tells the token that is raised most",
         "share of the effect, nats",
-        f"{'Net' if net else 'Singular'} directions: effect {effect:+.3f} nats = {parts}",
+        f"{'Net' if net else 'Singular'} directions: effect {effect:+.3f} nats\n{parts}",
     )
 
 
@@ -262,6 +262,43 @@ def recovery_curve(
     legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
     title = f"How few suffice: heads and MLPs, ranked by {ranked_by}"
     return dress(ax, "heads and MLPs together", "effect, nats", title)
+
+
+def edge_bars(frame: pd.DataFrame, effect: float, method: str, *, controls: int = 0, ax: Axes | None = None) -> Axes:
+    """The largest edges from edited layers into what reads them, with intervals and the range of their control.
+
+    Args:
+        frame: columns layer, to_layer, to, way, value, low, high, and with controls control_low and control_high; in
+            nats.
+        effect: of the whole edit, in nats.
+        method: how the edges were measured.
+        controls: how many control edits the range is of.
+        ax: where to draw.
+    """
+    shown = frame.query("layer != 'all'")
+    shown = shown.loc[shown["value"].abs().sort_values(ascending=False).index[:DRAWN]]
+    ax = new_axes(ax, (7.0, 1.2 + 0.27 * len(shown)))
+    ax.use_sticky_edges = False
+    places = np.arange(len(shown))[::-1]
+    values = shown["value"].to_numpy()
+    if controls:
+        low, high = shown["control_low"].to_numpy(), shown["control_high"].to_numpy()
+        label = f"range of {controls} control edits"
+        ax.barh(places, high - low, left=low, height=0.9, color=NEUTRAL, alpha=0.7, label=label, zorder=0.5)
+    spread = np.nan_to_num(np.maximum([shown["value"] - shown["low"], shown["high"] - shown["value"]], 0))
+    colours = [KEEP if value >= 0 else DROP for value in values]
+    ax.barh(places, values, height=0.5, xerr=spread, color=colours, error_kw={"capsize": 2, "linewidth": 0.8})
+    names = []
+    for row in shown.to_dict(orient="records"):
+        receiver = "logits" if row["to"] == "logits" else f"{row['to_layer']}.{row['to']}"
+        way = "" if row["way"] == "in" else f" by {row['way']}"
+        names.append(f"layer {row['layer']} to {receiver}{way}")
+    ax.set_yticks(places, names)
+    ax.axvline(0, color="black", linewidth=0.8)
+    if controls:
+        legend(ax, loc="lower right")
+    title = f"Ways of the edit into heads, MLPs and logits ({method}): effect {effect:+.3f} nats"
+    return dress(ax, "effect that passes there, nats", "", title)
 
 
 def resampled_values(
