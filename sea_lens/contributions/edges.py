@@ -129,7 +129,7 @@ class Edges:
                 hooks = edit.functions(study.model, study.where.with_strengths(others)) if others else []
                 moved[layer] = edited.attn[layer] - self.clean(batch, hooks).attn[layer]
         found: dict[Any, dict[int, Tensor]] = {
-            layer: {at: moved[layer] for at in range(layer + 1, lens.n_layers + 1)} for layer in study.layers
+            layer: dict.fromkeys(range(layer + 1, lens.n_layers + 1), moved[layer]) for layer in study.layers
         }
         if ALL in self.senders:
             found[ALL] = {at: edited.stream[at] - x for at, x in clean.stream.items()}
