@@ -23,7 +23,8 @@ test: .venv/.installed
 	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 # Runs every notebook from top to bottom.
-NOTEBOOKS := -p no:cacheprovider -o addopts="" -n 2 --nbmake notebooks
+NOTEBOOK_WORKERS ?= 2
+NOTEBOOKS := -p no:cacheprovider -o addopts="" -n $(NOTEBOOK_WORKERS) --nbmake notebooks
 test-notebooks: .venv/.installed
 	$(BIN)/python -m pytest $(NOTEBOOKS)
 
