@@ -98,10 +98,16 @@ def in_words(layer: int, right: Mapping[str, np.ndarray], controls: Sequence[flo
     # Without any spread there is no interval: nothing has changed.
     clear = change.excludes(0.0)
     verdict = "clearly " + ("better" if change.mean > 0 else "worse") if clear else "no clear change"
-    beside = f"; {len(controls)} fits to shuffled demonstrations {min(controls):+.3f} to {max(controls):+.3f}"
+    if clear and len(controls) and min(controls) <= change.mean <= max(controls):
+        verdict += ", but fits to shuffled demonstrations do as much"
+    beside = (
+        ""
+        if not len(controls)
+        else f"; {len(controls)} fits to shuffled demonstrations {min(controls):+.3f} to {max(controls):+.3f}"
+    )
     return (
         f"A probe of layer {layer} tells wanted from unwanted answers in {before} of the texts before the edit and in "
-        f"{after} after it (0.5 is chance): {change}{beside if len(controls) else ''}: {verdict}."
+        f"{after} after it (0.5 is chance): {change}{beside}: {verdict}."
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.text import Text
 
 from sea_lens._support.statistics import Interval
-from sea_lens.plots import contributions, edits, findings, scores
+from sea_lens.plots import circuits, contributions, edits, findings, scores
 
 SIZES = {"few": (3, 8), "many": (32, 32)}
 RNG = np.random.default_rng(0)
@@ -82,7 +82,7 @@ def edges(layers, heads):
         for head in range(min(heads, 8))
         for way in "qkv"
     ]
-    return contributions.edge_bars(pd.DataFrame(rows).assign(**numbers(len(rows))), 0.4, "gradient", controls=19)
+    return circuits.edge_bars(pd.DataFrame(rows).assign(**numbers(len(rows))), 0.4, "gradient", controls=19)
 
 
 def recovery(layers, heads):
@@ -91,7 +91,7 @@ def recovery(layers, heads):
     found = numbers(len(frame))
     frame = frame.assign(kept=found["value"], low=found["low"], high=found["high"], lost=found["value"] / 2)
     frame = frame.assign(lost_low=frame["lost"] - 1, lost_high=frame["lost"] + 1, random_low=-1.0, random_high=1.0)
-    return contributions.recovery_curve(frame.assign(control_low=-0.5, control_high=0.5), 0.4, "sufficiency", 19)
+    return circuits.recovery_curve(frame.assign(control_low=-0.5, control_high=0.5), 0.4, "sufficiency", 19)
 
 
 def dose(layers, heads):

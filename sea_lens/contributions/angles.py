@@ -187,6 +187,8 @@ def geometry(
             between, layer, head, one[0], other_place, other_layer, other_name, angles, dimensions, drawn[dimensions]
         )
 
+    if not (other is None or isinstance(other, Iterable)) and not isinstance(other, Edit):
+        raise InputError(f"expected an edit, or directions by layer, got {type(other).__name__}")
     given = [] if other is None else [other] if isinstance(other, (Edit, Mapping)) else list(other)
     pairs = []
     for place, one in enumerate(given):

@@ -72,6 +72,6 @@ class Mediation(Contributions):
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """The largest edges as bars, with intervals and the range of the controls."""
-        from ..plots.contributions import edge_bars
+        from ..plots.circuits import edge_bars
 
         return edge_bars(self.to_frame(), self.effect, self.method, controls=self.n_controls, ax=ax)

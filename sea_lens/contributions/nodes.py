@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..measure.scorer import ScoringBatch
+from ..models.check import refuse_inference_tensors
 from ..models.lens import HookFunction, Lens
 from .integral import gradients_of, signed
 from .patching import Hooks, by_row, check_z, repeated
@@ -139,6 +140,7 @@ class Nodes:
 
     def first_order(self, batch: ScoringBatch, source: Run) -> Float[Tensor, "batch nodes"]:
         """⟨∂f/∂node, source − here⟩ of every node, from one backward pass through the unedited run."""
+        refuse_inference_tensors(self.study.lens)
         seen: dict[str, Tensor] = {}
 
         def record(name: str) -> HookFunction:

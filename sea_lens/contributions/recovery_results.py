@@ -126,7 +126,7 @@ class Recovery:
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Kept and lost effect against k, beside random sets and those of the controls."""
-        from ..plots.contributions import recovery_curve
+        from ..plots.circuits import recovery_curve
 
         return recovery_curve(self.to_frame(), self.effect, self.ranked_by, len(self.control_values), ax=ax)
 

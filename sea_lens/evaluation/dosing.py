@@ -14,7 +14,7 @@ from ..contributions.resampled_fits import Analysis, contributions_analysis
 from ..edits.base import Edit, as_edit
 from ..edits.where import LayerChoice, Positions
 from ..errors import InputError
-from ..measure.effects import Effect, checked_controls, effect_from
+from ..measure.effects import Effect, checked_controls, control_places, effect_from
 from ..measure.scorer import contrast_scorer
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
@@ -80,28 +80,24 @@ def dose(
     tried = [as_number(one, "strengths") for one in as_several(strengths, "strengths", (int, float))]
     analysis = contributions_analysis(contributions, options)
     where: dict[str, Any] = {"layers": layers, "combine": combine, "positions": positions}
-    for strength in tried:
-        edit.check(model, layers, strength, combine, positions, scoring=True)
+    acting = [edit.check(model, layers, strength, combine, positions, scoring=True) for strength in tried]
     contrasts = Contrasts.of(contrasts)
     side = None if texts is None else SideEffects(model, texts, batch_size=batch_size, prepend_bos=prepend_bos)
     scorer = contrast_scorer(model, contrasts, batch_size=batch_size, prepend_bos=prepend_bos)
     unedited = scorer.log_probs()
 
-    def measured(one: Edit, strength: float) -> tuple[Effect, Side | None]:
-        given = {**where, "strength": strength}
-        if one is not edit and combine not in (None, *one.combines):
-            given["combine"] = None
+    def measured(one: Edit, given: dict[str, Any]) -> tuple[Effect, Side | None]:
         found = effect_from(scorer, unedited, model, one, **given)
         return found, None if side is None else side.of(one, **given)
 
     effects, sides, parts = [], [], []
     beside: list[list[tuple[Effect, Side | None]]] = [[] for _ in control]
-    for strength in tracked(tried, "strengths", len(tried), show=progress):
-        found, cost = measured(edit, strength)
+    for strength, place in tracked(zip(tried, acting, strict=True), "strengths", len(tried), show=progress):
+        found, cost = measured(edit, {**where, "strength": strength})
         effects.append(found)
         sides.append(cost)
         for rows, one in zip(beside, control, strict=True):
-            rows.append(measured(one, strength))
+            rows.append(measured(one, control_places(one, place, combine)))
         if analysis is not None:
             common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
             parts.append(analysis(model, edit, contrasts, **where, strength=strength, **common, **options))

@@ -69,7 +69,7 @@ class Material:
             options = {"site": "mlp_out", **one.capture, "feature": one.feature, **one.fit}
             named = ", ".join(f"{name} {value}" for name, value in options.items() if value not in (None, False))
             told.append(
-                f"{behaviour}: {len(task.items)} questions of {Path(task.source).name}; the edit: {named}, layers "
+                f"{behaviour}: {len(task.items)} questions of {task.benchmark.name}; the edit: {named}, layers "
                 f"{one.layers}, strength {one.strength:g} ({self.preset.source})"
             )
         return told

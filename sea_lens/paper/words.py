@@ -1,7 +1,7 @@
 """Sentences that are computed from rows of a table, so that they say nothing that the numbers do not."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 # Of the scores, those that are better when they are higher.
@@ -70,12 +70,6 @@ def beyond(row: Mapping[Any, Any], what: str = "") -> str:
     if ends[0] <= 0 <= ends[1]:
         return f"{told}, no clear difference."
     return f"{told}, clearly {'more' if ends[0] > 0 else 'less'}."
-
-
-def listing(names: Iterable[str]) -> str:
-    """Names as English has them: "a, b and c"."""
-    *first, last = names
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _digits(value: float) -> str:

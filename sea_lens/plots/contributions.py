@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
-from .axes import BEFORE, COLOURS, DROP, KEEP, NEUTRAL, SMALL, dress, layer_colours, layer_handles, legend, new_axes
+from .axes import BEFORE, DROP, KEEP, NEUTRAL, SMALL, dress, layer_colours, layer_handles, legend, new_axes
 
 # A map of more cells than this, or of more in a row, is read by its colours alone.
 MOST_NUMBERS, MOST_COLUMNS = 96, 12
@@ -22,8 +22,6 @@ MOST_NAMES = 12
 SIDES = {"+": "^", "-": "v"}
 REST = {"norm": "rescaling", "centre": "centre"}
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-# Nodes up to which the axis of a recovery curve is linear.
-MOST_LINEAR = 60
 # Where a number stands beside its point, in pixels, the first that is free; and how far from other numbers.
 BESIDE = ((12, 0), (-12, 0), (12, 14), (-12, -14), (-12, 14), (12, -14), (26, 0), (-26, 0))
 BESIDE_APART = 14
@@ -219,86 +217,6 @@ def _number(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
         taken.append(at + offset)
         written = {"xytext": offset, "textcoords": "offset pixels", "fontsize": SMALL, "fontweight": "bold"}
         ax.annotate(str(number), point, **written, ha="center", va="center")
-
-
-def recovery_curve(
-    frame: pd.DataFrame, effect: float, ranked_by: str, controls: int = 0, ax: Axes | None = None
-) -> Axes:
-    """Effect that is kept with k nodes alone and lost without them, against k.
-
-    Args:
-        frame: columns k, kept, low, high, lost, lost_low, lost_high, and where there are any random_low, random_high,
-            control_low and control_high; in nats.
-        effect: of the whole edit, in nats.
-        ranked_by: how the nodes were ranked.
-        controls: how many control edits' sets the range is of.
-        ax: where to draw.
-    """
-    ax = new_axes(ax, (7.5, 3.8))
-    ranges = {
-        "random": ("random sets", NEUTRAL, 0.8),
-        "control": (f"sets of {controls} control edits", COLOURS[1], 0.3),
-    }
-    for name, (label, colour, alpha) in ranges.items():
-        if f"{name}_low" in frame:
-            ends = frame[f"{name}_low"], frame[f"{name}_high"]
-            ax.fill_between(
-                frame["k"], *ends, color=colour, alpha=alpha, linewidth=0, label=f"kept, {label}", zorder=0.5
-            )
-    for value, low, high, colour, marker, label in (
-        ("kept", "low", "high", KEEP, "o", "kept with these alone"),
-        ("lost", "lost_low", "lost_high", DROP, "s", "lost without these"),
-    ):
-        spread = np.nan_to_num(np.maximum([frame[value] - frame[low], frame[high] - frame[value]], 0))
-        ax.errorbar(
-            frame["k"], frame[value], yerr=spread, color=colour, marker=marker, markersize=4, capsize=2, label=label
-        )
-    ax.axhline(effect, color=BEFORE, linestyle="--", linewidth=1.2, label=f"whole edit {effect:+.2f}")
-    ax.axhline(0, color="black", linewidth=0.8)
-    if frame["k"].max() > MOST_LINEAR:
-        ax.set_xscale("symlog", linthresh=10)
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
-    title = f"How few suffice: heads and MLPs, ranked by {ranked_by}"
-    return dress(ax, "heads and MLPs together", "effect, nats", title)
-
-
-def edge_bars(frame: pd.DataFrame, effect: float, method: str, *, controls: int = 0, ax: Axes | None = None) -> Axes:
-    """The largest edges from edited layers into what reads them, with intervals and the range of their control.
-
-    Args:
-        frame: columns layer, to_layer, to, way, value, low, high, and with controls control_low and control_high; in
-            nats.
-        effect: of the whole edit, in nats.
-        method: how the edges were measured.
-        controls: how many control edits the range is of.
-        ax: where to draw.
-    """
-    shown = frame.query("layer != 'all'")
-    shown = shown.loc[shown["value"].abs().sort_values(ascending=False).index[:DRAWN]]
-    ax = new_axes(ax, (7.0, 1.2 + 0.27 * len(shown)))
-    ax.use_sticky_edges = False
-    places = np.arange(len(shown))[::-1]
-    values = shown["value"].to_numpy()
-    if controls:
-        low, high = shown["control_low"].to_numpy(), shown["control_high"].to_numpy()
-        label = f"range of {controls} control edits"
-        ax.barh(places, high - low, left=low, height=0.9, color=NEUTRAL, alpha=0.7, label=label, zorder=0.5)
-    spread = np.nan_to_num(np.maximum([shown["value"] - shown["low"], shown["high"] - shown["value"]], 0))
-    colours = [KEEP if value >= 0 else DROP for value in values]
-    ax.barh(places, values, height=0.5, xerr=spread, color=colours, error_kw={"capsize": 2, "linewidth": 0.8})
-    names = []
-    for row in shown.to_dict(orient="records"):
-        receiver = "logits" if row["to"] == "logits" else f"{row['to_layer']}.{row['to']}"
-        way = "" if row["way"] == "in" else f" by {row['way']}"
-        names.append(f"layer {row['layer']} to {receiver}{way}")
-    ax.set_yticks(places, names)
-    ax.axvline(0, color="black", linewidth=0.8)
-    if controls:
-        legend(ax, loc="lower right")
-    title = f"Ways of the edit into heads, MLPs and logits ({method}): effect {effect:+.3f} nats"
-    return dress(ax, "effect that passes there, nats", "", title)
 
 
 def resampled_values(
