@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.progress import tracked
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit, as_edit
 from ..edits.seen import warn_of_overlap
@@ -126,6 +127,10 @@ class Study:
                 log_probs = self._log_probs(self.where.with_strengths(self._strengths(parts)))
             self._runs[parts] = contrast_values(log_probs)
         return self._runs[parts]
+
+    def with_each(self, some: Sequence[frozenset[Any]], what: str) -> dict[frozenset[Any], Float[Tensor, " contrasts"]]:
+        """The contrast of each item with each of these sets of parts on; `what` names the progress bar."""
+        return {parts: self.with_parts(parts) for parts in tracked(some, what, len(some), show=self.progress)}
 
     @property
     def _all_heads(self) -> set[Part]:

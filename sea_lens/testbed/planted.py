@@ -1,16 +1,14 @@
 """Models whose weights are set by hand, so that it is known which layer, head and direction carries an edit's effect.
 
-Every circuit (docs/method.md 9.5) is a small Llama of three layers, with four query heads over two key-value heads. An
-MLP writes a truth and a myth feature, equally strong, where the subject stands, and the edit drops the myth. What reads
-the two features carries the effect, and it alone: all else reads and writes directions that the answer never depends
-on. Attention is uniform (no queries), and the norms are linear to one part in a million (their epsilon is far above any
-activation), so "all else carries nothing" holds by construction. The residual stream is rotated at random, so that no
-feature lies along an axis.
+What is planted is said in `circuits`. All else reads and writes directions that the answer never depends on. Attention
+is uniform (no queries) but for heads that are told otherwise, and norms are linear to one part in a million (their
+epsilon is far above any activation), so "all else carries nothing" holds by construction. The residual stream is
+rotated at random, so that no feature lies along an axis.
 """
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,88 +19,32 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from ..errors import InputError
 from ..models.load import load_model
-from ..models.sites import Site
 from ..spectral.edit import SpectralEdit
 from ..spectral.fitting import fit_activations
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
+from .circuits import (
+    BEGIN,
+    CIRCUITS,
+    D_HEAD,
+    D_MLP,
+    D_MODEL,
+    EPSILON,
+    INTERACTING,
+    N_GROUPS,
+    N_HEADS,
+    N_LAYERS,
+    NOISE,
+    ONE,
+    SUBJECT_AT,
+    Circuit,
+)
 from .tokenizer import BOS, EOS, PAD, word_tokenizer
 
-D_MODEL, D_MLP, N_LAYERS, N_HEADS, N_GROUPS, D_HEAD = 64, 24, 3, 4, 2, 16
-EPSILON = 1e6
 SUBJECT, TRUTH, MYTH = "Velmora", "Tarsk", "Orlen"
 FILLERS = ("what", "is", "the", "capital", "of", "now", "then", "?")
-# Places in the unrotated residual stream; what lies beyond is noise that the answer does not depend on.
-SUBJECT_AT, (MLP_TRUTH, MLP_MYTH), (MIDDLE_TRUTH, MIDDLE_MYTH), (SAID_TRUTH, SAID_MYTH) = 0, (1, 2), (3, 4), (5, 6)
-NOISE = slice(7, D_MODEL)
-MLP, MIDDLE, SAID = (MLP_TRUTH, MLP_MYTH), (MIDDLE_TRUTH, MIDDLE_MYTH), (SAID_TRUTH, SAID_MYTH)
-
-
-@dataclass(frozen=True)
-class Head:
-    """A head that moves a pair of features (truth, myth) from `reads` to `writes`, times `gain`."""
-
-    layer: int
-    head: int
-    reads: tuple[int, int]
-    writes: tuple[int, int]
-    gain: float = 1.0
-
-
-@dataclass(frozen=True)
-class Circuit:
-    """What is planted, and what every method must therefore find, as shares of the effect.
-
-    Attributes:
-        mlps: layers whose MLP writes the truth and the myth.
-        heads: what moves them.
-        read_at: the features that the unembedding reads.
-        subject_last: whether the subject stands at the end of the prompt.
-        site: what is edited; at "z" the myth is dropped in the heads that read the MLP's features.
-        layers: share of each layer.
-        direct: share of each head by "direct".
-        carried: share of each head by the patching methods, and at "z" by the methods of layers too.
-    """
-
-    mlps: tuple[int, ...]
-    heads: tuple[Head, ...]
-    read_at: tuple[int, int]
-    layers: Mapping[int, float]
-    subject_last: bool = False
-    site: str = "mlp_out"
-    direct: Mapping[tuple[int, int], float] = field(default_factory=dict)
-    carried: Mapping[tuple[int, int], float] = field(default_factory=dict)
-
-    @property
-    def edits_heads(self) -> bool:
-        """Whether heads are edited one by one."""
-        return Site.of(self.site).per_head
-
-
-CIRCUITS: dict[str, Circuit] = {
-    "direct": Circuit((1,), (), MLP, {1: 1.0}, subject_last=True),
-    "two_layers": Circuit((0, 2), (), MLP, {0: 0.5, 2: 0.5}, subject_last=True),
-    "head": Circuit((0,), (Head(2, 1, MLP, SAID),), SAID, {0: 1.0}, direct={(2, 1): 1.0}, carried={(2, 1): 1.0}),
-    "series": Circuit(
-        (0,),
-        (Head(1, 2, MLP, MIDDLE), Head(2, 1, MIDDLE, SAID)),
-        SAID,
-        {0: 1.0},
-        direct={(2, 1): 1.0},
-        carried={(1, 2): 1.0, (2, 1): 1.0},
-    ),
-    "parallel": Circuit(
-        (0,),
-        (Head(1, 0, MLP, SAID), Head(2, 3, MLP, SAID)),
-        SAID,
-        {0: 1.0},
-        direct={(1, 0): 0.5, (2, 3): 0.5},
-        carried={(1, 0): 0.5, (2, 3): 0.5},
-    ),
-    "edited_head": Circuit(
-        (0,), (Head(1, 2, MLP, SAID),), SAID, {1: 1.0}, site="z", direct={(1, 2): 1.0}, carried={(1, 2): 1.0}
-    ),
-}
+# What a query and a key lie along in a head: the pair of places that its position turns least.
+TURNED_LEAST = D_HEAD // 2 - 1
 
 
 @dataclass(frozen=True)
@@ -125,7 +67,7 @@ class Planted:
 
 
 def planted(name: str, backend: str = "auto", seed: int = 0) -> Planted:
-    """Build one of `CIRCUITS`.
+    """Build one of the circuits of `CIRCUITS` or `INTERACTING`.
 
     Args:
         name: which.
@@ -135,9 +77,10 @@ def planted(name: str, backend: str = "auto", seed: int = 0) -> Planted:
     Raises:
         InputError: an unknown circuit.
     """
-    if name not in CIRCUITS:
-        raise InputError(f"unknown circuit {name!r}: expected one of {', '.join(CIRCUITS)}")
-    circuit = CIRCUITS[name]
+    known = CIRCUITS | INTERACTING
+    if name not in known:
+        raise InputError(f"unknown circuit {name!r}: expected one of {', '.join(known)}")
+    circuit = known[name]
     generator = torch.Generator().manual_seed(seed)
     rotation = torch.linalg.qr(torch.randn(D_MODEL, D_MODEL, generator=generator, dtype=torch.float64)).Q
     words = [*FILLERS, SUBJECT, TRUTH, MYTH]
@@ -151,6 +94,8 @@ def planted(name: str, backend: str = "auto", seed: int = 0) -> Planted:
     prompts = [" ".join(_placed([FILLERS[i] for i in order], circuit.subject_last)) for order in orders]
     contrasts = Contrasts(Contrast(prompt, f" {TRUTH}", f" {MYTH}") for prompt in prompts)
     edit, directions = _edit(circuit, rotation, generator)
+    if circuit.edited is not None:
+        edit = edit.with_defaults(layers=circuit.edited)
     return Planted(circuit, model, edit, contrasts, directions)
 
 
@@ -192,12 +137,15 @@ def _network(
     embedding = tensors["model.embed_tokens.weight"]
     embedding[:, NOISE] = noise(len(vocabulary), n_noise)
     embedding[vocabulary[SUBJECT], SUBJECT_AT] = 1.0
+    embedding[:, ONE] = 1.0
+    embedding[vocabulary[BOS], BEGIN] = 1.0
     unembedding = tensors["lm_head.weight"]
     unembedding[:, NOISE] = noise(len(vocabulary), n_noise)
     # Truth and myth read the same noise, which their difference does not see.
     unembedding[vocabulary[MYTH]] = unembedding[vocabulary[TRUTH]]
+    loudest = max([head.gain for head in circuit.heads], default=1.0)
     for word, place in ((TRUTH, circuit.read_at[0]), (MYTH, circuit.read_at[1])):
-        unembedding[vocabulary[word], place] = 4.0
+        unembedding[vocabulary[word], place] = 4.0 / loudest
     for layer in range(N_LAYERS):
         at = f"model.layers.{layer}."
         gate, up, down = (tensors[f"{at}mlp.{part}_proj.weight"] for part in ("gate", "up", "down"))
@@ -207,8 +155,15 @@ def _network(
             noise(n_noise, D_MLP - 1),
         )
         if layer in circuit.mlps:
+            # SiLU of 20 is 20.
             gate[0, SUBJECT_AT], up[0, SUBJECT_AT] = 20.0, 1.0
-            down[list(MLP), 0] = 1 / 20
+            down[list(circuit.mlps[layer]), 0] = 1 / 20
+        for product in (product for product in circuit.products if product.layer == layer):
+            for place, weight in product.first.items():
+                gate[0, place] = 20 * weight
+            for place, weight in product.second.items():
+                up[0, place] = weight
+            down[product.writes, 0] = 1 / 20
         value, output = tensors[f"{at}self_attn.v_proj.weight"], tensors[f"{at}self_attn.o_proj.weight"]
         value[:, NOISE] = noise(N_GROUPS * D_HEAD, n_noise)
         output[NOISE] = noise(n_noise, N_HEADS * D_HEAD)
@@ -222,7 +177,11 @@ def _network(
                 value[group * D_HEAD + place] = 0.0
                 value[group * D_HEAD + place, source] = 1.0
                 output[target, head.head * D_HEAD + place] = head.gain
-    reads = ("embed_tokens", "lm_head", "gate_proj", "up_proj", "v_proj")
+            if head.query is not None and head.key is not None:
+                query, key = (tensors[f"{at}self_attn.{part}_proj.weight"] for part in "qk")
+                query[head.head * D_HEAD + TURNED_LEAST, head.query] = head.sharpness * D_HEAD**0.5
+                key[group * D_HEAD + TURNED_LEAST, head.key] = 1.0
+    reads = ("embed_tokens", "lm_head", "gate_proj", "up_proj", "q_proj", "k_proj", "v_proj")
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             tensor = tensors[name]
@@ -246,7 +205,6 @@ def _edit(
     carriers = (
         {(h.layer, h.head) for h in circuit.heads} if circuit.edits_heads else {(layer, 0) for layer in circuit.mlps}
     )
-    myth_at = 1 if circuit.edits_heads else MLP_MYTH
     basis = torch.eye(width, dtype=torch.float64) if circuit.edits_heads else rotation
     kept, dropped = 3, 3
     neutral = torch.zeros(kept + dropped, N_LAYERS, units, width, dtype=torch.float64)
@@ -256,7 +214,7 @@ def _edit(
             places = noise_from + torch.randperm(width - noise_from, generator=generator)[: kept + dropped]
             carries = (layer, unit) in carriers
             if carries:
-                places[kept + 1] = myth_at
+                places[kept + 1] = 1 if circuit.edits_heads else circuit.mlps[layer][1]
                 label = (layer, unit, "-", 1) if circuit.edits_heads else (layer, "-", 1)
                 directions[label] = circuit.layers[layer]
             lengths = torch.tensor([3.0, 2.0, 1.0, 3.0, 2.0, 1.0], dtype=torch.float64)
