@@ -16,6 +16,8 @@ from ._support.statistics import Interval, bootstrap
 from .contributions.angles import Geometry, geometry
 from .contributions.directions import direction_contributions
 from .contributions.heads import head_contributions
+from .contributions.interacting import interactions
+from .contributions.interaction_results import Interactions
 from .contributions.layers import layer_contributions, position_contributions
 from .contributions.mediating import mediation
 from .contributions.mediation_results import Mediation
@@ -112,6 +114,7 @@ __all__ = [
     "HeadContributions",
     "InContext",
     "InputError",
+    "Interactions",
     "Interval",
     "LayerContributions",
     "LoRA",
@@ -149,6 +152,7 @@ __all__ = [
     "head_contributions",
     "in_context",
     "installed",
+    "interactions",
     "iti",
     "layer_contributions",
     "leace",

@@ -1,6 +1,6 @@
 """How few heads and MLPs suffice for an edit's effect, jointly (docs/method.md 9.6)."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,26 +9,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer, as_several
-from .._support.processes import mine, summed
-from .._support.progress import tracked
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Positions, Strength
-from ..errors import InputError, UnsupportedModelError
+from ..errors import InputError
 from ..measure.effects import checked_controls
-from ..measure.scorer import ScoringBatch
 from ..texts.items import Contrast
 from .base import FEWEST_SPLIT
 from .integral import outside_inference_mode
-from .nodes import Node, Nodes, Run
-from .patching import METHODS, Hooks
+from .joint_patching import KEPT, LOST, check_whole, jointly, measured_nodes
+from .nodes import Node, Nodes
+from .patching import METHODS
 from .recovery_results import Recovery
 from .study import Study, activation_edit
 
 DRAWS = 20
 # Nodes up to which every number of them is measured.
 ALL_SIZES = 40
-# Relative error up to which all nodes and the edit together must give the edited run.
-TOLERANCE = 1e-3
 
 
 @outside_inference_mode
@@ -99,21 +95,21 @@ def recovery(
     study.check_control(control)
     nodes = Nodes.of(study, mlps=mlps)
     taken = _sizes(sizes, len(nodes.nodes))
-    _check_whole(nodes)
+    check_whole(nodes)
     studies = [study, *(study.under(one) for one in control)]
     singles = [measured_nodes(nodes, one, heads) for one in studies]
     split = len(study.effects) >= FEWEST_SPLIT
     orders = [_ranked(nodes.nodes, items[::2] if split else items) for items in singles]
     rng = np.random.default_rng(seed)
     random = [[nodes.nodes[i] for i in rng.permutation(len(nodes.nodes))] for _ in range(draws)]
-    sets = [tuple(order[:k]) for order in (*orders, *random) for k in taken]
-    kept, lost = _joint(nodes, list(dict.fromkeys(sets)))
+    sets = [frozenset(order[:k]) for order in (*orders, *random) for k in taken]
+    kept, lost = jointly(nodes, sets, KEPT), jointly(nodes, sets, LOST)
     shown = slice(1, None, 2) if split else slice(None)
 
-    def curve(of: Mapping[tuple[Node, ...], Float[Tensor, " contrasts"]], order: list[Node]) -> Tensor:
-        return torch.stack([of[tuple(order[:k])][shown] for k in taken], 1)
+    def curve(of: Mapping[frozenset[Node], Float[Tensor, " contrasts"]], order: list[Node]) -> Tensor:
+        return torch.stack([of[frozenset(order[:k])][shown] for k in taken], 1)
 
-    def means(of: Mapping[tuple[Node, ...], Tensor], some: Sequence[list[Node]]) -> Tensor:
+    def means(of: Mapping[frozenset[Node], Tensor], some: Sequence[list[Node]]) -> Tensor:
         return torch.stack([curve(of, order).mean(0) for order in some]) if some else torch.zeros(0, len(taken))
 
     return Recovery(
@@ -146,89 +142,3 @@ def _ranked(nodes: Sequence[Node], items: Float[Tensor, "contrasts nodes"]) -> l
     """Nodes by descending value: those that carry the effect, before those that carry nothing or act against it."""
     sign = 1.0 if items.sum() >= 0 else -1.0
     return [nodes[i] for i in (sign * items.mean(0)).argsort(descending=True, stable=True).tolist()]
-
-
-def _check_whole(nodes: Nodes) -> None:
-    """Refuse a model in which a run with every node of the edited run, and the edit, is not the edited run.
-
-    Raises:
-        UnsupportedModelError: naming by how much it is not.
-    """
-    batch, hooks = nodes.study.scorer.batches[-1], nodes.edit_hooks(nodes.study)
-    edited = nodes.run(batch, hooks)
-    again = nodes.exchanged(batch, [nodes.nodes], hooks, edited)[0]
-    off = (again - edited.values).abs().max().item()
-    allowed = TOLERANCE if nodes.study.lens.dtype.itemsize >= 4 else 0.1
-    if not off <= allowed * (1 + edited.values.abs().max().item()):
-        raise UnsupportedModelError(
-            f"model {nodes.study.lens.name!r}: with its own heads' z and MLP outputs put in again, the edited run is "
-            f"off by {off:.1e} nats, so exchanging them would show something else"
-        )
-
-
-def measured_nodes(nodes: Nodes, study: Study, method: str) -> Float[Tensor, "contrasts nodes"]:
-    """What every node does by itself under an edit, by one of the methods of heads."""
-    items = torch.zeros(nodes.study.scorer.n // 2, len(nodes.nodes), dtype=torch.float64)
-    hooks = nodes.edit_hooks(study)
-    batches = mine(nodes.study.scorer.batches)
-    singles = [(node,) for node in nodes.nodes]
-
-    def filled() -> list[Tensor]:
-        for batch in tracked(batches, method, len(batches), show=nodes.study.progress):
-            edited = nodes.run(batch, hooks)
-            if method == "gradient":
-                items.index_add_(0, batch.items, nodes.first_order(batch, edited))
-                continue
-            unedited = nodes.run(batch, ())
-            for start, values in _some(nodes, batch, singles, *_method(method, hooks, unedited, edited)):
-                clean = unedited.values if method == "sufficiency" else edited.values
-                change = (values - clean) if method == "sufficiency" else (clean - values)
-                for place, row in enumerate(change, start):
-                    items[:, place].index_add_(0, batch.items, row)
-        return [items]
-
-    summed(filled)
-    return items
-
-
-def _method(method: str, hooks: Hooks, unedited: Run, edited: Run) -> tuple[Hooks, Run]:
-    """The run that is exchanged in, and the one that values come from."""
-    return ((), edited) if method == "sufficiency" else (hooks, unedited)
-
-
-def _some(
-    nodes: Nodes, batch: ScoringBatch, sets: Sequence[Sequence[Node]], hooks: Hooks, source: Run
-) -> Iterator[tuple[int, Float[Tensor, "sets batch"]]]:
-    """Values with every set exchanged, as many sets in a pass as the batch size has room for."""
-    at_once = max(1, nodes.study.batch_size // len(batch.tokens))
-    for start in range(0, len(sets), at_once):
-        yield start, nodes.exchanged(batch, sets[start : start + at_once], hooks, source)
-
-
-def _joint(
-    nodes: Nodes, sets: Sequence[tuple[Node, ...]]
-) -> tuple[dict[tuple[Node, ...], Float[Tensor, " contrasts"]], dict[tuple[Node, ...], Float[Tensor, " contrasts"]]]:
-    """Of every set what of the effect is kept with its nodes alone, and what is lost without them."""
-    study = nodes.study
-    # A set is the same in whatever order.
-    unlike = list(dict.fromkeys(frozenset(one) for one in sets))
-    hooks = nodes.edit_hooks(study)
-    batches = mine(study.scorer.batches)
-    kept, lost = (torch.zeros(study.scorer.n // 2, len(unlike), dtype=torch.float64) for _ in range(2))
-
-    def filled() -> list[Tensor]:
-        for batch in tracked(batches, "joint patching", len(batches), show=study.progress):
-            unedited, edited = nodes.run(batch, ()), nodes.run(batch, hooks)
-            listed = [tuple(one) for one in unlike]
-            for start, values in _some(nodes, batch, listed, (), edited):
-                for place, row in enumerate(values - unedited.values, start):
-                    kept[:, place].index_add_(0, batch.items, row)
-            for start, values in _some(nodes, batch, listed, hooks, unedited):
-                for place, row in enumerate(edited.values - values, start):
-                    lost[:, place].index_add_(0, batch.items, row)
-        return [kept, lost]
-
-    summed(filled)
-    places = {one: place for place, one in enumerate(unlike)}
-    found = [{one: of[:, places[frozenset(one)]] for one in sets} for of in (kept, lost)]
-    return found[0], found[1]

@@ -97,6 +97,32 @@ def head_map(
     return dress(ax, "head", "layer", _beside(title, beyond, controls), framed=True)
 
 
+def interaction_map(
+    values: Float[np.ndarray, "players players"],
+    names: Sequence[str],
+    method: str,
+    effect: float,
+    *,
+    beyond: Bool[np.ndarray, "players players"] | None = None,
+    controls: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Map of what pairs do beyond their two, with the players' own values on the diagonal.
+
+    Args:
+        values: in nats.
+        names: of the players.
+        method: how they were measured.
+        effect: of the whole edit, in nats.
+        beyond: which values lie outside the range of their control edits; these cells have a frame.
+        controls: how many control edits there are.
+        ax: where to draw.
+    """
+    ax = _map(ax, values, "nats", names, names, beyond)
+    title = f"Alone (diagonal), and what pairs do beyond that ({method.replace('_', ' ')}): effect {effect:+.3f} nats"
+    return dress(ax, "", "", _beside(title, beyond, controls), framed=True)
+
+
 def _beside(title: str, beyond: Bool[np.ndarray, "rows columns"] | None, controls: int) -> str:
     if beyond is None:
         return title
@@ -110,8 +136,8 @@ def _map(
     ax: Axes | None,
     values: Float[np.ndarray, "rows columns"],
     unit: str,
-    columns: Sequence[int],
-    rows: Sequence[int],
+    columns: Sequence[int | str],
+    rows: Sequence[int | str],
     beyond: Bool[np.ndarray, "rows columns"] | None,
 ) -> Axes:
     """A diverging colour map centred on zero, with its numbers where they are few."""

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from ..models.sites import Site
 
 D_MODEL, D_MLP, N_LAYERS, N_HEADS, N_GROUPS, D_HEAD = 64, 24, 3, 4, 2, 16
-EPSILON = 1e6
 # Places in the unrotated residual stream; what lies beyond is noise that the answer does not depend on. The embedding
 # has the subject's place at the subject, `ONE` at every token, and `BEGIN` at the first token.
 SUBJECT_AT, (MLP_TRUTH, MLP_MYTH), (MIDDLE_TRUTH, MIDDLE_MYTH), (SAID_TRUTH, SAID_MYTH) = 0, (1, 2), (3, 4), (5, 6)
@@ -75,6 +74,7 @@ class Circuit:
         direct: share of each head by "direct".
         carried: share of each head by the patching methods, and at "z" by the methods of layers too.
         edges: share of each edge of mediation that has one.
+        epsilon: of the norms: where the stream's squares are far below it, a norm is linear.
     """
 
     mlps: Mapping[int, tuple[int, int]]
@@ -88,6 +88,7 @@ class Circuit:
     direct: Mapping[tuple[int, int], float] = field(default_factory=dict)
     carried: Mapping[tuple[int, int], float] = field(default_factory=dict)
     edges: Mapping[tuple[int, int, int | str, str], float] = field(default_factory=dict)
+    epsilon: float = 1e6
 
     @property
     def edits_heads(self) -> bool:
@@ -171,12 +172,13 @@ INTERACTING: dict[str, Circuit] = {
     # The head writes so much that the final norm divides by it.
     "final_norm": Circuit(
         {0: MLP},
-        (Head(2, 1, MLP, SAID, gain=3e4),),
+        (Head(2, 1, MLP, SAID, gain=1e3),),
         SAID,
         {0: 1.0},
         direct={(2, 1): 1.0},
         carried={(2, 1): 1.0},
         edges={(0, 2, 1, "v"): 1.0},
+        epsilon=1e3,
     ),
     # The truth is said once two layers' myths are both gone: one alone does nothing.
     "both_layers": Circuit(

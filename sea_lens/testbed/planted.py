@@ -29,7 +29,6 @@ from .circuits import (
     D_HEAD,
     D_MLP,
     D_MODEL,
-    EPSILON,
     INTERACTING,
     N_GROUPS,
     N_HEADS,
@@ -122,7 +121,7 @@ def _network(
             num_key_value_heads=N_GROUPS,
             head_dim=D_HEAD,
             max_position_embeddings=32,
-            rms_norm_eps=EPSILON,
+            rms_norm_eps=circuit.epsilon,
             tie_word_embeddings=False,
             bos_token_id=vocabulary[BOS],
             eos_token_id=vocabulary[EOS],
@@ -133,7 +132,7 @@ def _network(
     for name, tensor in tensors.items():
         if "norm" in name:
             # Norms divide by the root of epsilon, which this takes back.
-            tensor[:] = EPSILON**0.5
+            tensor[:] = circuit.epsilon**0.5
     embedding = tensors["model.embed_tokens.weight"]
     embedding[:, NOISE] = noise(len(vocabulary), n_noise)
     embedding[vocabulary[SUBJECT], SUBJECT_AT] = 1.0

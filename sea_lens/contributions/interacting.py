@@ -1,0 +1,144 @@
+"""Which layers, heads and MLPs act together, and which do the same (docs/method.md 7.6)."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from .._support.arguments import as_integer
+from ..edits.base import Edit
+from ..edits.where import LayerChoice, Positions, Strength
+from ..errors import InputError
+from ..measure.effects import checked_controls
+from ..texts.items import Contrast
+from .games import METHODS, Coalition, Game, Worths, sampling_errors
+from .integral import outside_inference_mode
+from .interaction_results import Interactions
+from .joint_patching import KEPT, check_whole, jointly
+from .nodes import MLP, Node, Nodes, all_nodes
+from .study import Study, activation_edit, measured_with
+
+LAYERS = "layers"
+
+
+@outside_inference_mode
+def interactions(
+    model: Any,
+    edit: Edit,
+    contrasts: Iterable[Contrast],
+    of: str | int | Sequence[Node] = LAYERS,
+    method: str = "shapley",
+    layers: LayerChoice | None = None,
+    strength: Strength | None = None,
+    combine: str | None = None,
+    positions: Positions | None = None,
+    *,
+    batch_size: int = 16,
+    prepend_bos: bool = True,
+    permutations: int = 64,
+    seed: int = 0,
+    control: Iterable[Edit] = (),
+    progress: bool = False,
+) -> Interactions:
+    """What layers, or heads and MLPs, do alone and what each pair does beyond that (docs/method.md 7.6).
+
+    Args:
+        model: a TransformerLens model.
+        edit: the edit.
+        contrasts: what the effect is measured on.
+        of: the players: "layers", whose edits are switched on; a layer of the model, all of whose heads get their
+            edited z in the unedited run; or a list of nodes, (layer, head) and (layer, "mlp"), likewise.
+        method: what others do meanwhile. "shapley": averaged over everything they could do; the players' values add up
+            to what they do together. "only_one": none of them takes part, so that a pair that acts only together shows.
+            "leave_one_out": all of them do, so that a pair of which either is enough shows.
+        layers, strength, combine, positions: as in `applied`.
+        batch_size: sequences at a time.
+        prepend_bos: one BOS in front of every text, where the tokenizer has one.
+        permutations: for "shapley" with more than 10 players: orders drawn, each together with its reverse.
+        seed: of those orders.
+        control: edits to measure in the same way beside this one, such as `sl.permuted` ones.
+        progress: show a progress bar.
+
+    Returns:
+        Values in nats: of each player by the method, and of each pair.
+
+    Raises:
+        InputError: an unknown method, fewer than two players, a node that the model does not have, or nodes with an
+            edit that is not of activations.
+        UnsupportedModelError: hooks do not see what heads write.
+        Otherwise as `layer_contributions`.
+
+    Example:
+        >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
+        >>> found = sl.interactions(bed.model, edit, bed.contrasts["dev"][:20])
+        >>> found.players, found.pairs, found.closure_error < 1e-9
+        ((0, 1, 2), ((0, 1), (0, 2), (1, 2)), True)
+        >>> abs(found.joint - found.effect) < 1e-9
+        True
+    """
+    if method not in METHODS:
+        raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
+    control = checked_controls(control)
+    drawn = {"permutations": as_integer(permutations, "permutations", least=1), "seed": as_integer(seed, "seed")}
+    by_nodes = of != LAYERS
+    if by_nodes:
+        edit = activation_edit(model, edit, "interactions of heads and MLPs")
+    common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
+    study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
+    players: tuple[Any, ...] = study.layers if not by_nodes else _nodes(study, of)
+    if len(players) < 2:
+        raise InputError(f"interactions need at least two players, got {list(players)}")
+    nodes = Nodes.of(study) if by_nodes else None
+    if nodes is not None:
+        check_whole(nodes)
+
+    def measure(one: Study) -> list[Interactions]:
+        game = Game.of(one) if nodes is None else Game(players, exchanging(nodes, one))
+        values, told = game.values(method, **drawn)
+        pairs, of_pairs = game.interactions(method, **drawn)
+        nobody, everybody = frozenset[Any](), game.everybody
+        ends = game.worths([nobody, everybody], method)
+        errors = [sampling_errors(one) for one in (told, of_pairs)]
+        return [
+            Interactions(
+                method,
+                torch.cat([values, pairs], 1),
+                one.effects,
+                players=players,
+                pairs=tuple(itertools.combinations(players, 2)),
+                item_joint=ends[everybody] - ends[nobody],
+                details=told,
+                sampling_errors=None if errors[0] is None or errors[1] is None else torch.cat([errors[0], errors[1]]),
+            )
+        ]
+
+    return measured_with(study, control, measure)[0]
+
+
+def _nodes(study: Study, of: Any) -> tuple[Node, ...]:
+    """The nodes that a user names; raises InputError where the model has no such nodes."""
+    known = all_nodes(study.lens)
+    if isinstance(of, str):
+        raise InputError(f"unknown players {of!r}: expected {LAYERS!r}, a layer, or a list of nodes")
+    if not isinstance(of, Sequence):
+        layer = as_integer(of, "of", least=0)
+        if layer >= study.lens.n_layers:
+            raise InputError(f"no layer {layer}: the model has {study.lens.n_layers}")
+        return tuple(node for node in known if node[0] == layer and node[1] != MLP)
+    asked = list(dict.fromkeys(tuple(node) if isinstance(node, Sequence) else node for node in of))
+    unknown = [node for node in asked if node not in known]
+    if unknown:
+        raise InputError(f"no such nodes: {unknown}; they are (layer, head) or (layer, {MLP!r}), such as {known[0]}")
+    return tuple(node for node in known if node in asked)
+
+
+def exchanging(nodes: Nodes, study: Study) -> Callable[[Sequence[Coalition], str], Worths]:
+    """What sets of nodes keep of the effect of a study's edit."""
+    under = replace(nodes, study=study)
+
+    def worths(sets: Sequence[Coalition], what: str) -> Worths:
+        return jointly(under, sets, KEPT, what)
+
+    return worths

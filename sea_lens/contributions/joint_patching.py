@@ -1,0 +1,103 @@
+"""What sets of heads and MLPs keep of an effect with their edited values, and what is lost without them.
+
+Clean runs are made once for a batch of contrasts, and every set is measured in it (docs/method.md 9.6).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .._support.processes import mine, summed
+from .._support.progress import tracked
+from ..errors import UnsupportedModelError
+from ..measure.scorer import ScoringBatch
+from .nodes import Node, Nodes, Run
+from .patching import Hooks
+from .study import Study
+
+# Relative error up to which all nodes and the edit together must give the edited run.
+TOLERANCE = 1e-3
+KEPT, LOST = "sufficiency", "necessity"
+
+
+def check_whole(nodes: Nodes) -> None:
+    """Refuse a model in which a run with every node of the edited run, and the edit, is not the edited run.
+
+    Raises:
+        UnsupportedModelError: naming by how much it is not.
+    """
+    batch, hooks = nodes.study.scorer.batches[-1], nodes.edit_hooks(nodes.study)
+    edited = nodes.run(batch, hooks)
+    again = nodes.exchanged(batch, [nodes.nodes], hooks, edited)[0]
+    off = (again - edited.values).abs().max().item()
+    allowed = TOLERANCE if nodes.study.lens.dtype.itemsize >= 4 else 0.1
+    if not off <= allowed * (1 + edited.values.abs().max().item()):
+        raise UnsupportedModelError(
+            f"model {nodes.study.lens.name!r}: with its own heads' z and MLP outputs put in again, the edited run is "
+            f"off by {off:.1e} nats, so exchanging them would show something else"
+        )
+
+
+def measured_nodes(nodes: Nodes, study: Study, method: str) -> Float[Tensor, "contrasts nodes"]:
+    """What every node does by itself under an edit, by one of the methods of heads."""
+    items = torch.zeros(nodes.study.scorer.n // 2, len(nodes.nodes), dtype=torch.float64)
+    hooks = nodes.edit_hooks(study)
+    batches = mine(nodes.study.scorer.batches)
+    singles = [(node,) for node in nodes.nodes]
+
+    def filled() -> list[Tensor]:
+        for batch in tracked(batches, method, len(batches), show=nodes.study.progress):
+            edited = nodes.run(batch, hooks)
+            if method == "gradient":
+                items.index_add_(0, batch.items, nodes.first_order(batch, edited))
+                continue
+            unedited = nodes.run(batch, ())
+            for start, values in _some(nodes, batch, singles, *_ends(method, hooks, unedited, edited)):
+                clean = unedited.values if method == "sufficiency" else edited.values
+                change = (values - clean) if method == "sufficiency" else (clean - values)
+                for place, row in enumerate(change, start):
+                    items[:, place].index_add_(0, batch.items, row)
+        return [items]
+
+    summed(filled)
+    return items
+
+
+def jointly(
+    nodes: Nodes, sets: Iterable[Iterable[Node]], way: str, what: str = "joint patching"
+) -> dict[frozenset[Node], Float[Tensor, " contrasts"]]:
+    """What of the effect each set keeps with its edited values alone (`KEPT`), or is lost without them (`LOST`)."""
+    study = nodes.study
+    unlike = list(dict.fromkeys(frozenset(one) for one in sets))
+    hooks = nodes.edit_hooks(study)
+    batches = mine(study.scorer.batches)
+    items = torch.zeros(study.scorer.n // 2, len(unlike), dtype=torch.float64)
+
+    def filled() -> list[Tensor]:
+        for batch in tracked(batches, what, len(batches), show=study.progress):
+            unedited, edited = nodes.run(batch, ()), nodes.run(batch, hooks)
+            clean, sign = (unedited.values, 1.0) if way == KEPT else (edited.values, -1.0)
+            listed = [tuple(one) for one in unlike]
+            for start, values in _some(nodes, batch, listed, *_ends(way, hooks, unedited, edited)):
+                for place, row in enumerate(sign * (values - clean), start):
+                    items[:, place].index_add_(0, batch.items, row)
+        return [items]
+
+    summed(filled)
+    return {one: items[:, place] for place, one in enumerate(unlike)}
+
+
+def _ends(way: str, hooks: Hooks, unedited: Run, edited: Run) -> tuple[Hooks, Run]:
+    """The hooks of the run that values are put into, and the run that they come from."""
+    return ((), edited) if way == KEPT else (hooks, unedited)
+
+
+def _some(
+    nodes: Nodes, batch: ScoringBatch, sets: Sequence[Sequence[Node]], hooks: Hooks, source: Run
+) -> Iterator[tuple[int, Float[Tensor, "sets batch"]]]:
+    """Values with every set exchanged, as many sets in a pass as the batch size has room for."""
+    at_once = max(1, nodes.study.batch_size // len(batch.tokens))
+    for start in range(0, len(sets), at_once):
+        yield start, nodes.exchanged(batch, sets[start : start + at_once], hooks, source)
