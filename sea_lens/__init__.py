@@ -15,6 +15,8 @@ from . import testbed
 from ._support.statistics import Interval, bootstrap
 from .contributions.angles import Geometry, geometry
 from .contributions.directions import direction_contributions
+from .contributions.freezing import frozen
+from .contributions.frozen_results import Frozen
 from .contributions.heads import head_contributions
 from .contributions.interacting import interactions
 from .contributions.interaction_results import Interactions
@@ -110,6 +112,7 @@ __all__ = [
     "Fact",
     "FeatureMap",
     "FileError",
+    "Frozen",
     "Geometry",
     "HeadContributions",
     "InContext",
@@ -146,6 +149,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fit_activations",
+    "frozen",
     "generate",
     "geometry",
     "harness_model",

@@ -3,103 +3,14 @@
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from plain import Plain
 from tiny import FAMILIES, N_LAYERS, contrasts, fitted, save_tiny_model
-from transformers import AutoModelForCausalLM
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
 from sea_lens.models.tokens import encode
-from sea_lens.testbed.planted import planted
 
 pytestmark = pytest.mark.model
-HEADS = 4
-
-
-class Plain:
-    """A Hugging Face model with path patching by its own modules."""
-
-    def __init__(self, folder):
-        self.model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-        self.kind = self.model.config.model_type
-        self.blocks = {"gpt2": lambda m: m.transformer.h, "gpt_neox": lambda m: m.gpt_neox.layers}.get(
-            self.kind, lambda m: m.model.layers
-        )(self.model)
-
-    def norm(self, layer):
-        return self.blocks[layer].ln_1 if self.kind == "gpt2" else self.blocks[layer].input_layernorm
-
-    def attention(self, layer):
-        return getattr(self.blocks[layer], {"gpt2": "attn", "gpt_neox": "attention"}.get(self.kind, "self_attn"))
-
-    def output(self, layer):
-        """The projection behind z."""
-        return getattr(self.attention(layer), {"gpt2": "c_proj", "gpt_neox": "dense"}.get(self.kind, "o_proj"))
-
-    def mlp(self, layer):
-        """What gives the MLP's part of the stream."""
-        return self.blocks[layer].post_feedforward_layernorm if self.kind == "gemma2" else self.blocks[layer].mlp
-
-    def mlp_input(self, layer):
-        """What reads the stream for the MLP."""
-        block = self.blocks[layer]
-        names = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm"}
-        return getattr(block, names.get(self.kind, "post_attention_layernorm"))
-
-    def way(self, layer, way, stream):
-        """Hooks that give one way of all heads what it reads off a stream."""
-        attention, place = self.attention(layer), "qkv".index(way)
-        with torch.no_grad():
-            normed = self.norm(layer)(stream)
-        if self.kind == "gpt2":
-
-            def fused(_, __, out, normed=normed):
-                new, width = attention.c_attn.forward(normed), out.shape[-1] // 3
-                out = out.clone()
-                out[..., place * width : (place + 1) * width] = new[..., place * width : (place + 1) * width]
-                return out
-
-            return [(attention.c_attn, fused)]
-        if self.kind == "gpt_neox":
-
-            def by_head(_, __, out, normed=normed):
-                split = lambda x: x.unflatten(-1, (HEADS, 3, -1))  # noqa: E731
-                out, new = split(out.clone()), split(attention.query_key_value.forward(normed))
-                out[..., place, :] = new[..., place, :]
-                return out.flatten(-3)
-
-            return [(attention.query_key_value, by_head)]
-        projection = getattr(attention, f"{way}_proj")
-        return [(projection, lambda _, __, out, normed=normed: projection.forward(normed))]
-
-    def run(self, ids, hooks=(), saved=()):
-        """Logits, and the inputs or outputs of some modules."""
-        found, handles = {}, []
-        for module, hook in hooks:
-            handles.append(module.register_forward_hook(hook))
-        for name, module, side in saved:
-
-            def save(_, given, out, name=name, side=side):
-                value = given[0] if side == "in" else out
-                found[name] = (value[0] if isinstance(value, tuple) else value).detach().clone()
-
-            handles.append(module.register_forward_hook(save))
-        try:
-            with torch.no_grad():
-                return self.model(ids).logits, found
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def with_z(self, layer, head, z):
-        """A hook that gives one head its z: what goes into the output projection."""
-        output = self.output(layer)
-
-        def hook(_, given, __):
-            x = given[0].clone().unflatten(-1, (HEADS, -1))
-            x[..., head, :] = z.unflatten(-1, (HEADS, -1))[..., head, :]
-            return output.forward(x.flatten(-2))
-
-        return [(output, hook)]
 
 
 def plain_edge(plain, ids, edit, edge):
@@ -191,23 +102,6 @@ def test_the_whole_change_by_all_ways_is_sufficiency(site, model):
     found = sl.mediation(model, edit, items, "exact", whole=True)
     heads = sl.head_contributions(model, edit, items, "sufficiency")
     torch.testing.assert_close(found.heads("all", "all"), heads.values, rtol=1e-4, atol=2e-5)
-
-
-@pytest.mark.parametrize("name", ["direct", "head", "series", "parallel"])
-@pytest.mark.parametrize("method", ["gradient", "exact"])
-def test_mediation_finds_the_planted_way(name, method, backend):
-    case = planted(name, backend)
-    found = sl.mediation(case.model, case.edit, case.contrasts, method, exact=0)
-    # Of heads in series only the first reads what the edit changed.
-    expected = {
-        "direct": {(1, 3, "logits", "in"): 1.0},
-        "head": {(0, 2, 1, "v"): 1.0},
-        "series": {(0, 1, 2, "v"): 1.0},
-        "parallel": {(0, 1, 0, "v"): 0.5, (0, 2, 3, "v"): 0.5},
-    }[name]
-    for edge, value in zip(found.labels, found.values.tolist(), strict=True):
-        assert value / found.effect == pytest.approx(expected.get(edge, 0.0), abs=0.01), edge
-    assert {edge for edge, _ in found.top(len(expected))} == set(expected)
 
 
 def test_the_strongest_estimates_stand_beside_exact_values(model):

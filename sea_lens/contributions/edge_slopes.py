@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..measure.scorer import ScoringBatch
-from .edges import ALL, IN, LOGITS, MLP, WAYS, Clean, Edge, Edges, Stream, feeds_mlp, is_parallel
+from .edges import ALL, IN, LOGITS, MLP, READ, WAYS, Clean, Edge, Edges, Stream, feeds_mlp, is_parallel
 
 
 def first_order(
@@ -46,8 +46,8 @@ def first_order(
         if sender != ALL:
             found[sender, n, LOGITS, IN] = _product(of_stream[n], change[n])
     for sender, layer, head, way in edges.edges:
-        if way == ALL:
-            found[sender, layer, head, way] = torch.stack([found[sender, layer, head, one] for one in WAYS]).sum(0)
+        if way in READ and way not in WAYS:
+            found[sender, layer, head, way] = torch.stack([found[sender, layer, head, w] for w in READ[way]]).sum(0)
     values = torch.stack([found[edge].detach().double().cpu() for edge in edges.edges], 1)
     whole = [
         torch.zeros(len(values), dtype=torch.float64)

@@ -21,10 +21,12 @@ from .patching import Hooks, by_row
 from .study import Study
 
 Edge: TypeAlias = tuple[Any, int, Any, str]
-"""(layer or "all", to_layer, to, way): to a head by "q", "k", "v" or "all" of them, to "mlp" or "logits" by "in"."""
+"""(layer or "all", to_layer, to, way): to a head by a way of `READ`, to "mlp" or "logits" by "in"."""
 
 WAYS = ("q", "k", "v")
-ALL, MLP, LOGITS, IN = "all", "mlp", "logits", "in"
+ALL, MLP, LOGITS, IN, PATTERN = "all", "mlp", "logits", "in", "qk"
+# What a head reads by each way: by queries and keys together its attention pattern moves.
+READ = {**{way: (way,) for way in WAYS}, PATTERN: ("q", "k"), ALL: WAYS}
 # Relative error up to which what is read must be what the model computes.
 TOLERANCE = 1e-3
 
@@ -45,7 +47,7 @@ def edges_of(study: Study, *, whole: bool = False) -> list[Edge]:
         found.append((sender, n, LOGITS, IN))
     if whole:
         places = [(to, head) for to in range(n) for head in range(lens.n_heads)]
-        found += [(ALL, *place, way) for place in places for way in (*WAYS, ALL)]
+        found += [(ALL, *place, way) for place in places for way in READ]
     return found
 
 

@@ -21,15 +21,19 @@ from ..errors import InputError
 from ..measure.effects import checked_controls
 from ..texts.items import Contrast
 from .direct import direct_contributions
+from .edges import ALL, PATTERN
 from .games import Game, sampling_errors
 from .integral import Split, displaced, outside_inference_mode, path_contributions
 from .layers import METHODS as LAYER_METHODS
 from .patching import METHODS as PATCHING_METHODS
-from .patching import Patched, all_heads, patched
+from .patching import Patched, all_heads, check_z, patched
+from .path_patching import patched_edges
 from .results import HeadContributions
 from .study import Study, activation_edit, measured_with, with_control
 
-METHODS = ("direct", *PATCHING_METHODS)
+# Sufficiency of a head of which only one thing is that of the edited run, and by which way that comes.
+PARTS = {"pattern": PATTERN, "value": "v"}
+METHODS = ("direct", *PATCHING_METHODS, *PARTS)
 SAMPLE = 16
 
 
@@ -65,6 +69,8 @@ def head_contributions(
               `effect` reports. With everything that is no head it sums to the change of that difference;
             - "sufficiency": effect on the unedited run of giving it the head's z of the edited run, in nats;
             - "necessity": what of the effect is lost when the edited run gets the head's z of the unedited run;
+            - "pattern", "value": sufficiency of the head's z where its attention pattern alone, or what it moves alone,
+              is that of the edited run; what sufficiency has beyond their sum they do together;
             - "gradient": first-order estimate of sufficiency, all heads from one backward pass;
             - for an edit at site `z`, "path", "shapley", "leave_one_out" and "only_one" as in `layer_contributions`,
               with a strength for each head; heads of layers that are not edited contribute 0.
@@ -111,6 +117,8 @@ def head_contributions(
         return direct_contributions(study, tolerance, control)
     if method in PATCHING_METHODS:
         return patching_contributions(study, {method: control}, sample, seed)[method]
+    if method in PARTS:
+        return measured_with(study, control, lambda one: [_of_part(one, method)])[0]
     if method == "path":
         return path_contributions(study, {by_head: control}, tolerance)[0]
 
@@ -126,6 +134,14 @@ def head_contributions(
         ]
 
     return measured_with(study, control, measure)[0]
+
+
+def _of_part(study: Study, method: str) -> HeadContributions:
+    """What each head does with the edited run's pattern, or its values, alone."""
+    check_z(study)
+    items = patched_edges(study, [(ALL, *head, PARTS[method]) for head in all_heads(study.lens)])
+    by_layer = rearrange(items, "contrasts (layer head) -> contrasts layer head", head=study.lens.n_heads)
+    return HeadContributions(method, by_layer, study.effects)
 
 
 def by_head(study: Study) -> Split:

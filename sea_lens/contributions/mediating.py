@@ -22,7 +22,7 @@ from .edges import ALL, TOLERANCE, Edge, Edges, edges_of
 from .integral import outside_inference_mode
 from .mediation_results import Mediation
 from .patching import check_z
-from .path_patching import let_through
+from .path_patching import patched_edges
 from .study import Study, activation_edit, measured_with
 
 METHODS = ("gradient", "exact")
@@ -66,7 +66,7 @@ def mediation(
         exact: with "gradient", how many edges of largest estimate to patch as well: `details` has both, and their
             correlation; 0 for none.
         whole: also the edges from "all", by which a head sees the whole change of the stream in front of it: by one
-            way, or by all three, which is what sufficiency of the head measures.
+            way, by queries and keys together (its pattern), or by all three, which sufficiency of the head measures.
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         tolerance: the largest relative error of the identity that edges of a layer add up to its slope; by default
@@ -134,22 +134,6 @@ def _estimated(study: Study, edges: Sequence[Edge], allowed: float) -> Float[Ten
                         f"slope than its own (off by {off:.1e} of {size:.1e}), so shares of it would be wrong"
                     )
             items.index_add_(0, batch.items, values)
-        return [items]
-
-    summed(filled)
-    return items
-
-
-def patched_edges(study: Study, edges: Sequence[Edge]) -> Float[Tensor, "contrasts edges"]:
-    """What each edge lets through, exactly."""
-    measured = Edges(study, tuple(edges))
-    items = torch.zeros(study.scorer.n // 2, len(edges), dtype=torch.float64)
-    batches = mine(study.scorer.batches)
-
-    def filled() -> list[Tensor]:
-        for batch in tracked(batches, "path patching", len(batches), show=study.progress):
-            with torch.no_grad():
-                items.index_add_(0, batch.items, let_through(measured, batch))
         return [items]
 
     summed(filled)

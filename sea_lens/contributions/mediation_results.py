@@ -22,7 +22,7 @@ class Mediation(Contributions):
     Attributes:
         edges: one label for each entry of `values`: (layer, to_layer, to, way). The layer is that of the edit, or "all"
             for the whole change of the stream; `to` is a head, "mlp" or "logits"; the way "q", "k" or "v" of a head,
-            "all" for the three together, "in" of the others.
+            and from "all" also "qk" for its pattern and "all" for the three together; "in" of the others.
         Others as in `Contributions`; the method is "gradient" or "exact".
     """
 

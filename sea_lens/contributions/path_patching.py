@@ -8,10 +8,29 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.processes import mine, summed
+from .._support.progress import tracked
 from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction
-from .edges import ALL, LOGITS, MLP, WAYS, Clean, Edge, Edges, Stream, feeds_mlp
+from .edges import ALL, LOGITS, MLP, READ, WAYS, Clean, Edge, Edges, Stream, feeds_mlp
 from .patching import by_row, repeated
+from .study import Study
+
+
+def patched_edges(study: Study, edges: Sequence[Edge]) -> Float[Tensor, "contrasts edges"]:
+    """What each edge lets through, exactly."""
+    measured = Edges(study, tuple(edges))
+    items = torch.zeros(study.scorer.n // 2, len(edges), dtype=torch.float64)
+    batches = mine(study.scorer.batches)
+
+    def filled() -> list[Tensor]:
+        for batch in tracked(batches, "path patching", len(batches), show=study.progress):
+            with torch.no_grad():
+                items.index_add_(0, batch.items, let_through(measured, batch))
+        return [items]
+
+    summed(filled)
+    return items
 
 
 def let_through(runs: Edges, batch: ScoringBatch) -> Float[Tensor, "batch edges"]:
@@ -50,9 +69,8 @@ def _let_in(
         moved.append((runs.lens.point("attn_out", sender), put(clean.attn[sender] + change[sender + 1])))
     seen = runs.seen(batch, (*WAYS, "z", "mlp_out"), moved)
     z: dict[str, dict[int, Tensor]] = {}
-    for way in sorted(ways & {*WAYS, ALL}):
-        read = WAYS if way == ALL else (way,)
-        hooks = [(runs.lens.point(one, at), put(x)) for one in read for at, x in seen[one].items()]
+    for way in sorted(ways & set(READ)):
+        hooks = [(runs.lens.point(one, at), put(x)) for one in READ[way] for at, x in seen[one].items()]
         z[way] = runs.seen(batch, ("z",), [*pinned, *hooks])["z"]
     return z, seen["mlp_out"]
 

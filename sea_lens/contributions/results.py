@@ -24,6 +24,8 @@ METHOD_TITLES = {
     "sufficiency": "effect of giving its edited z to the unedited run",
     "necessity": "what is lost when it gets back its unedited z",
     "gradient": "first-order estimate of sufficiency",
+    "pattern": "effect of giving its edited attention pattern to the unedited run",
+    "value": "effect of giving its edited values to the unedited run",
 }
 
 

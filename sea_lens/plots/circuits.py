@@ -1,5 +1,7 @@
 """Figures of an edit's circuit: how few parts suffice, and by which ways they are reached."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -69,25 +71,49 @@ def edge_bars(frame: pd.DataFrame, effect: float, method: str, *, controls: int 
     """
     shown = frame.query("layer != 'all'")
     shown = shown.loc[shown["value"].abs().sort_values(ascending=False).index[:DRAWN]]
-    ax = new_axes(ax, (7.0, 1.2 + 0.27 * len(shown)))
-    ax.use_sticky_edges = False
-    places = np.arange(len(shown))[::-1]
-    values = shown["value"].to_numpy()
-    if controls:
-        low, high = shown["control_low"].to_numpy(), shown["control_high"].to_numpy()
-        label = f"range of {controls} control edits"
-        ax.barh(places, high - low, left=low, height=0.9, color=NEUTRAL, alpha=0.7, label=label, zorder=0.5)
-    spread = np.nan_to_num(np.maximum([shown["value"] - shown["low"], shown["high"] - shown["value"]], 0))
-    colours = [KEEP if value >= 0 else DROP for value in values]
-    ax.barh(places, values, height=0.5, xerr=spread, color=colours, error_kw={"capsize": 2, "linewidth": 0.8})
     names = []
     for row in shown.to_dict(orient="records"):
         receiver = "logits" if row["to"] == "logits" else f"{row['to_layer']}.{row['to']}"
         way = "" if row["way"] == "in" else f" by {row['way']}"
         names.append(f"layer {row['layer']} to {receiver}{way}")
-    ax.set_yticks(places, names)
+    ax = _bars(shown, names, controls, ax)
+    title = f"Ways of the edit into heads, MLPs and logits ({method}): effect {effect:+.3f} nats"
+    return dress(ax, "effect that passes there, nats", "", title)
+
+
+def frozen_bars(
+    frame: pd.DataFrame, names: Sequence[str], effect: float, *, controls: int = 0, ax: Axes | None = None
+) -> Axes:
+    """What of an effect is lost with parts of the model held as they were.
+
+    Args:
+        frame: columns value, low, high, and with controls control_low and control_high; in nats.
+        names: of the parts.
+        effect: of the whole edit, in nats.
+        controls: how many control edits the range is of.
+        ax: where to draw.
+    """
+    ax = _bars(frame, names, controls, ax)
+    ax.axvline(effect, color=BEFORE, linestyle="--", linewidth=1.2)
+    title = f"What is lost with a part held as it was: of {effect:+.3f} nats (dashed)"
+    return dress(ax, "effect that is lost, nats", "", title)
+
+
+def _bars(frame: pd.DataFrame, names: Sequence[str], controls: int, ax: Axes | None) -> Axes:
+    """Horizontal bars with intervals, the first on top, and the range of the controls behind them."""
+    ax = new_axes(ax, (7.0, 1.2 + 0.27 * len(frame)))
+    ax.use_sticky_edges = False
+    places = np.arange(len(frame))[::-1]
+    values = frame["value"].to_numpy()
+    if controls:
+        low, high = frame["control_low"].to_numpy(), frame["control_high"].to_numpy()
+        label = f"range of {controls} control edits"
+        ax.barh(places, high - low, left=low, height=0.9, color=NEUTRAL, alpha=0.7, label=label, zorder=0.5)
+    spread = np.nan_to_num(np.maximum([frame["value"] - frame["low"], frame["high"] - frame["value"]], 0))
+    colours = [KEEP if value >= 0 else DROP for value in values]
+    ax.barh(places, values, height=0.5, xerr=spread, color=colours, error_kw={"capsize": 2, "linewidth": 0.8})
+    ax.set_yticks(places, list(names))
     ax.axvline(0, color="black", linewidth=0.8)
     if controls:
         legend(ax, loc="lower right")
-    title = f"Ways of the edit into heads, MLPs and logits ({method}): effect {effect:+.3f} nats"
-    return dress(ax, "effect that passes there, nats", "", title)
+    return ax
