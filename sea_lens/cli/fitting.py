@@ -92,10 +92,10 @@ def run(
 
 def print_ranks(edit: SpectralEdit) -> None:
     """The table of an edit's layers, ranks and signatures."""
-    title = f"{edit.site}, {edit.feature.name}, {edit.n} demonstrations"
+    title = f"{edit.site}, {edit.feature.name}" + ("" if edit.n is None else f", {edit.n} demonstrations")
     table = Table("layer", "k+", "k-", "signature", title=title)
     for layer in edit.layers:
         pairs = [pair for key, pair in edit.ranks.items() if key in edit.unit_keys(layer)]
         kept, dropped = (" ".join(str(pair[side]) for pair in pairs) for side in (0, 1))
-        table.add_row(str(layer), kept, dropped, f"{edit.signature[layer]:.4g}")
+        table.add_row(str(layer), kept, dropped, "" if edit.signature is None else f"{edit.signature[layer]:.4g}")
     console.print(table)

@@ -54,8 +54,8 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         subspaces: the kept and dropped subspaces of each layer.
         feature: the feature map φ, the identity for linear SEA.
         options: what the fit was asked for (energy or rank, centre, spectrum_power).
-        n: number of demonstrations.
-        signatures: signature of each layer (docs/method.md 2.5).
+        n: number of demonstrations, None where unknown.
+        signatures: signature of each layer (docs/method.md 2.5), None where unknown.
         provenance: the model, how it was captured, and versions; JSON values.
     """
 
@@ -66,8 +66,8 @@ class SpectralEdit(SavedEdit, ActivationEdit):
     subspaces: Mapping[int, Subspaces]
     feature: FeatureMap
     options: Mapping[str, Any]
-    n: int
-    signatures: Mapping[int, float]
+    n: int | None
+    signatures: Mapping[int, float] | None
     provenance: Mapping[str, Any]
     defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)
     _cast: dict[tuple[int, str], Factors] = field(default_factory=dict, repr=False, compare=False)
@@ -82,7 +82,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         return keep.shape[0], keep.shape[1]
 
     @property
-    def signature(self) -> Mapping[int, float]:
+    def signature(self) -> Mapping[int, float] | None:
         return self.signatures
 
     @property
@@ -189,12 +189,13 @@ class SpectralEdit(SavedEdit, ActivationEdit):
         }
 
     def facts(self) -> dict[str, Any]:
+        signatures = None if self.signatures is None else {str(layer): s for layer, s in self.signatures.items()}
         return {
             "site": self.site,
             "feature": self.feature.record,
             "options": dict(self.options),
             "n": self.n,
-            "signatures": {str(layer): value for layer, value in self.signatures.items()},
+            "signatures": signatures,
         }
 
     @classmethod
@@ -221,7 +222,7 @@ class SpectralEdit(SavedEdit, ActivationEdit):
             feature=recorded_feature_map(header["feature"], feature),
             options=header["options"],
             n=header["n"],
-            signatures=keyed_by_layer(header["signatures"]) or {},
+            signatures=keyed_by_layer(header["signatures"]),
             provenance=header["provenance"],
         )
 
@@ -234,7 +235,8 @@ class SpectralEdit(SavedEdit, ActivationEdit):
             except ValueError as error:
                 raise ValueError(f"layer {layer}: {error}") from None
         check_signatures(self.signatures, self.layers)
-        require(type(self.n) is int and 0 < self.n < 2**53, f"it is fitted to {self.n!r} demonstrations")
+        counted = self.n is None or (type(self.n) is int and 0 < self.n < 2**53)
+        require(counted, f"it is fitted to {self.n!r} demonstrations")
         sources = self.provenance.get("demonstrations")
         if sources is not None:
             require(sum(one["n"] for one in sources) == self.n, f"{self.n} demonstrations, of sources {sources}")
