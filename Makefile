@@ -71,16 +71,19 @@ notebooks: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/python timings/bench.py
 
+# steering-vectors asks for an older transformers than it needs, so it comes without what it asks for.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,lm-eval]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps steering-vectors
 	touch $@
 
 .venv-bridge/.installed: pyproject.toml constraints-bridge.txt
 	$(PYTHON) -m venv .venv-bridge
 	$(BIN_BRIDGE)/python -m pip install --quiet --disable-pip-version-check -c constraints-bridge.txt torch
 	$(BIN_BRIDGE)/python -m pip install --quiet --disable-pip-version-check -c constraints-bridge.txt -e ".[dev]"
+	$(BIN_BRIDGE)/python -m pip install --quiet --disable-pip-version-check -c constraints-bridge.txt --no-deps steering-vectors
 	touch $@
 
 .venv-newest/.installed: pyproject.toml constraints-newest.txt

@@ -61,10 +61,12 @@ from .measure.effects import Effect, effect
 from .methods.adapters import LoRA, lora
 from .methods.concept_erasure import LEACE, leace
 from .methods.few_shot import InContext, in_context
+from .methods.given_vectors import GivenVectors
 from .methods.layer_contrast import DoLa, dola
 from .methods.loading import load_edit
 from .methods.mean_steering import MeanDifference, mean_difference
 from .methods.probed_heads import ITI, iti
+from .methods.saving_as import save_as
 from .models.check import check_model
 from .models.check_report import Fact, ModelCheck
 from .models.load import load_model
@@ -114,6 +116,7 @@ __all__ = [
     "FileError",
     "Frozen",
     "Geometry",
+    "GivenVectors",
     "HeadContributions",
     "InContext",
     "InputError",
@@ -173,6 +176,7 @@ __all__ = [
     "recovery",
     "remove_all",
     "resampled",
+    "save_as",
     "stability",
     "strength_at_kl",
     "testbed",

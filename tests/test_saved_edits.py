@@ -43,6 +43,8 @@ EDITS = {
     "mean difference": lambda: sl.MeanDifference(
         "mlp_out", {0: random(1, WIDTH), 1: random(1, WIDTH)}, {0: 1.0, 1: 2.0}, PROVENANCE
     ),
+    "given vectors": lambda: sl.GivenVectors("resid_post", {0: random(1, WIDTH)}, None, PROVENANCE),
+    "spectral, of projections": lambda: replace(spectral(), n=None, signatures=None),
     "ITI": lambda: sl.ITI("z", {1: STEERED * random(HEADS, WIDTH)}, None, PROVENANCE, ((1, 2),), ACCURACIES),
     "LEACE": lambda: sl.LEACE("mlp_out", {0: eraser()}, PROVENANCE),
     "LoRA": lambda: sl.LoRA({0: Adapter(random(2, 5).float(), random(WIDTH, 2).float())}, (0.5,), PROVENANCE),

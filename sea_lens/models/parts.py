@@ -106,6 +106,11 @@ class Parts:
         path = f"blocks.{layer}.ln1_post"
         return path if self.norm_output(path) in self.points else None
 
+    def norm_behind(self, site: str, layer: int) -> bool:
+        """Whether a norm stands between the output of a site's module and the site (Gemma 2's attention and MLPs)."""
+        path = {"attn_out": f"blocks.{layer}.ln1_post", "mlp_out": f"blocks.{layer}.ln2_post"}.get(site)
+        return path is not None and self.norm_output(path) in self.points
+
     @property
     def has_final_norm(self) -> bool:
         """Whether a norm stands between the residual stream and the unembedding; not in a model built without any."""

@@ -52,6 +52,7 @@ def _edits() -> dict[str, Any]:
     return {
         **{name: replace(edit, provenance=MODEL) for name, edit in spectral.items()},
         "mean_difference": sl.MeanDifference("mlp_out", {0: left, 1: right}, {0: 1.0, 1: 2.0}, MODEL),
+        "given_vectors": sl.GivenVectors("resid_post", {0: left, 1: right}, None, MODEL),
         "iti": sl.ITI("z", {1: steered * _random(HEADS, WIDTH)}, None, MODEL, ((1, 1),), accuracies),
         "leace": sl.LEACE("mlp_out", {0: Eraser(left / (left * right).sum(), right, centre)}, MODEL),
         "lora": sl.LoRA({0: adapter}, (0.5, 0.25), MODEL),
