@@ -19,13 +19,14 @@ def run(subject: Subject) -> Finding:
     rows, told, figures = [], [], {}
     for behaviour in subject.behaviours():
         fitted = subject.fitted(behaviour)
+        signatures = fitted.edit.signatures or {}
         shuffled = [control.centred_signature for control in fitted.shuffled(subject.draws)]
         own = [
             {
                 "behaviour": behaviour,
                 "name": behaviour,
                 "layer": layer,
-                "signature": fitted.edit.signature[layer],
+                "signature": signatures[layer],
                 "value": value,
                 # A distance of means of this sample: what else it could have been is told by the shuffled ones.
                 "low": float("nan"),

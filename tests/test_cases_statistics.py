@@ -793,6 +793,8 @@ def test_the_centred_signature_does_not_follow_what_both_labels_share(model):
     neutral, plus, minus = torch.randn(3, 20, 2, 8, generator=torch.Generator().manual_seed(0))
     shared = 100.0
     near, far = (sl.fit_activations(neutral, plus + offset, minus + offset, rank=2) for offset in (0.0, shared))
+    assert far.signature is not None
+    assert near.signature is not None
     assert far.signature[0] > 10 * near.signature[0]
     assert far.centred_signature == pytest.approx(near.centred_signature)
 

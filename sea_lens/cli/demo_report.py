@@ -191,7 +191,7 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
         ),
         "effect.png": result.spectral.effect.plot(),
         "spectra.png": spectra_figure(result.edit),
-        "signature.png": plots.layer_signatures(result.edit.signature, result.edit.centred_signature),
+        "signature.png": plots.layer_signatures(result.edit.signature or {}, result.edit.centred_signature),
         **{f"{name}.png": contributions.plot() for name, contributions in result.contributions.items()},
     }
     for name, drawn in axes.items():

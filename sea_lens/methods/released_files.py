@@ -34,15 +34,15 @@ def released_pair(path: Path) -> tuple[Path, Path] | None:
         FileError: the folder has several pairs, or the other file is missing.
     """
     if path.is_dir():
-        found = sorted({_begin(one.name) for one in path.iterdir() if _begin(one.name) is not None} - {None})
+        found = sorted({begin for one in path.iterdir() if (begin := _begin(one.name)) is not None})
         if len(found) > 1:
             raise FileError(
                 f"{path} has files {', '.join(f'{begin}{_NAMES[0]}' for begin in found)}: expected the path of one"
             )
         folder = path
     else:
-        found, folder = [_begin(path.name)], path.parent
-    if not found or found[0] is None:
+        found, folder = [begin for begin in [_begin(path.name)] if begin is not None], path.parent
+    if not found:
         return None
     first, second = (folder / f"{found[0]}{name}" for name in _NAMES)
     for one in (first, second):
@@ -68,8 +68,8 @@ def read_released(pair: tuple[Path, Path]) -> SpectralEdit:
     subspaces = {}
     for layer in range(len(kept)):
         # P⁻ drops its null space.
-        sides = [_side(pair[0], kept[layer], layer, 1), _side(pair[1], dropped[layer], layer, 0)]
-        subspaces[layer] = Subspaces.of(*sides)
+        keep, drop = _side(pair[0], kept[layer], layer, 1), _side(pair[1], dropped[layer], layer, 0)
+        subspaces[layer] = Subspaces.of(keep, drop)
     ranks = {layer: (int(one.keep_rank), int(one.drop_rank)) for layer, one in subspaces.items()}
     # The released code squares singular values; what it was asked for is not in the files, its ranks are.
     size = RankOfEach(2.0, ranks)

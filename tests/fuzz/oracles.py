@@ -37,9 +37,9 @@ def impossible_edit(edit: Any) -> str | None:
 
 
 def _impossible_subspaces(edit: sl.SpectralEdit) -> str | None:
-    if type(edit.n) is not int or edit.n < 1 or edit.site not in sl.SITES:
+    if not (edit.n is None or (type(edit.n) is int and edit.n > 0)) or edit.site not in sl.SITES:
         return f"n {edit.n}, site {edit.site}"
-    if not all(0 <= value < math.inf for value in edit.signatures.values()):
+    if not all(0 <= value < math.inf for value in (edit.signatures or {}).values()):
         return "signatures"
     for layer in edit.layers:
         one = edit.subspaces[layer]
