@@ -289,6 +289,29 @@ def test_where_a_norm_stands_behind_the_module_its_vectors_are_refused(load_tiny
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("name", ["olmo2", "olmo3"])
+def test_a_norm_behind_the_module_is_seen_where_no_norm_is_in_front(name, backend, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "analyses"))
+    from zoo_models import CASES
+
+    folder = next(case for case in CASES if case.name == name).write(tmp_path / name)
+    try:
+        model = sl.load_model(str(folder), backend, device="cpu", dtype=torch.float32)
+    except sl.SeaLensError:
+        pytest.skip("this TransformerLens makes another model of it")
+    width = Lens.of(model).d_model
+    for kind in KINDS:
+        vector = steering_vectors.SteeringVector(random_vectors(0, width=width), kind)
+        edit, ids, hf = sl.load_edit(saved(tmp_path / "v.pt", vector)), tokens(1, 6), original(folder)
+        if kind != "decoder_block":
+            with pytest.raises(sl.UnsupportedModelError, match="a norm behind"), edit.applied(model):
+                pass
+            continue
+        with edit.applied(model), vector.apply(hf), torch.no_grad():
+            agree([model(ids).log_softmax(-1)], [hf(input_ids=ids).logits.log_softmax(-1)])
+
+
+@pytest.mark.model
 def test_an_edit_of_another_model_is_refused(model, tmp_path):
     vectors = steering_vectors.SteeringVector({0: torch.ones(8)})
     with pytest.raises(sl.MismatchError, match=r"\(1, 8\)"):

@@ -13,6 +13,8 @@ from .hook_points import HookPoints
 from .offload import Offloaded, brought, offloaded
 
 FINAL_NORM = "ln_final"
+# Architectures whose blocks norm what attention and the MLP give, and not what they read.
+_NORMS_BEHIND_ALONE = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
 
 class Parts:
@@ -107,9 +109,18 @@ class Parts:
         return path if self.norm_output(path) in self.points else None
 
     def norm_behind(self, site: str, layer: int) -> bool:
-        """Whether a norm stands between the output of a site's module and the site (Gemma 2's attention and MLPs)."""
-        path = {"attn_out": f"blocks.{layer}.ln1_post", "mlp_out": f"blocks.{layer}.ln2_post"}.get(site)
-        return path is not None and self.norm_output(path) in self.points
+        """Whether a norm stands between the output of a site's module and the site (Gemma 2, OLMo 2, GLM 4)."""
+        norms = {"attn_out": ("ln1_post", "ln1"), "mlp_out": ("ln2_post", "ln2")}.get(site)
+        if norms is None:
+            return False
+        behind, only = (f"blocks.{layer}.{norm}" for norm in norms)
+        if self.norm_output(behind) in self.points:
+            return True
+        # Where a block has no norm in front of the module, the one behind it has its name: the bridge calls its output
+        # the site, and a HookedTransformer tells by the architecture.
+        output = self.points.get(f"{only}.hook_out")
+        moved = output is not None and output is self.points.get(f"blocks.{layer}.hook_{site}")
+        return moved or getattr(self.model.cfg, "original_architecture", None) in _NORMS_BEHIND_ALONE
 
     @property
     def has_final_norm(self) -> bool:
