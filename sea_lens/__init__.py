@@ -58,13 +58,16 @@ from .evaluation.run import Task, evaluate
 from .evaluation.tuning import tune
 from .evaluation.tuning_results import Tuning
 from .measure.effects import Effect, effect
+from .methods.ablated_direction import DirectionalAblation, directional_ablation
 from .methods.adapters import LoRA, lora
 from .methods.concept_erasure import LEACE, leace
+from .methods.covariance_ratios import GeneralisedEigen, generalised_eigen
 from .methods.few_shot import InContext, in_context
 from .methods.given_vectors import GivenVectors
 from .methods.layer_contrast import DoLa, dola
 from .methods.loading import load_edit
 from .methods.mean_steering import MeanDifference, mean_difference
+from .methods.plane_rotation import AngularSteering, angular_steering
 from .methods.probed_heads import ITI, iti
 from .methods.saving_as import save_as
 from .models.check import check_model
@@ -96,6 +99,7 @@ __all__ = [
     "SITES",
     "ActivationEdit",
     "ActivationError",
+    "AngularSteering",
     "Benchmark",
     "Comparison",
     "Contrast",
@@ -106,6 +110,7 @@ __all__ = [
     "Demonstrations",
     "DirectionContributions",
     "DirectionDescription",
+    "DirectionalAblation",
     "DoLa",
     "Dose",
     "Edit",
@@ -115,6 +120,7 @@ __all__ = [
     "FeatureMap",
     "FileError",
     "Frozen",
+    "GeneralisedEigen",
     "Geometry",
     "GivenVectors",
     "HeadContributions",
@@ -141,11 +147,13 @@ __all__ = [
     "Task",
     "Tuning",
     "UnsupportedModelError",
+    "angular_steering",
     "bootstrap",
     "capture",
     "check_model",
     "compare",
     "direction_contributions",
+    "directional_ablation",
     "dola",
     "dose",
     "effect",
@@ -153,6 +161,7 @@ __all__ = [
     "fit",
     "fit_activations",
     "frozen",
+    "generalised_eigen",
     "generate",
     "geometry",
     "harness_model",

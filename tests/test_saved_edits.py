@@ -8,8 +8,10 @@ import torch
 import sea_lens as sl
 from sea_lens._support.storage import read_tensors, write_tensors
 from sea_lens.edits.saved import SavedEdit
+from sea_lens.methods.ablated_direction import Ablated
 from sea_lens.methods.adapters import Adapter
 from sea_lens.methods.concept_erasure import Eraser
+from sea_lens.methods.plane_rotation import Plane
 
 PROVENANCE = {"model": {"n_layers": 2}}
 LAYERS, HEADS, WIDTH = 2, 3, 4
@@ -27,6 +29,15 @@ ACCURACIES = torch.linspace(0.5, 1, LAYERS * HEADS, dtype=torch.float64).reshape
 def eraser():
     left, right, centre = (random(1, WIDTH, seed=i) for i in range(3))
     return Eraser(left / (left * right).sum(), right, centre)
+
+
+def axes(units):
+    return torch.linalg.qr(random(units, WIDTH, 2))[0]
+
+
+def statistics():
+    empty = sl.CrossCovariance.empty((0, 1), 1, WIDTH, site="mlp_out", feature=sl.FEATURE_MAPS["identity"])
+    return empty.updated(*(random(9, LAYERS, 1, WIDTH, seed=i) for i in range(3)))
 
 
 def spectral(site="mlp_out", centre=False):
@@ -48,6 +59,9 @@ EDITS = {
     "ITI": lambda: sl.ITI("z", {1: STEERED * random(HEADS, WIDTH)}, None, PROVENANCE, ((1, 2),), ACCURACIES),
     "LEACE": lambda: sl.LEACE("mlp_out", {0: eraser()}, PROVENANCE),
     "LoRA": lambda: sl.LoRA({0: Adapter(random(2, 5).float(), random(WIDTH, 2).float())}, (0.5,), PROVENANCE),
+    "ablation": lambda: sl.DirectionalAblation("z", {1: Ablated(axes(HEADS)[..., 0], random(HEADS))}, PROVENANCE),
+    "generalised eigenvectors": lambda: replace(sl.generalised_eigen(statistics(), rank=1), provenance=PROVENANCE),
+    "angular steering": lambda: sl.AngularSteering("mlp_out", {0: Plane(*axes(1).unbind(-1))}, 150.0, PROVENANCE),
 }
 
 
@@ -171,6 +185,43 @@ OTHERS = {
     "LEACE without a direction": ("LEACE", lambda t, h: t.pop("layers.0.left"), ""),
     "LoRA of two ranks": ("LoRA", lambda t, h: t.update({"up.0": random(WIDTH, 3).float()}), "have shapes"),
     "LoRA without a side": ("LoRA", lambda t, h: t.pop("down.0"), ""),
+    "ablation of a long direction": (
+        "ablation",
+        lambda t, h: times(t, "layers.1.direction", 2.0),
+        "a direction has not length one",
+    ),
+    "ablation of fewer components": (
+        "ablation",
+        lambda t, h: t.update({"layers.1.wanted": torch.zeros(1, dtype=torch.float64)}),
+        "components",
+    ),
+    "ablation to what no activation has": ("ablation", lambda t, h: times(t, "layers.1.wanted", 1e40), "component"),
+    "generalised eigenvectors with long filters": (
+        "generalised eigenvectors",
+        lambda t, h: times(t, "layers.0.filters", 2.0),
+        "layer 0: a filter has not length one",
+    ),
+    "generalised eigenvectors with other patterns": (
+        "generalised eigenvectors",
+        lambda t, h: times(t, "layers.0.patterns", 2.0),
+        "layer 0: taking out its components is no projection",
+    ),
+    "generalised eigenvectors of large ratios": (
+        "generalised eigenvectors",
+        lambda t, h: t["layers.1.ratios"].fill_(2.0),
+        "layer 1: a ratio is on the wrong side of one",
+    ),
+    "generalised eigenvectors without any": (
+        "generalised eigenvectors",
+        lambda t, h: [t[f"layers.0.{name}"].fill_(value) for name, value in (("filters", 0), ("ratios", 1))],
+        "a unit has no filter",
+    ),
+    "a plane with axes that are not orthogonal": (
+        "angular steering",
+        lambda t, h: t["layers.0.second"].copy_(t["layers.0.first"]),
+        "its axes are not orthonormal",
+    ),
+    "an angle in words": ("angular steering", lambda t, h: h.update(angle="right"), "its angle is 'right'"),
     "LoRA with a loss in words": ("LoRA", lambda t, h: h.update(losses=["low"]), "a loss is no number"),
 }
 

@@ -12,7 +12,10 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from ..edits.base import Edit
 from ..errors import InputError, MismatchError
+from ..methods.ablated_direction import DirectionalAblation
 from ..methods.concept_erasure import LEACE
+from ..methods.covariance_ratios import GeneralisedEigen
+from ..methods.plane_rotation import AngularSteering
 from ..methods.steering import Steering
 from ..spectral.edit import SpectralEdit
 from ..spectral.principal import cosines
@@ -151,8 +154,9 @@ def geometry(
     Args:
         edit: a spectral edit.
         other: what to compare it with, layer by layer: another spectral edit (such as `sl.permuted` and `sl.resampled`
-            give), mean differences, ITI or LEACE; or a mapping from layers to directions, (d,) or (n, d), at site `z`
-            (heads, d) or (heads, n, d), such as those of probes; or several of these.
+            give), an edit of another method that has directions (mean differences, ITI, LEACE, directional ablation,
+            generalised eigenvectors, angular steering); or a mapping from layers to directions, (d,) or (n, d), at site
+            `z` (heads, d) or (heads, n, d), such as those of probes; or several of these.
         draws: how many random subspaces of the same dimensions stand beside each pair.
         seed: of the draws.
 
@@ -240,6 +244,13 @@ def _subspaces(edit: Any, layer: int, unit: int) -> Iterator[tuple[str, Float[Te
         eraser = edit.erasers[layer]
         yield "erased", _basis(eraser.left[unit : unit + 1])
         yield "measured", _basis(eraser.right[unit : unit + 1])
+    elif isinstance(edit, DirectionalAblation):
+        yield "ablated", _basis(edit.directions[layer].direction[unit : unit + 1])
+    elif isinstance(edit, GeneralisedEigen):
+        yield "measured", _basis(edit.eigenvectors[layer].filters[unit].T)
+    elif isinstance(edit, AngularSteering):
+        plane = edit.planes[layer]
+        yield "plane", _basis(torch.stack([plane.first[unit], plane.second[unit]]))
     elif isinstance(edit, Mapping):
         given = torch.as_tensor(edit[layer])
         rows = given if given.ndim < 3 and unit == 0 else given[unit]
@@ -247,7 +258,8 @@ def _subspaces(edit: Any, layer: int, unit: int) -> Iterator[tuple[str, Float[Te
     else:
         raise InputError(
             f"{type(edit).__name__} has no directions to compare: expected a spectral edit, mean differences, ITI, "
-            f"LEACE, or a mapping from layers to directions"
+            f"LEACE, directional ablation, generalised eigenvectors, angular steering, or a mapping from layers to "
+            f"directions"
         )
 
 

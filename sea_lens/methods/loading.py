@@ -5,14 +5,30 @@ import os
 from .._support.storage import read_kind
 from ..edits.base import Edit
 from ..spectral.edit import SpectralEdit
+from .ablated_direction import DirectionalAblation
 from .adapters import LoRA
 from .concept_erasure import LEACE
+from .covariance_ratios import GeneralisedEigen
 from .foreign import read_foreign
 from .given_vectors import GivenVectors
 from .mean_steering import MeanDifference
+from .plane_rotation import AngularSteering
 from .probed_heads import ITI
 
-_METHODS = {method.kind: method for method in (SpectralEdit, MeanDifference, ITI, LEACE, LoRA, GivenVectors)}
+_METHODS = {
+    method.kind: method
+    for method in (
+        SpectralEdit,
+        MeanDifference,
+        ITI,
+        LEACE,
+        LoRA,
+        GivenVectors,
+        DirectionalAblation,
+        GeneralisedEigen,
+        AngularSteering,
+    )
+}
 
 
 def load_edit(path: str | os.PathLike[str]) -> Edit:

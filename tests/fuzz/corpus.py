@@ -15,8 +15,10 @@ from sea_lens.evaluation.benchmark import Benchmark
 from sea_lens.evaluation.capability import Capability
 from sea_lens.evaluation.journal import Journal
 from sea_lens.evaluation.tuning_results import Tuning
+from sea_lens.methods.ablated_direction import Ablated
 from sea_lens.methods.adapters import Adapter
 from sea_lens.methods.concept_erasure import Eraser
+from sea_lens.methods.plane_rotation import Plane
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LAYERS, HEADS, WIDTH = 2, 2, 4
@@ -35,6 +37,18 @@ class File:
 
 def _random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _axes(units: int) -> torch.Tensor:
+    """Two orthonormal columns for each unit."""
+    return torch.linalg.qr(_random(units, WIDTH, 2))[0]
+
+
+def _identical() -> sl.CrossCovariance:
+    """Statistics without a feature map."""
+    empty = sl.CrossCovariance.empty((0, 1), 1, WIDTH, site="mlp_out", feature=sl.FEATURE_MAPS["identity"])
+    neutral, positive, negative = (_random(9, LAYERS, 1, WIDTH, seed=i) for i in range(3))
+    return empty.updated(neutral, positive, negative)
 
 
 def _edits() -> dict[str, Any]:
@@ -56,6 +70,9 @@ def _edits() -> dict[str, Any]:
         "iti": sl.ITI("z", {1: steered * _random(HEADS, WIDTH)}, None, MODEL, ((1, 1),), accuracies),
         "leace": sl.LEACE("mlp_out", {0: Eraser(left / (left * right).sum(), right, centre)}, MODEL),
         "lora": sl.LoRA({0: adapter}, (0.5, 0.25), MODEL),
+        "ablation": sl.DirectionalAblation("z", {1: Ablated(_axes(HEADS)[..., 0], _random(HEADS))}, MODEL),
+        "generalised_eigen": replace(sl.generalised_eigen(_identical(), rank=1), provenance=MODEL),
+        "angular_steering": sl.AngularSteering("mlp_out", {0: Plane(*_axes(1).unbind(-1))}, 150.0, MODEL),
     }
 
 

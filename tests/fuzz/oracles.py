@@ -31,8 +31,25 @@ def impossible_edit(edit: Any) -> str | None:
             twice = once - eraser.erased_from(once - eraser.centre)
             if not torch.allclose(once, twice, atol=1e-2 * float(once.abs().max()) + 1e-6):
                 return f"layer {layer} erases again"
+    if isinstance(edit, (sl.DirectionalAblation, sl.GeneralisedEigen, sl.AngularSteering)):
+        return _impossible_steering(edit)
     if isinstance(edit, sl.LoRA) and not all(math.isfinite(loss) and loss >= 0 for loss in edit.losses):
         return "losses"
+    return None
+
+
+def _impossible_steering(edit: Any) -> str | None:
+    units, width = edit.shape
+    for layer in edit.layers:
+        x = torch.randn(5, units, width, dtype=torch.float64)
+        for combine in edit.combines:
+            once = edit.arithmetic(layer, combine)(x, 1.0)
+            twice = once if combine in ("turn",) else edit.arithmetic(layer, combine)(once, 1.0)
+            if not torch.allclose(once, twice, rtol=1e-2, atol=1e-2 * float(once.abs().max()) + 1e-6):
+                return f"layer {layer}: {combine} again is another edit"
+            longer = isinstance(edit, sl.AngularSteering) and not torch.allclose(once.norm(dim=-1), x.norm(dim=-1))
+            if longer or not once.isfinite().all():
+                return f"layer {layer}: {combine} changes the norm"
     return None
 
 
