@@ -39,6 +39,14 @@ cases = {
     "a strength for each token": ("eager", edit(), x, torch.linspace(-1, 2, 3), "negative_only"),
     "ends of the number range": ("eager", edit(), x * torch.tensor([0.0, 1e-38, 1e37])[:, None], 3.0, None),
 }
+means = sl.CrossCovariance.empty((0, 1), 1, 16, site="mlp_out", feature=sl.FEATURE_MAPS["identity"])
+means = means.updated(*(activations(30, 2, 1, 16).roll(i, 0) * (1 + i) + i * activations(16).roll(i) for i in range(3)))
+steering = {
+    "ablation": (sl.directional_ablation(means), "affine"),
+    "generalised eigenvectors": (sl.generalised_eigen(means, rank=2), "oblique"),
+    "rotation": (sl.angular_steering(means, 130), "adaptive"),
+}
+cases |= {name: ("aot_eager", one, x, 1.5, combine) for name, (one, combine) in steering.items()}
 if torch.cuda.is_available():
     for name, (backend, one, x, strength, combine) in list(cases.items()):
         cases[f"{name}, on a GPU"] = backend, one, x.cuda(), strength, combine
@@ -76,7 +84,7 @@ def compiled():
 
 
 def test_a_compiled_edit_gives_the_numbers_and_the_gradients_of_the_edit(compiled):
-    assert len(compiled["cases"]) == 7 * (1 + torch.cuda.is_available())
+    assert len(compiled["cases"]) == 10 * (1 + torch.cuda.is_available())
     for name, (off, slopes_off, finite) in compiled["cases"].items():
         limit = 1e-2 if "half" in name else 1e-6
         assert off <= limit, name

@@ -172,7 +172,7 @@ def generalised_eigen(
         >>> edit.ranks
         {0: 3, 1: 3, 2: 3}
     """
-    k, share = as_integer(rank, "rank", least=1), as_number(shrinkage, "shrinkage", least=0)
+    k, share = as_integer(rank, "rank", least=1), as_number(shrinkage, "shrinkage", least=0.0)
     if share >= 1:
         raise InputError(f"shrinkage {share:g}: expected a number below 1")
     if k > covariance.d:
