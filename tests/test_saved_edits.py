@@ -37,7 +37,8 @@ def axes(units):
 
 def statistics():
     empty = sl.CrossCovariance.empty((0, 1), 1, WIDTH, site="mlp_out", feature=sl.FEATURE_MAPS["identity"])
-    return empty.updated(*(random(9, LAYERS, 1, WIDTH, seed=i) for i in range(3)))
+    neutral, positive, negative = (random(9, LAYERS, 1, WIDTH, seed=i) for i in range(3))
+    return empty.updated(neutral, positive, negative)
 
 
 def spectral(site="mlp_out", centre=False):

@@ -254,15 +254,13 @@ def solve(above: Float[Tensor, "d d"], below: Float[Tensor, "d d"]) -> tuple[Flo
     # Imported here, since importing it takes about as long as importing much of sea_lens.
     from scipy.linalg import LinAlgError, eigh
 
+    singular = "the negative side of the ratios is singular: expected a shrinkage above 0, or more demonstrations"
     try:
         values, vectors = eigh(above.numpy(), below.numpy())
-        off = np.abs(vectors.T @ below.numpy() @ vectors - np.eye(len(values))).max()
-    except LinAlgError:
-        off = np.inf
-    if not off <= EXACT:
-        raise ActivationError(
-            "the negative side of the ratios is singular: expected a shrinkage above 0, or more demonstrations"
-        )
+    except LinAlgError as error:
+        raise ActivationError(singular) from error
+    if not np.abs(vectors.T @ below.numpy() @ vectors - np.eye(len(values))).max() <= EXACT:
+        raise ActivationError(singular)
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], axis=0)
     return torch.from_numpy(values), torch.from_numpy(vectors * np.sign(largest))
 
