@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 import sea_lens as sl
-from sea_lens.testbed.planted import CIRCUITS, Planted, planted
+from sea_lens.testbed.circuits import CIRCUITS
+from sea_lens.testbed.planted import Planted, planted
 
 
 def rows_of(name: str, case: Planted) -> list[dict[str, object]]:

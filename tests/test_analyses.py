@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from tiny import N_LAYERS, contrasts, fitted
 
-from sea_lens.testbed.planted import CIRCUITS
+from sea_lens.testbed.circuits import CIRCUITS
 
 pytestmark = pytest.mark.model
 ANALYSES = Path(__file__).parents[1] / "analyses"
@@ -35,7 +35,7 @@ def test_an_analysis_writes_a_table_and_a_figure(name, rows, model_folders, load
 def test_the_planted_circuits_are_all_found(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["planted"])
     circuits = {name: CIRCUITS[name] for name in ("direct", "edited_head")}
-    monkeypatch.setattr("sea_lens.testbed.planted.CIRCUITS", circuits)
+    monkeypatch.setattr("sea_lens.testbed.circuits.CIRCUITS", circuits)
     runpy.run_path(str(ANALYSES / "planted.py"), run_name="__main__")
     header, *rows = capsys.readouterr().out.strip().splitlines()
     assert header.split()[-2:] == ["planted", "others"]

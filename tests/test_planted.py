@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import sea_lens as sl
-from sea_lens.testbed.planted import CIRCUITS, N_HEADS, N_LAYERS, planted
+from sea_lens.testbed.circuits import CIRCUITS, N_HEADS, N_LAYERS
+from sea_lens.testbed.planted import planted
 
 pytestmark = pytest.mark.model
 LEAST = 0.01
