@@ -36,6 +36,7 @@ from .contributions.results import (
 from .contributions.stability_results import Stability
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
+from .edits.composed import Composed, composed
 from .edits.generation import generate
 from .edits.in_model import installed, remove_all
 from .errors import (
@@ -102,6 +103,7 @@ __all__ = [
     "AngularSteering",
     "Benchmark",
     "Comparison",
+    "Composed",
     "Contrast",
     "Contrasts",
     "CrossCovariance",
@@ -152,6 +154,7 @@ __all__ = [
     "capture",
     "check_model",
     "compare",
+    "composed",
     "direction_contributions",
     "directional_ablation",
     "dola",

@@ -167,7 +167,7 @@ def test_interactions_refuse_what_they_cannot_play_with(build, backend):
     case = build("both_heads", backend)
     for of, message in (
         (7, f"no layer 7: the model has {N_LAYERS}"),
-        ("heads", "unknown players 'heads': expected 'layers', a layer, or a list of nodes"),
+        ("heads", "unknown players 'heads': expected 'layers', 'edits', a layer, or a list of nodes"),
         ([(0, 9)], r"no such nodes: \[\(0, 9\)\]"),
         ("layers", r"at least two players, got \[0\]"),
     ):

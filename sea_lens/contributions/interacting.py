@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from .._support.arguments import as_integer
-from ..edits.base import Edit
+from .._support.progress import tracked
+from ..edits.base import Edit, as_edit
+from ..edits.composed import Several
 from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
 from ..measure.effects import checked_controls
+from ..measure.scorer import contrast_values
 from ..texts.items import Contrast
 from .games import METHODS, Coalition, Game, Worths, sampling_errors
 from .integral import outside_inference_mode
@@ -20,7 +23,7 @@ from .joint_patching import KEPT, check_whole, jointly
 from .nodes import MLP, Node, Nodes, all_nodes
 from .study import Study, activation_edit, measured_with
 
-LAYERS = "layers"
+LAYERS, EDITS = "layers", "edits"
 
 
 @outside_inference_mode
@@ -48,8 +51,9 @@ def interactions(
         model: a TransformerLens model.
         edit: the edit.
         contrasts: what the effect is measured on.
-        of: the players: "layers", whose edits are switched on; a layer of the model, all of whose heads get their
-            edited z in the unedited run; or a list of nodes, (layer, head) and (layer, "mlp"), likewise.
+        of: the players: "layers", whose edits are switched on; "edits", those that an edit is `composed` of, by their
+            places; a layer of the model, all of whose heads get their edited z in the unedited run; or a list of nodes,
+            (layer, head) and (layer, "mlp"), likewise.
         method: what others do meanwhile. "shapley": averaged over everything they could do; the players' values add up
             to what they do together. "only_one": none of them takes part, so that a pair that acts only together shows.
             "leave_one_out": all of them do, so that a pair of which either is enough shows.
@@ -82,12 +86,12 @@ def interactions(
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     control = checked_controls(control)
     drawn = {"permutations": as_integer(permutations, "permutations", least=1), "seed": as_integer(seed, "seed")}
-    by_nodes = of != LAYERS
+    by_nodes = of not in (LAYERS, EDITS) if isinstance(of, str) else True
     if by_nodes:
         edit = activation_edit(model, edit, "interactions of heads and MLPs")
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
-    players: tuple[Any, ...] = study.layers if not by_nodes else _nodes(study, of)
+    players = _nodes(study, of) if by_nodes else _parts(study, str(of))
     if len(players) < 2:
         raise InputError(f"interactions need at least two players, got {list(players)}")
     nodes = Nodes.of(study) if by_nodes else None
@@ -95,7 +99,7 @@ def interactions(
         check_whole(nodes)
 
     def measure(one: Study) -> list[Interactions]:
-        game = Game.of(one) if nodes is None else Game(players, exchanging(nodes, one))
+        game = _game(one, str(of)) if nodes is None else Game(players, exchanging(nodes, one))
         values, told = game.values(method, **drawn)
         pairs, of_pairs = game.interactions(method, **drawn)
         nobody, everybody = frozenset[Any](), game.everybody
@@ -117,11 +121,38 @@ def interactions(
     return measured_with(study, control, measure)[0]
 
 
+def _parts(study: Study, of: str) -> tuple[Any, ...]:
+    """The parts of an edit that can be switched on one by one: its layers, or the edits that it is composed of."""
+    if of == LAYERS:
+        return study.layers
+    if not isinstance(study.edit, Several):
+        raise InputError(f"interactions of edits need what sl.composed makes, got {type(study.edit).__name__}")
+    return tuple(range(len(study.edit.edits)))
+
+
+def _game(study: Study, of: str) -> Game:
+    """The parts of a study's edit as players."""
+    if of == LAYERS:
+        return Game.of(study)
+    whole = study.edit
+    if not isinstance(whole, Several):
+        raise InputError(f"a control of a composed edit is composed as well, got {type(whole).__name__}")
+
+    def worths(sets: Sequence[Coalition], what: str) -> Worths:
+        found = {}
+        for some in tracked(sets, what, len(sets), show=study.progress):
+            alone = replace(study, edit=as_edit(whole.only(some)), _runs={}, _others={}) if some else None
+            found[some] = contrast_values(study.unedited_log_probs if alone is None else alone.edited_log_probs)
+        return found
+
+    return Game(_parts(study, of), worths)
+
+
 def _nodes(study: Study, of: Any) -> tuple[Node, ...]:
     """The nodes that a user names; raises InputError where the model has no such nodes."""
     known = all_nodes(study.lens)
     if isinstance(of, str):
-        raise InputError(f"unknown players {of!r}: expected {LAYERS!r}, a layer, or a list of nodes")
+        raise InputError(f"unknown players {of!r}: expected {LAYERS!r}, {EDITS!r}, a layer, or a list of nodes")
     if not isinstance(of, Sequence):
         layer = as_integer(of, "of", least=0)
         if layer >= study.lens.n_layers:

@@ -20,7 +20,8 @@ class Interactions(Contributions):
     """What each player adds, and what each pair adds beyond its two, in nats (docs/method.md 7.6).
 
     Attributes:
-        players: layers of the edit, or heads and MLPs as (layer, head) and (layer, "mlp").
+        players: layers of the edit, the places of composed edits, or heads and MLPs as (layer, head) and
+            (layer, "mlp").
         pairs: of them; a pair above 0 does more together than each apart, one below 0 does in part the same.
         item_joint: what all players do together, of each contrast: the whole effect where they are all of the edit's
             layers, and what exchanging all of them keeps where they are nodes.
