@@ -36,9 +36,9 @@ from .contributions.results import (
 from .contributions.stability_results import Stability
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
-from .edits.composed import Composed, composed
 from .edits.generation import generate
 from .edits.in_model import installed, remove_all
+from .edits.several import Composed, composed
 from .errors import (
     ActivationError,
     DemonstrationError,

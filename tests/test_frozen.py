@@ -25,7 +25,7 @@ def projections(plain, kinds):
             by_head = lambda x: x.unflatten(-1, (4, 3, -1)).movedim(-2, 0)  # noqa: E731
             found.append((attention.query_key_value, kinds, by_head))
         else:
-            found += [(getattr(attention, f"{kind}_proj"), None, None) for kind in kinds]
+            found += [(getattr(attention, f"{kind}_proj"), None, lambda x: x) for kind in kinds]
     return found
 
 
@@ -38,7 +38,7 @@ def held_in_plain(plain, ids, edit, held):
     edits = [(plain.mlp(at), editing(at)) for at in range(N_LAYERS)]
     hooks = []
 
-    def fixed(value, kinds=None, split=None):
+    def fixed(value, kinds=None, split=lambda x: x):
         def hook(_, __, out):
             if kinds is None:
                 return value
@@ -153,6 +153,7 @@ def test_patterns_and_values_are_those_of_mediation_of_the_whole_change(backend,
     for method, way in (("pattern", "qk"), ("value", "v")):
         found = sl.head_contributions(model, edit, items, method, control=[edit])
         torch.testing.assert_close(found.values, whole.heads(way, "all"))
+        assert found.control_values is not None
         torch.testing.assert_close(found.control_values[0], found.values)
     estimate = sl.mediation(model, edit, items, whole=True, exact=0)
     both = estimate.heads("q", "all") + estimate.heads("k", "all")

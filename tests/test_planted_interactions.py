@@ -180,6 +180,7 @@ def test_interactions_refuse_what_they_cannot_play_with(build, backend):
 def test_interactions_stand_beside_their_controls_as_table_and_figure(build, backend):
     case = build("both_heads", backend)
     found = sl.interactions(case.model, case.edit, case.contrasts, 1, control=[case.edit, case.edit])
+    assert found.control_values is not None
     assert torch.allclose(found.control_values, found.values)
     frame = found.to_frame()
     assert frame[["first", "second"]].to_numpy().tolist()[:2] == [["1.0", ""], ["1.1", ""]]

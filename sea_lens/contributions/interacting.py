@@ -10,7 +10,7 @@ import torch
 from .._support.arguments import as_integer
 from .._support.progress import tracked
 from ..edits.base import Edit, as_edit
-from ..edits.composed import Several
+from ..edits.several import Several
 from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
 from ..measure.effects import checked_controls
