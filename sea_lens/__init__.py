@@ -34,6 +34,7 @@ from .contributions.results import (
     PositionContributions,
 )
 from .contributions.stability_results import Stability
+from .contributions.writing import ScoreContributions, score_contributions, written
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
 from .edits.generation import generate
@@ -141,6 +142,7 @@ __all__ = [
     "Plan",
     "PromptTemplate",
     "Recovery",
+    "ScoreContributions",
     "SeaLensError",
     "SeaLensWarning",
     "SpectralEdit",
@@ -189,10 +191,12 @@ __all__ = [
     "remove_all",
     "resampled",
     "save_as",
+    "score_contributions",
     "stability",
     "strength_at_kl",
     "testbed",
     "tune",
+    "written",
 ]
 
 

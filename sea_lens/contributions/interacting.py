@@ -1,7 +1,6 @@
 """Which layers, heads and MLPs act together, and which do the same (docs/method.md 7.6)."""
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -100,25 +99,27 @@ def interactions(
 
     def measure(one: Study) -> list[Interactions]:
         game = _game(one, str(of)) if nodes is None else Game(players, exchanging(nodes, one))
-        values, told = game.values(method, **drawn)
-        pairs, of_pairs = game.interactions(method, **drawn)
         nobody, everybody = frozenset[Any](), game.everybody
         ends = game.worths([nobody, everybody], method)
-        errors = [sampling_errors(one) for one in (told, of_pairs)]
-        return [
-            Interactions(
-                method,
-                torch.cat([values, pairs], 1),
-                one.effects,
-                players=players,
-                pairs=tuple(itertools.combinations(players, 2)),
-                item_joint=ends[everybody] - ends[nobody],
-                details=told,
-                sampling_errors=None if errors[0] is None or errors[1] is None else torch.cat([errors[0], errors[1]]),
-            )
-        ]
+        joint = ends[everybody] - ends[nobody]
+        return [Interactions(item_effects=one.effects, item_joint=joint, **played(game, method, drawn))]
 
     return measured_with(study, control, measure)[0]
+
+
+def played(game: Game, method: str, drawn: Mapping[str, int]) -> dict[str, Any]:
+    """What players and pairs do by a method, as `Interactions` takes it."""
+    values, told = game.values(method, **drawn)
+    pairs, of_pairs = game.interactions(method, **drawn)
+    errors = [found for one in (told, of_pairs) if (found := sampling_errors(one)) is not None]
+    return {
+        "method": method,
+        "item_values": torch.cat([values, pairs], 1),
+        "players": game.players,
+        "pairs": tuple(game.pairs),
+        "details": told,
+        "sampling_errors": torch.cat(errors) if errors else None,
+    }
 
 
 def _parts(study: Study, of: str) -> tuple[Any, ...]:
@@ -133,7 +134,13 @@ def _parts(study: Study, of: str) -> tuple[Any, ...]:
 def _game(study: Study, of: str) -> Game:
     """The parts of a study's edit as players."""
     if of == LAYERS:
-        return Game.of(study)
+        layers = Game.of(study)
+
+        def by_layer(sets: Sequence[Coalition], what: str) -> Worths:
+            found = layers.worths([frozenset((layer, None) for layer in some) for some in sets], what)
+            return {frozenset(layer for layer, _ in some): value for some, value in found.items()}
+
+        return Game(study.layers, by_layer)
     whole = study.edit
     if not isinstance(whole, Several):
         raise InputError(f"a control of a composed edit is composed as well, got {type(whole).__name__}")
