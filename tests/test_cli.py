@@ -15,6 +15,8 @@ from sea_lens.cli import main
 from sea_lens.cli.attribution import NAMES
 
 pytestmark = pytest.mark.model
+# Measured where they are asked for alone.
+ON_REQUEST = {"heads_pattern", "heads_value"}
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_the_whole_way_from_demonstrations_to_heads(fitted_files, run, load_tiny
     )
     assert status == 0
     figures = {path.stem for path in (files["folder"] / "why").glob("*.png")}
-    assert figures == {*NAMES, "effect", "spectra"}
+    assert figures == {*NAMES, "effect", "spectra"} - ON_REQUEST
     report = (files["folder"] / "why" / "report.md").read_text()
     assert all(f"({name}.png)" in report for name in figures)
     assert "fires on demonstrations" in report
@@ -105,10 +107,10 @@ def test_the_whole_way_from_demonstrations_to_heads(fitted_files, run, load_tiny
     assert written["contributions"]["heads_direct"]["closure_error"] < 1e-4
     alone = sl.layer_contributions(load_tiny("llama"), edit, contrasts(), "leave_one_out", layers=[0, 2])
     assert [row["value"] for row in by_layer] == pytest.approx(alone.values.tolist(), abs=1e-5)
-    some = ("--methods", "layers_only_one, heads_gradient")
+    some = ("--methods", "layers_only_one, heads_gradient, heads_pattern")
     assert run(*use_arguments("attribute", files, "--out", files["folder"] / "some", *some))[0] == 0
     figures = {path.stem for path in (files["folder"] / "some").glob("*.png")}
-    assert figures == {"layers_only_one", "heads_gradient", "effect", "spectra"}
+    assert figures == {"layers_only_one", "heads_gradient", "heads_pattern", "effect", "spectra"}
 
     prompts = ("--prompt", "w1 w2", "--prompt", "w3", "--max-new-tokens", 3)
     generating = ("generate", "--model", files["model"], "--edit", files["edit"], *prompts)
@@ -407,7 +409,7 @@ def test_every_command_takes_an_edit_of_any_method(method, files, run, load_tiny
     results = json.loads((files["folder"] / "why" / "results.json").read_text())
     assert results["edit"]["method"] == type(edit).__name__
     games = {"layers_shapley", "layers_leave_one_out", "layers_only_one"}
-    everything = set(NAMES) - {"directions_path", "heads_direct"}
+    everything = set(NAMES) - {"directions_path", "heads_direct"} - ON_REQUEST
     # The first tokens of these contrasts differ, so that direct contributions are there.
     assert set(results["contributions"]) - {"heads_direct"} == (games if method == "lora" else everything)
     assert ("heads_direct" in results["contributions"]) == (method != "lora")

@@ -99,7 +99,43 @@ def test_what_cannot_be_composed_is_refused(model, members):
     with pytest.raises(sl.InputError, match=r"need what sl\.composed makes, got SpectralEdit"):
         sl.interactions(model, members[0], contrasts(2), of="edits")
     mixed = sl.composed(members[0], members[2])
-    with pytest.raises(sl.InputError, match="act where each remembers to"):
+    with pytest.raises(sl.InputError, match="act where each remembers to: expected no positions"):
         sl.effect(model, mixed, contrasts(2), positions="prompt")
     with pytest.raises(sl.InputError, match="needs an edit of activations, got Composed"):
         sl.head_contributions(model, mixed, contrasts(2))
+
+
+def test_a_composed_edit_tells_what_its_members_have_seen(model, members):
+    seen = [sl.Contrast(one.neutral, " w1", " w2") for one in demonstrations()][:2]
+    with pytest.warns(sl.SeaLensWarning, match="of 2 contrasts ask questions that the edit was fitted from"):
+        sl.effect(model, sl.composed(*members[:2]), seen)
+
+
+def test_two_names_of_one_set_of_positions_make_one_edit(members):
+    first, second, _ = members
+    both = sl.composed(first.with_defaults(positions="answer"), second.with_defaults(positions="generated"))
+    assert isinstance(both, sl.ActivationEdit)
+
+
+def test_controls_of_composed_edits_are_composed_of_as_many(model, members):
+    first, second, added = members
+    whole, items = sl.composed(first, second), contrasts(3)
+    for other, got in ((sl.composed(first, first, second), "3 edits"), (first, "SpectralEdit")):
+        with pytest.raises(sl.InputError, match=f"composed of as many, got {got}"):
+            sl.interactions(model, whole, items, of="edits", control=[other])
+        with pytest.raises(sl.InputError, match=f"composed of as many, got {got}"):
+            sl.score_contributions(model, whole, ["w1 w2"], lambda p, t: [0.0] * len(t), of="edits", control=[other])
+    drawn = sl.composed(sl.randomised(first, seed=0), sl.randomised(second, seed=1))
+    assert sl.interactions(model, whole, items, of="edits", control=[drawn]).n_controls == 1
+    mixed = sl.composed(first, added)
+    assert sl.interactions(model, mixed, items, of="edits", control=[mixed]).n_controls == 1
+
+
+def test_what_overflows_between_members_stays_finite(members):
+    first, second, added = members
+    vast = added.with_defaults(strength=3e38, positions="all")
+    whole = sl.composed(vast, first, second)
+    assert isinstance(whole, sl.ActivationEdit)
+    x = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.isfinite(whole(x, 0)).all()
+    assert torch.equal(whole(x, 0, 0.0), x)

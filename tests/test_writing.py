@@ -3,7 +3,7 @@
 import warnings
 
 import pytest
-from tiny import fitted, sentence
+from tiny import demonstrations, fitted, sentence
 
 import sea_lens as sl
 
@@ -98,6 +98,8 @@ def test_scores_are_split_between_composed_edits(model, edit):
     [
         (lambda prompts, texts: [1.0], "expected a finite score for each of 8 continuations"),
         (lambda prompts, texts: [float("nan")] * 8, "expected a finite score for each of 8 continuations"),
+        (lambda prompts, texts: None, "expected a finite score for each of 8 continuations"),
+        (lambda prompts, texts: list(texts), "expected a finite score for each of 8 continuations"),
     ],
 )
 def test_scores_that_are_none_are_refused(score, message, model, edit):
@@ -105,3 +107,14 @@ def test_scores_that_are_none_are_refused(score, message, model, edit):
         sl.score_contributions(model, edit, PROMPTS, score, max_new_tokens=2)
     with pytest.raises(sl.InputError, match="at least one prompt"):
         sl.score_contributions(model, edit, [], score)
+
+
+def test_one_text_is_one_prompt_and_one_stop(model, edit):
+    found = sl.score_contributions(model, edit, PROMPTS[0], letters, max_new_tokens=3, stop=" w1")
+    assert list(found.after) == sl.generate(model, PROMPTS[:1], edit, max_new_tokens=3, stop=" w1")
+
+
+def test_what_acts_as_a_whole_has_no_layers_to_score(model):
+    examples = sl.in_context(model, demonstrations()[:3], shots=2)
+    with pytest.raises(sl.InputError, match="examples stand in front of the whole model"):
+        sl.score_contributions(model, examples, PROMPTS[:2], letters, max_new_tokens=2)

@@ -6,7 +6,9 @@ On a random Llama:
 - `path` for all layers and directions, against as many edited forward passes as it has nodes (it should take less than
   4 times as long);
 - exact patching of every head, against a plain loop of one head and one contrast at a time that makes both clean runs
-  anew each time (it should be at least 3 times faster, with equal numbers).
+  anew each time (it should be at least 3 times faster, with equal numbers);
+- `mediation`, all edited layers x heads x ways by one backward pass, against a forward and backward pass over the same
+  contrasts (it should take at most 8 times as long), and the exact values of its 20 strongest edges.
 
 Memory, in numbers of the model's precision: `path` 3 · layers · batch · positions · width beside what autograd keeps;
 patching 2 · layers · batch · positions · heads · d_head.
@@ -105,7 +107,7 @@ def plain_loop(model: object, edit: sl.SpectralEdit, contrasts: sl.Contrasts) ->
 
 
 def main() -> None:
-    """Measure and print the two ratios."""
+    """Measure and print the three ratios."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
@@ -150,6 +152,29 @@ def main() -> None:
     error, size = (found.item_values - expected).abs().max().item(), expected.abs().max().item()
     print(f"exact head patching: {loop / patching:.1f} times faster than a plain loop")
     print(f"    largest difference {error:.1e} of values up to {size:.1e} nats")
+
+    def forward_and_backward() -> None:
+        for batch in study.scorer.batches:
+            leaves: list[torch.Tensor] = []
+
+            def begin(x: torch.Tensor, leaves: list[torch.Tensor] = leaves) -> torch.Tensor:
+                leaves.append(x.detach().requires_grad_())
+                return leaves[-1]
+
+            with lens.hooks([(lens.point("resid_pre", 0), begin)]):
+                rows = study.scorer.batch_log_probs(batch)
+            torch.autograd.grad(rows.sum(), leaves)
+
+    def estimate() -> object:
+        return sl.mediation(model, edit, contrasts, exact=0, batch_size=batch_size)
+
+    both, all_edges = seconds(forward_and_backward, arguments.repeats), seconds(estimate, arguments.repeats)
+    start = time.perf_counter()
+    checked = sl.mediation(model, edit, contrasts, exact=20, batch_size=batch_size)
+    exact = time.perf_counter() - start - all_edges
+    print(f"mediation, {len(checked.edges)} edges: {all_edges / both:.2f} times a forward and a backward pass")
+    print(f"    its 20 strongest edges exactly: {exact / both:.0f} times, {exact:.1f} s")
+    print(f"    correlation of estimates and exact values: {checked.details['correlation']:.3f}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from ..contributions.directions import by_direction, check_control_ranks, descri
 from ..contributions.games import MAX_EXACT_PLAYERS
 from ..contributions.games import METHODS as GAME_METHODS
 from ..contributions.heads import METHODS as HEAD_METHODS
-from ..contributions.heads import patching_contributions
+from ..contributions.heads import PARTS, part_contributions, patching_contributions
 from ..contributions.integral import Splitter, outside_inference_mode, path_contributions
 from ..contributions.layers import METHODS as LAYER_METHODS
 from ..contributions.layers import by_layer, by_position, layer_games
@@ -52,10 +52,13 @@ TITLES = {"layers": "Layers", "positions": "Positions", "directions": "Direction
 def default_analyses(study: Study) -> list[str]:
     """Names of all analyses that the edit has, but for those that would be slow or refused.
 
+    Heads by pattern and by value are measured where they are asked for, since each takes a run for every head.
     Shapley values are left out where they are not exact, since sampling takes thousands of runs, and direct
     contributions where `first_tokens` refuses a contrast, as where target and foil begin with the same token.
     """
-    left_out = {"layers_shapley"} if len(study.layers) > MAX_EXACT_PLAYERS else set()
+    left_out = {f"heads_{method}" for method in PARTS}
+    if len(study.layers) > MAX_EXACT_PLAYERS:
+        left_out.add("layers_shapley")
     if not isinstance(study.edit, SpectralEdit):
         left_out.add("directions_path")
     if not isinstance(study.edit, ActivationEdit):
@@ -123,6 +126,8 @@ def run_analyses(
             kind, method = ANALYSES[NAMES.index(name)]
             if kind == "layers" and method in GAME_METHODS:
                 found[name] = layer_games(study, method, control=control)
+            elif kind == "heads" and method in PARTS:
+                found[name] = part_contributions(study, method, control)
             elif name == "heads_direct":
                 found[name] = direct_contributions(study, None, control)
             elif kind == "directions":

@@ -70,7 +70,8 @@ def head_contributions(
             - "sufficiency": effect on the unedited run of giving it the head's z of the edited run, in nats;
             - "necessity": what of the effect is lost when the edited run gets the head's z of the unedited run;
             - "pattern", "value": sufficiency of the head's z where its attention pattern alone, or what it moves alone,
-              is that of the edited run; what sufficiency has beyond their sum they do together;
+              is that of the edited run; what sufficiency has beyond their sum they do together, unless heads of that
+              layer are edited themselves (site `z`), which neither of the two is;
             - "gradient": first-order estimate of sufficiency, all heads from one backward pass;
             - for an edit at site `z`, "path", "shapley", "leave_one_out" and "only_one" as in `layer_contributions`,
               with a strength for each head; heads of layers that are not edited contribute 0.
@@ -118,7 +119,7 @@ def head_contributions(
     if method in PATCHING_METHODS:
         return patching_contributions(study, {method: control}, sample, seed)[method]
     if method in PARTS:
-        return measured_with(study, control, lambda one: [_of_part(one, method)])[0]
+        return part_contributions(study, method, control)
     if method == "path":
         return path_contributions(study, {by_head: control}, tolerance)[0]
 
@@ -136,12 +137,16 @@ def head_contributions(
     return measured_with(study, control, measure)[0]
 
 
-def _of_part(study: Study, method: str) -> HeadContributions:
+def part_contributions(study: Study, method: str, control: Sequence[Edit]) -> HeadContributions:
     """What each head does with the edited run's pattern, or its values, alone."""
     check_z(study)
-    items = patched_edges(study, [(ALL, *head, PARTS[method]) for head in all_heads(study.lens)])
-    by_layer = rearrange(items, "contrasts (layer head) -> contrasts layer head", head=study.lens.n_heads)
-    return HeadContributions(method, by_layer, study.effects)
+
+    def measure(one: Study) -> list[HeadContributions]:
+        items = patched_edges(one, [(ALL, *head, PARTS[method]) for head in all_heads(one.lens)])
+        by_layer = rearrange(items, "contrasts (layer head) -> contrasts layer head", head=one.lens.n_heads)
+        return [HeadContributions(method, by_layer, one.effects)]
+
+    return measured_with(study, control, measure)[0]
 
 
 def by_head(study: Study) -> Split:

@@ -85,6 +85,8 @@ def interactions(
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     control = checked_controls(control)
     drawn = {"permutations": as_integer(permutations, "permutations", least=1), "seed": as_integer(seed, "seed")}
+    if isinstance(of, str) and of == EDITS:
+        check_composed(as_edit(edit), control)
     by_nodes = of not in (LAYERS, EDITS) if isinstance(of, str) else True
     if by_nodes:
         edit = activation_edit(model, edit, "interactions of heads and MLPs")
@@ -122,12 +124,25 @@ def played(game: Game, method: str, drawn: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+def check_composed(edit: Edit, control: Sequence[Edit]) -> None:
+    """Refuse an edit that is not composed, and controls that are not composed of as many.
+
+    Raises:
+        InputError: naming what was given.
+    """
+    if not isinstance(edit, Several):
+        raise InputError(f"players 'edits' need what sl.composed makes, got {type(edit).__name__}")
+    for other in control:
+        if not isinstance(other, Several) or len(other.edits) != len(edit.edits):
+            got = f"{len(other.edits)} edits" if isinstance(other, Several) else type(other).__name__
+            raise InputError(f"a control of {len(edit.edits)} composed edits is composed of as many, got {got}")
+
+
 def _parts(study: Study, of: str) -> tuple[Any, ...]:
     """The parts of an edit that can be switched on one by one: its layers, or the edits that it is composed of."""
     if of == LAYERS:
         return study.layers
-    if not isinstance(study.edit, Several):
-        raise InputError(f"interactions of edits need what sl.composed makes, got {type(study.edit).__name__}")
+    assert isinstance(study.edit, Several)
     return tuple(range(len(study.edit.edits)))
 
 
@@ -142,8 +157,7 @@ def _game(study: Study, of: str) -> Game:
 
         return Game(study.layers, by_layer)
     whole = study.edit
-    if not isinstance(whole, Several):
-        raise InputError(f"a control of a composed edit is composed as well, got {type(whole).__name__}")
+    assert isinstance(whole, Several)
 
     def worths(sets: Sequence[Coalition], what: str) -> Worths:
         found = {}
@@ -160,12 +174,12 @@ def _nodes(study: Study, of: Any) -> tuple[Node, ...]:
     known = all_nodes(study.lens)
     if isinstance(of, str):
         raise InputError(f"unknown players {of!r}: expected {LAYERS!r}, {EDITS!r}, a layer, or a list of nodes")
-    if not isinstance(of, Sequence):
+    if not isinstance(of, Iterable):
         layer = as_integer(of, "of", least=0)
         if layer >= study.lens.n_layers:
             raise InputError(f"no layer {layer}: the model has {study.lens.n_layers}")
         return tuple(node for node in known if node[0] == layer and node[1] != MLP)
-    asked = list(dict.fromkeys(tuple(node) if isinstance(node, Sequence) else node for node in of))
+    asked = [tuple(node) if isinstance(node, Sequence) and not isinstance(node, str) else node for node in of]
     unknown = [node for node in asked if node not in known]
     if unknown:
         raise InputError(f"no such nodes: {unknown}; they are (layer, head) or (layer, {MLP!r}), such as {known[0]}")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.arguments import as_integer
+from .._support.arguments import as_integer, given
 from .._support.progress import tracked
 from ..edits.base import Edit, as_edit
 from ..edits.generation import generate
@@ -21,7 +21,7 @@ from ..measure.effects import checked_controls, control_places
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
 from .games import METHODS, Coalition, Game, Worths
-from .interacting import EDITS, LAYERS, played
+from .interacting import EDITS, LAYERS, check_composed, played
 from .interaction_results import Interactions
 from .study import with_control
 
@@ -32,7 +32,7 @@ Score: TypeAlias = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 def written(
     model: Any,
     edit: Edit,
-    prompts: Iterable[str],
+    prompts: str | Iterable[str],
     layers: LayerChoice | None = None,
     strength: Strength | None = None,
     combine: str | None = None,
@@ -76,7 +76,7 @@ def written(
         >>> len(contrasts) < 60, sl.effect(bed.model, edit, contrasts).effect > 0
         (True, True)
     """
-    texts = list(prompts)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
@@ -121,7 +121,7 @@ class ScoreContributions(Interactions):
 def score_contributions(
     model: Any,
     edit: Edit,
-    prompts: Iterable[str],
+    prompts: str | Iterable[str],
     score: Score,
     of: str = LAYERS,
     method: str = "shapley",
@@ -131,7 +131,7 @@ def score_contributions(
     positions: Positions | None = None,
     *,
     max_new_tokens: int = 16,
-    stop: Iterable[str] = (),
+    stop: str | Iterable[str] = (),
     batch_size: int = 16,
     prepend_bos: bool = True,
     permutations: int = 64,
@@ -168,14 +168,17 @@ def score_contributions(
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     if of not in (LAYERS, EDITS):
         raise InputError(f"unknown players {of!r}: expected {LAYERS!r} or {EDITS!r}")
-    texts, ends = list(prompts), list(stop)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise InputError("expected at least one prompt")
     drawn = {"permutations": as_integer(permutations, "permutations", least=1), "seed": as_integer(seed, "seed")}
-    places = as_edit(edit).check(model, layers, strength, combine, positions)
+    edit, control = as_edit(edit), checked_controls(control)
+    if of == EDITS:
+        check_composed(edit, control)
+    places = edit.check(model, layers, strength, combine, positions)
 
     def scored(one: Edit | None, where: Where | None) -> tuple[list[str], Float[Tensor, " prompts"]]:
-        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": ends, "batch_size": batch_size}
+        options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop, "batch_size": batch_size}
         if one is None or where is None:
             found = generate(model, texts, prepend_bos=prepend_bos, **options)
         else:
@@ -186,7 +189,14 @@ def score_contributions(
     before, unedited = scored(None, None)
 
     def measure(one: Edit, where: Where) -> ScoreContributions:
-        players: tuple[Any, ...] = where.layers if of == LAYERS else _members(one)
+        players: tuple[Any, ...] = where.layers
+        if of == EDITS:
+            assert isinstance(one, Several)
+            players = tuple(range(len(one.edits)))
+        elif len(players) > 1:
+            # A method that acts on the whole model or not at all has no layers that could play alone.
+            alone = where.with_strengths({players[0]: where.strengths[players[0]]})
+            one.check_strengths(model, alone, scoring=False)
         if len(players) < 2:
             raise InputError(f"score_contributions needs at least two players, got {list(players)}")
         written_by: dict[Coalition, list[str]] = {frozenset(): before}
@@ -213,22 +223,16 @@ def score_contributions(
             **played(game, method, drawn),
         )
 
-    result = measure(as_edit(edit), places)
-    others = []
-    for other in checked_controls(control):
-        where = other.check(model, **control_places(other, places, combine))
-        others.append(measure(other, where))
-    return with_control(result, others)
-
-
-def _members(edit: Edit) -> tuple[int, ...]:
-    if not isinstance(edit, Several):
-        raise InputError(f"players 'edits' need what sl.composed makes, got {type(edit).__name__}")
-    return tuple(range(len(edit.edits)))
+    # All are checked before the first of them writes.
+    all_places = [(other, other.check(model, **control_places(other, places, combine))) for other in control]
+    return with_control(measure(edit, places), [measure(other, where) for other, where in all_places])
 
 
 def _checked(scores: Any, n: int) -> Float[Tensor, " prompts"]:
-    found = [float(one) for one in scores]
+    try:
+        found = [float(one) for one in scores]
+    except (TypeError, ValueError):
+        found = []
     if len(found) != n or not all(map(math.isfinite, found)):
-        raise InputError(f"expected a finite score for each of {n} continuations, got {found[:5]} ({len(found)})")
+        raise InputError(f"expected a finite score for each of {n} continuations, got {given(scores)}")
     return torch.tensor(found, dtype=torch.float64)

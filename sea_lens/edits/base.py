@@ -42,11 +42,13 @@ class Edit(ABC):
         combines: the values that `combine` may take, the default first.
         site: where it acts: one of `SITES`, "logits", "tokens" or "weights".
         defaults: how it is applied where a call does not say (`with_defaults`).
+        own_positions: whether its parts act at positions of their own, so that a call can choose none.
     """
 
     combines: ClassVar[tuple[str, ...]]
     site: str
     defaults: Defaults = Defaults()
+    own_positions: ClassVar[bool] = False
 
     @property
     @abstractmethod

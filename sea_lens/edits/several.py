@@ -1,18 +1,19 @@
 """Several edits in a stated order as one edit (docs/method.md 3.8)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from .._support.saturation import saturate
 from ..errors import InputError
 from ..models.language_model import LanguageModel
 from ..models.standing import Change
 from ..models.token_positions import Positions
 from .activation import ActivationEdit, Arithmetic
 from .base import Edit, as_edit
-from .where import Defaults, Where
+from .where import Defaults, LayerChoice, Strength, Where
 
 COMPOSED = "composed"
 Kind = TypeVar("Kind", bound="Several")
@@ -46,6 +47,12 @@ class Several:
         """Number of layers of the model that they are for, None where unknown."""
         return next((edit.n_layers for edit in self.edits if edit.n_layers is not None), None)
 
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """What all of them were fitted from and chosen on."""
+        own = [getattr(edit, "provenance", {}) for edit in self.edits]
+        return {name: [entry for one in own for entry in one.get(name, [])] for name in ("demonstrations", "chosen_on")}
+
     def only(self: Kind, members: Iterable[int]) -> Kind:
         """The same with these of the edits alone, by their places, in the same order."""
         chosen = set(members)
@@ -70,11 +77,19 @@ class Composed(Several, Edit):  # type: ignore[misc]
         for edit in self.edits:
             edit.check_strengths(model, _share(edit, where), scoring=scoring)
 
-    def choose_positions(self, positions: Positions) -> Positions:
-        """Each edit has its own; raises InputError where others are asked for."""
-        if positions != "all":
-            raise InputError("composed edits act where each remembers to: expected positions None or 'all'")
-        return positions
+    own_positions: ClassVar[bool] = True
+
+    def settled(
+        self,
+        layers: LayerChoice | None = None,
+        strength: Strength | None = None,
+        combine: str | None = None,
+        positions: Positions | None = None,
+    ) -> dict[str, Any]:
+        """As in `Edit`; raises InputError where positions are asked for, since each edit has its own."""
+        if positions is not None:
+            raise InputError("composed edits act where each remembers to: expected no positions")
+        return super().settled(layers, strength, combine)
 
     def changes(self, model: Any, where: Where) -> Sequence[Change]:
         """What all of them change; each one's own strength is multiplied by that of the layer."""
@@ -111,10 +126,12 @@ class ComposedActivations(Several, ActivationEdit):  # type: ignore[misc]
         def edited(x: Tensor, strength: float | Tensor) -> Tensor:
             whole = x
             for step, alpha in steps:
-                whole = step(whole, alpha)
+                # As behind each of them where they are installed in turn.
+                whole = saturate(step(whole, alpha))
             if isinstance(strength, Tensor):
                 strength = strength.to(x)[..., None]
-            return x + strength * (whole - x)
+            # Not by the difference, which may overflow where both are finite.
+            return (1 - strength) * x + strength * whole
 
         return edited
 
@@ -133,6 +150,9 @@ def composed(*edits: Edit) -> Composed | ComposedActivations:
         analysis takes; its strength α goes from the unedited activation to what all of them make of it. Of others α
         multiplies each one's own strength. `sl.interactions(…, of="edits")` splits the joint effect between them.
 
+    A composed edit is not saved: its members are. Its controls are composed of controls of the members, such as
+    `sl.permuted` or `sl.randomised` ones.
+
     Raises:
         InputError: fewer than two, or something that is no edit.
 
@@ -145,7 +165,9 @@ def composed(*edits: Edit) -> Composed | ComposedActivations:
     given = tuple(as_edit(edit) for edit in edits)
     if len(given) < 2:
         raise InputError(f"composed takes two edits or more, got {len(given)}")
-    places = {(edit.site, edit.where().positions) for edit in given}
+    # "answer" and "generated" are one set.
+    acting = [edit.where().positions for edit in given]
+    places = {(edit.site, "generated" if at == "answer" else at) for edit, at in zip(given, acting, strict=True)}
     if len(places) == 1 and all(isinstance(edit, ActivationEdit) for edit in given):
         shapes = {edit.shape for edit in given if isinstance(edit, ActivationEdit)}
         if len(shapes) > 1:

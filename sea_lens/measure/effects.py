@@ -192,7 +192,8 @@ def control_places(control: Edit, where: Where, combine: str | None) -> dict[str
     """
     if combine is None and where.combine in control.combines:
         combine = where.combine
-    return {"layers": where.layers, "strength": where.strengths, "combine": combine, "positions": where.positions}
+    positions = None if control.own_positions else where.positions
+    return {"layers": where.layers, "strength": where.strengths, "combine": combine, "positions": positions}
 
 
 def effect_p_value(effect: float, controls: Float[Tensor, " draws"]) -> float:

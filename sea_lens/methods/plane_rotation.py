@@ -190,9 +190,14 @@ def angular_steering(
 
 
 def _component(directions: Float[Tensor, "layers d"]) -> Float[Tensor, " d"]:
-    """First principal component of unit directions, pointing to where that of the last layer lies."""
+    """First principal component of unit directions, pointing to where that of the last layer lies.
+
+    Zero where they differ by rounding alone: what a decomposition finds of nothing has no direction.
+    """
     deviations = directions - directions.mean(0)
-    _, _, right = torch.linalg.svd(deviations, full_matrices=False)
+    _, sizes, right = torch.linalg.svd(deviations, full_matrices=False)
+    if not sizes[0] > _APART:
+        return torch.zeros_like(right[0])
     return right[0] if deviations[-1] @ right[0] >= 0 else -right[0]
 
 

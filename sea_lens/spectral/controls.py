@@ -10,7 +10,7 @@ import torch
 
 from .._support.arguments import as_integer
 from .._support.progress import tracked
-from ..errors import SeaLensWarning
+from ..errors import InputError, SeaLensWarning
 from ..models.reading import Reading
 from ..texts.demonstrations import Demonstrations
 from ..texts.items import Demonstration
@@ -30,12 +30,17 @@ def randomised(edit: SpectralEdit, seed: int) -> SpectralEdit:
         edit: any spectral edit.
         seed: of the draw; the same seed gives the same subspaces.
 
+    Raises:
+        InputError: it is no spectral edit.
+
     Example:
         >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
         >>> control = sl.randomised(edit, seed=0)
         >>> control.ranks == edit.ranks
         True
     """
+    if not isinstance(edit, SpectralEdit):
+        raise InputError(f"randomised needs a spectral edit, whose subspaces it draws, got {type(edit).__name__}")
     generator = torch.Generator().manual_seed(as_integer(seed, "seed"))
     drawn = {layer: random_subspaces(edit.subspaces[layer], generator) for layer in edit.layers}
     return with_subspaces(edit, drawn, f"random subspaces, seed {seed}")
