@@ -95,6 +95,11 @@ def test_what_has_no_direction_is_refused():
             fit(statistics(), layer=7)
         with pytest.raises(sl.InputError, match="no direction in common"):
             fit(statistics("z"), layer=1)
+    # Layers whose directions are one but for rounding have no principal component.
+    alike = [random(9, 1, 1, WIDTH, seed=i).repeat(1, LAYERS, 1, 1) for i in range(3)]
+    alike[2] = alike[2] * (1 + 1e-14 * random(9, LAYERS, 1, 1, seed=4))
+    with pytest.raises(sl.ActivationError, match="no second axis of the plane apart from the first"):
+        sl.angular_steering(statistics(texts=alike))
     with pytest.raises(sl.InputError, match="unknown plane 'pca'"):
         sl.angular_steering(statistics(), plane="pca")
     with pytest.raises(sl.InputError, match="expected plane='means'"):
