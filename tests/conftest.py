@@ -1,5 +1,6 @@
 """Shared fixtures: tiny random models of every family, and the files beside the project."""
 
+import functools
 import os
 import sys
 import warnings
@@ -121,3 +122,11 @@ def _nothing_stays_in_a_model(loaded_models):
     for model in loaded_models.values():
         if sl.installed(model):
             sl.remove_all(model)
+
+
+@pytest.fixture(scope="module")
+def build():
+    """build(name, backend) is a planted circuit, made once for a module."""
+    from sea_lens.testbed.planted import planted
+
+    return functools.cache(planted)

@@ -9,18 +9,6 @@ pytestmark = pytest.mark.model
 LEAST = 0.01
 
 
-@pytest.fixture(scope="module")
-def build():
-    built = {}
-
-    def build(name, backend):
-        if (name, backend) not in built:
-            built[name, backend] = planted(name, backend)
-        return built[name, backend]
-
-    return build
-
-
 def assert_found(result, shares):
     """The planted parts have their shares of the effect, to within 1 %, and all others at most 1 % of it."""
     assert abs(result.effect) > 0.3

@@ -7,23 +7,10 @@ import torch
 
 import sea_lens as sl
 from sea_lens.testbed.circuits import CIRCUITS, INTERACTING, N_HEADS, N_LAYERS
-from sea_lens.testbed.planted import planted
 
 pytestmark = pytest.mark.model
 LEAST = 0.01
 ALONG_ONE_WAY = [name for name, circuit in INTERACTING.items() if circuit.edges]
-
-
-@pytest.fixture(scope="module")
-def build():
-    built = {}
-
-    def build(name, backend):
-        if (name, backend) not in built:
-            built[name, backend] = planted(name, backend)
-        return built[name, backend]
-
-    return build
 
 
 def assert_first(result, wanted):

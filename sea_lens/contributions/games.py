@@ -15,13 +15,15 @@ everybody else, or the average of the Shapley interaction index (Grabisch & Roub
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..edits.base import Edit
+from ..edits.where import Where
 from .study import Study
 
 METHODS = ("shapley", "leave_one_out", "only_one")
@@ -38,11 +40,12 @@ class Game:
 
     Attributes:
         players: each once.
-        worths: measures some coalitions, each of which is asked for once, and says on the way what for.
+        worths: measures some coalitions, and says on the way what for; each is asked for once (`measured`).
     """
 
     players: tuple[Hashable, ...]
     worths: Callable[[Sequence[Coalition], str], Worths]
+    _known: dict[Coalition, Float[Tensor, " contrasts"]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, study: Study, heads: Sequence[int | None] = (None,)) -> "Game":
@@ -52,9 +55,7 @@ class Game:
             InputError: the method acts on the whole model or not at all, so that no part of it can play alone.
         """
         players = tuple((layer, head) for layer in study.layers for head in heads)
-        if len(study.layers) > 1:
-            alone = study.where.with_strengths({study.layers[0]: study.where.strengths[study.layers[0]]})
-            study.edit.check_strengths(study.model, alone, scoring=True)
+        check_parts(study.edit, study.model, study.where, scoring=True)
         return cls(players, study.with_each)
 
     @property
@@ -69,9 +70,9 @@ class Game:
         if method == "shapley" and len(self.players) > MAX_EXACT_PLAYERS:
             return self._sampled(permutations, seed)
         bases = {player: self._bases(method, (player,)) for player in self.players}
-        v = self._measured(method, (b | some for p, of in bases.items() for b, _ in of for some in (frozenset(), {p})))
+        v = self.measured(method, (b | some for p, of in bases.items() for b, _ in of for some in (frozenset(), {p})))
         items = [torch.stack([w * (v[b | {p}] - v[b]) for b, w in of]).sum(0) for p, of in bases.items()]
-        exact = {"exact": True, "evaluations": len(v)} if method == "shapley" else {}
+        exact = {"exact": True, "evaluations": 2 ** len(self.players)} if method == "shapley" else {}
         return torch.stack(items, 1), exact
 
     def interactions(
@@ -82,7 +83,7 @@ class Game:
             return self._sampled_interactions(permutations, seed)
         bases = {pair: self._bases(method, pair) for pair in self.pairs}
         wanted = (b | some for pair, of in bases.items() for b, _ in of for some in _within(pair))
-        v = self._measured(method, wanted)
+        v = self.measured(method, wanted)
         items = [torch.stack([w * _second_difference(v, b, *pair) for b, w in of]).sum(0) for pair, of in bases.items()]
         return torch.stack(items, 1), {}
 
@@ -91,8 +92,17 @@ class Game:
         """All pairs of players, in the order of the players."""
         return list(itertools.combinations(self.players, 2))
 
-    def _measured(self, method: str, coalitions: Iterable[Coalition]) -> Worths:
-        return self.worths(list(dict.fromkeys(map(frozenset, coalitions))), method.replace("_", " "))
+    def measured(self, method: str, coalitions: Iterable[Coalition]) -> Worths:
+        """The worth of these coalitions, and of all that were measured before."""
+        unknown = [one for one in dict.fromkeys(map(frozenset, coalitions)) if one not in self._known]
+        if unknown:
+            self._known.update(self.worths(unknown, method.replace("_", " ")))
+        return self._known
+
+    def joint(self, method: str) -> Float[Tensor, " contrasts"]:
+        """What all players do together."""
+        v = self.measured(method, [frozenset(), self.everybody])
+        return v[self.everybody] - v[frozenset()]
 
     def _bases(self, method: str, joining: tuple[Any, ...]) -> list[tuple[Coalition, float]]:
         """The sets that some players join, with the weight of each; exact."""
@@ -112,9 +122,7 @@ class Game:
         n = len(self.players)
         generator = torch.Generator().manual_seed(seed)
         orders = [torch.randperm(n, generator=generator).tolist() for _ in range(permutations)]
-        v = self._measured(
-            "shapley", (c for order in orders for one in (order, order[::-1]) for c in self._joined(one))
-        )
+        v = self.measured("shapley", (c for order in orders for one in (order, order[::-1]) for c in self._joined(one)))
         # An order and its reverse are averaged into one sample: their errors tend to cancel.
         samples = [(self._gains(v, order) + self._gains(v, order[::-1])) / 2 for order in orders]
         error = _error([sample.mean(0) for sample in samples])
@@ -153,7 +161,7 @@ class Game:
             ]
             for of in drawn
         ]
-        v = self._measured("shapley", (base | some for one in met for base, pair in one for some in _within(pair)))
+        v = self.measured("shapley", (base | some for one in met for base, pair in one for some in _within(pair)))
         found = []
         for one in met:
             of_pairs: dict[Coalition, list[Tensor]] = {frozenset(pair): [] for pair in self.pairs}
@@ -162,6 +170,17 @@ class Game:
             found.append(torch.stack([torch.stack(some).mean(0) for some in of_pairs.values()], 1))
         error = _error([one.mean(0) for one in found])
         return torch.stack(found).mean(0), {"exact": False, "rounds": rounds, "sampling_errors": error.tolist()}
+
+
+def check_parts(edit: Edit, model: Any, where: Where, *, scoring: bool) -> None:
+    """Refuse an edit that acts on all of its layers or on none, and so has no layers that could play alone.
+
+    Raises:
+        InputError: as the edit says it.
+    """
+    if len(where.layers) > 1:
+        first = where.layers[0]
+        edit.check_strengths(model, where.with_strengths({first: where.strengths[first]}), scoring=scoring)
 
 
 def _within(pair: Iterable[Any]) -> list[Coalition]:

@@ -85,9 +85,9 @@ def interactions(
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     control = checked_controls(control)
     drawn = {"permutations": as_integer(permutations, "permutations", least=1), "seed": as_integer(seed, "seed")}
+    by_nodes = not (isinstance(of, str) and of in (LAYERS, EDITS))
     if isinstance(of, str) and of == EDITS:
         check_composed(as_edit(edit), control)
-    by_nodes = of not in (LAYERS, EDITS) if isinstance(of, str) else True
     if by_nodes:
         edit = activation_edit(model, edit, "interactions of heads and MLPs")
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
@@ -101,10 +101,7 @@ def interactions(
 
     def measure(one: Study) -> list[Interactions]:
         game = _game(one, str(of)) if nodes is None else Game(players, exchanging(nodes, one))
-        nobody, everybody = frozenset[Any](), game.everybody
-        ends = game.worths([nobody, everybody], method)
-        joint = ends[everybody] - ends[nobody]
-        return [Interactions(item_effects=one.effects, item_joint=joint, **played(game, method, drawn))]
+        return [Interactions(item_effects=one.effects, item_joint=game.joint(method), **played(game, method, drawn))]
 
     return measured_with(study, control, measure)[0]
 

@@ -4,6 +4,7 @@ Clean runs are made once for a batch of contrasts, and every set is measured in 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -42,23 +43,15 @@ def check_whole(nodes: Nodes) -> None:
 
 def measured_nodes(nodes: Nodes, study: Study, method: str) -> Float[Tensor, "contrasts nodes"]:
     """What every node does by itself under an edit, by one of the methods of heads."""
-    items = torch.zeros(nodes.study.scorer.n // 2, len(nodes.nodes), dtype=torch.float64)
-    hooks = nodes.edit_hooks(study)
-    batches = mine(nodes.study.scorer.batches)
-    singles = [(node,) for node in nodes.nodes]
+    under = replace(nodes, study=study)
+    if method != "gradient":
+        return torch.stack(list(jointly(under, [{node} for node in nodes.nodes], method, method).values()), 1)
+    items = torch.zeros(study.scorer.n // 2, len(nodes.nodes), dtype=torch.float64)
+    hooks, batches = nodes.edit_hooks(study), mine(study.scorer.batches)
 
     def filled() -> list[Tensor]:
         for batch in tracked(batches, method, len(batches), show=nodes.study.progress):
-            edited = nodes.run(batch, hooks)
-            if method == "gradient":
-                items.index_add_(0, batch.items, nodes.first_order(batch, edited))
-                continue
-            unedited = nodes.run(batch, ())
-            for start, values in _some(nodes, batch, singles, *_ends(method, hooks, unedited, edited)):
-                clean = unedited.values if method == "sufficiency" else edited.values
-                change = (values - clean) if method == "sufficiency" else (clean - values)
-                for place, row in enumerate(change, start):
-                    items[:, place].index_add_(0, batch.items, row)
+            items.index_add_(0, batch.items, under.first_order(batch, under.run(batch, hooks)))
         return [items]
 
     summed(filled)

@@ -1,5 +1,6 @@
 """What an edit does to the text that the model writes, and which of its parts do it (docs/method.md 7.7)."""
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,7 @@ from ..errors import DemonstrationError, InputError, SeaLensWarning
 from ..measure.effects import checked_controls, control_places
 from ..texts.demonstrations import Contrasts
 from ..texts.items import Contrast
-from .games import METHODS, Coalition, Game, Worths
+from .games import METHODS, Coalition, Game, Worths, check_parts
 from .interacting import EDITS, LAYERS, check_composed, played
 from .interaction_results import Interactions
 from .study import with_control
@@ -179,11 +180,8 @@ def score_contributions(
 
     def scored(one: Edit | None, where: Where | None) -> tuple[list[str], Float[Tensor, " prompts"]]:
         options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop, "batch_size": batch_size}
-        if one is None or where is None:
+        with contextlib.nullcontext() if one is None or where is None else one.put(model, where):
             found = generate(model, texts, prepend_bos=prepend_bos, **options)
-        else:
-            with one.put(model, where):
-                found = generate(model, texts, prepend_bos=prepend_bos, **options)
         return found, _checked(score(texts, found), len(texts))
 
     before, unedited = scored(None, None)
@@ -193,18 +191,15 @@ def score_contributions(
         if of == EDITS:
             assert isinstance(one, Several)
             players = tuple(range(len(one.edits)))
-        elif len(players) > 1:
-            # A method that acts on the whole model or not at all has no layers that could play alone.
-            alone = where.with_strengths({players[0]: where.strengths[players[0]]})
-            one.check_strengths(model, alone, scoring=False)
+        else:
+            check_parts(one, model, where, scoring=False)
         if len(players) < 2:
             raise InputError(f"score_contributions needs at least two players, got {list(players)}")
-        written_by: dict[Coalition, list[str]] = {frozenset(): before}
-        worth: dict[Coalition, Tensor] = {frozenset(): unedited}
+        written_by: dict[Coalition, list[str]] = {}
 
         def worths(sets: Sequence[Coalition], what: str) -> Worths:
-            wanted = [some for some in sets if some not in worth]
-            for some in tracked(wanted, what, len(wanted), show=progress):
+            worth: dict[Coalition, Tensor] = {}
+            for some in tracked(sets, what, len(sets), show=progress):
                 if of == LAYERS:
                     alone, at = one, where.with_strengths({k: s for k, s in where.strengths.items() if k in some})
                 else:
@@ -213,11 +208,11 @@ def score_contributions(
                 written_by[some], worth[some] = scored(alone, at)
             return worth
 
-        game = Game(players, worths)
-        everybody = game.worths([game.everybody], method)[game.everybody]
+        game = Game(players, worths, {frozenset(): unedited})
+        effects = game.joint(method)
         return ScoreContributions(
-            item_effects=everybody - unedited,
-            item_joint=everybody - unedited,
+            item_effects=effects,
+            item_joint=effects,
             before=tuple(before),
             after=tuple(written_by[game.everybody]),
             **played(game, method, drawn),
