@@ -34,6 +34,11 @@ from .contributions.results import (
     PositionContributions,
 )
 from .contributions.stability_results import Stability
+from .contributions.streaming import stream_contributions
+from .contributions.token_by_token import token_contributions
+from .contributions.token_results import TokenContributions
+from .contributions.truncating import truncation
+from .contributions.truncation_results import Truncation
 from .contributions.writing import ScoreContributions, score_contributions, written
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
@@ -149,6 +154,8 @@ __all__ = [
     "Stability",
     "Step",
     "Task",
+    "TokenContributions",
+    "Truncation",
     "Tuning",
     "UnsupportedModelError",
     "angular_steering",
@@ -193,8 +200,11 @@ __all__ = [
     "save_as",
     "score_contributions",
     "stability",
+    "stream_contributions",
     "strength_at_kl",
     "testbed",
+    "token_contributions",
+    "truncation",
     "tune",
     "written",
 ]

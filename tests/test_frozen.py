@@ -61,7 +61,23 @@ def held_in_plain(plain, ids, edit, held):
         mlps = [plain.mlp(at) for at in range(N_LAYERS)]
         _, saved = plain.run(ids, saved=[(i, module, "out") for i, module in enumerate(mlps)])
         hooks += [(module, fixed(saved[i])) for i, module in enumerate(mlps)]
+    if held == "block_norms":
+        norms = [norm for at in range(N_LAYERS) for norm in (plain.norm(at), plain.mlp_input(at))]
+        _, saved = plain.run(ids, saved=[(i, module, "in") for i, module in enumerate(norms)])
+        hooks += [(module, by_old_scale(module, saved[i])) for i, module in enumerate(norms)]
     return plain.run(ids, [*hooks, *edits])[0]
+
+
+def by_old_scale(norm, old):
+    """A hook that lets a norm divide by what it divided another input by."""
+    centre = lambda x: x - x.mean(-1, keepdim=True) if isinstance(norm, torch.nn.LayerNorm) else x  # noqa: E731
+    epsilon = norm.eps if isinstance(norm, torch.nn.LayerNorm) else norm.variance_epsilon
+    scale = (centre(old).square().mean(-1, keepdim=True) + epsilon).sqrt()
+
+    def hook(_, given, __):
+        return centre(given[0]) / scale * norm.weight + (0 if getattr(norm, "bias", None) is None else norm.bias)
+
+    return hook
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -103,12 +103,55 @@ def test_planted_circuits_are_recovered_with_as_many_nodes_as_they_have(name, ne
     assert lost[needed] == pytest.approx(1, abs=0.01)
 
 
+def test_beside_the_edit_nodes_keep_what_is_lost_without_the_others(model):
+    edit, items = fitted(model), contrasts(3)
+    found = sl.recovery(model, edit, items, direct=True, draws=0)
+    effect = sl.effect(model, edit, items)
+    others = found.nodes[4:]
+    held = exchanged_by_hand(model, items, edit, "unedited", others, edited=True)
+    torch.testing.assert_close(found.item_values[:, 4], held - effect.before_items, rtol=1e-4, atol=2e-5)
+    # All nodes and the edit are the whole of it; none are what frozen heads and MLPs leave.
+    torch.testing.assert_close(found.item_values[:, -1], effect.items, rtol=1e-4, atol=2e-5)
+    left = sl.frozen(model, edit, items)
+    assert found.values[0].item() == pytest.approx(
+        left.left[left.held.index("attention_and_mlps")].item(), rel=1e-4, abs=2e-5
+    )
+    assert "the edit itself and" in str(found)
+
+
+def test_a_greedy_order_finds_a_pair_of_which_each_alone_does_nothing(build, backend):
+    case = build("both_heads", backend)
+    found = sl.recovery(case.model, case.edit, case.contrasts, "greedy", draws=5)
+    # The first of them adds nothing by itself, so that it is not told from others that add nothing either.
+    assert found.fewest(0.99) <= 3
+    assert found.auc >= found.random_aucs.max()
+
+
+def test_a_greedy_order_is_no_worse_than_single_ranks_where_it_was_chosen(model):
+    edit, items = fitted(model), contrasts(6)
+    greedy, single = (sl.recovery(model, edit, items, heads, draws=0) for heads in ("greedy", "sufficiency"))
+    assert sorted(map(str, greedy.nodes)) == sorted(map(str, single.nodes))
+    sign = 1 if greedy.effect >= 0 else -1
+    assert sign * greedy.values[1] >= sign * single.values[1] - 1e-9
+    gains = [sign * greedy.values[k].item() for k in (1, 2)]
+    assert (
+        gains[1]
+        >= max(
+            sign * sl.interactions(model, edit, items, of=[greedy.nodes[0], other], method="only_one").joint
+            for other in greedy.nodes[1:]
+        )
+        - 1e-5
+    )
+
+
 def test_an_edit_that_acts_on_the_logits_alone_is_carried_by_no_node(backend):
     case = planted("direct", backend)
     found = sl.recovery(case.model, case.edit, case.contrasts, draws=0)
     assert found.fewest(0.05) is None
     assert abs(found.ceiling) < 0.01
     assert "no number of 15 nodes keeps 0.8 of it" in str(found)
+    beside = sl.recovery(case.model, case.edit, case.contrasts, direct=True, draws=0)
+    assert beside.fewest(0.99) == 0
 
 
 def test_nodes_are_ranked_on_one_half_and_measured_on_the_other(model):
@@ -145,7 +188,7 @@ def test_a_recovery_is_a_table_and_a_figure(model):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": "direct"}, "unknown heads 'direct': expected one of sufficiency, necessity, gradient"),
+        ({"heads": "direct"}, "unknown heads 'direct': expected one of sufficiency, necessity, gradient, greedy"),
         ({"sizes": [16]}, "sizes up to 16: the model has 15 nodes"),
         ({"draws": -1}, "draws"),
     ],

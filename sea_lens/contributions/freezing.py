@@ -58,8 +58,8 @@ def frozen(
         progress: show a progress bar.
 
     Returns:
-        Values in nats for attention patterns, values, attention, MLPs, attention and MLPs, and the final norm's scale.
-        MLPs are left out in a model without any, and the final norm in one without it.
+        Values in nats for attention patterns, values, attention, MLPs, attention and MLPs, and the scales of the norms
+        inside blocks and of the final norm. MLPs are left out in a model without any, and norms in one without them.
 
     Raises:
         InputError: an edit that is not of activations.
@@ -70,7 +70,7 @@ def frozen(
         >>> edit = sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
         >>> found = sl.frozen(bed.model, edit, bed.contrasts["dev"][:20])
         >>> found.held
-        ('patterns', 'values', 'attention', 'mlps', 'attention_and_mlps', 'final_norm')
+        ('patterns', 'values', 'attention', 'mlps', 'attention_and_mlps', 'block_norms', 'final_norm')
     """
     edit, control = activation_edit(model, edit, "frozen"), checked_controls(control)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
@@ -89,6 +89,8 @@ def _parts(lens: Lens) -> dict[str, list[str]]:
         if name == "final_norm":
             point = lens.norm_scale(FINAL_NORM)
             points = [point] if lens.has_final_norm and point in lens.points else []
+        elif name == "block_norms":
+            points = [point for layer in range(lens.n_layers) for point in lens.block_norm_scales(layer)]
         else:
             layers = range(lens.n_layers)
             points = [lens.point(kind, at) for kind in _HELD[name] for at in layers if lens.has_site(kind, at)]
@@ -104,7 +106,11 @@ def _lost(study: Study, held: dict[str, list[str]]) -> Float[Tensor, "contrasts 
     wanted = sorted({point for points in held.values() for point in points})
 
     def run(batch: ScoringBatch, hooks: list[tuple[str, HookFunction]]) -> Float[Tensor, " batch"]:
-        with torch.no_grad(), warnings.catch_warnings(), study.lens.hooks(hooks):
+        # A HookedTransformer calls the norm in front of attention once for each of queries, keys and values.
+        norms = [pair for pair in hooks if pair[0].endswith("hook_scale")]
+        others = [pair for pair in hooks if not pair[0].endswith("hook_scale")]
+        held = study.lens.hooks(norms, proven=False)
+        with torch.no_grad(), warnings.catch_warnings(), study.lens.hooks(others), held:
             # That a norm is put together again from its hooked scale, in place of Hugging Face's own, is meant.
             warnings.filterwarnings("ignore", message="A forward hook edited hook_scale")
             return by_row(batch, study.scorer.batch_log_probs(batch))

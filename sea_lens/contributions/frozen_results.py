@@ -18,6 +18,7 @@ FREEZES = {
     "attention": "what heads write",
     "mlps": "what MLPs write",
     "attention_and_mlps": "what heads and MLPs write",
+    "block_norms": "the scales of the blocks' norms",
     "final_norm": "the final norm's scale",
 }
 
@@ -29,7 +30,8 @@ class Frozen(Contributions):
     Attributes:
         held: one label for each entry of `values`: "patterns" (every head's attention pattern), "values" (every head's
             values), "attention" (what every head writes), "mlps", "attention_and_mlps" (what is left then goes from
-            the edits to the logits directly), "final_norm" (the scale that the final norm divides by).
+            the edits to the logits directly), "block_norms" (what the norms inside the blocks divide by), "final_norm"
+            (what the final norm divides by).
         Others as in `Contributions`; the method is "frozen". Values need not sum to the effect: ways overlap.
     """
 

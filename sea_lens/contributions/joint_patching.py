@@ -21,6 +21,8 @@ from .study import Study
 # Relative error up to which all nodes and the edit together must give the edited run.
 TOLERANCE = 1e-3
 KEPT, LOST = "sufficiency", "necessity"
+# Kept beside the edit itself: the edited run with everything but the nodes held as it was.
+WITH_EDIT = "with_edit"
 
 
 def check_whole(nodes: Nodes) -> None:
@@ -61,7 +63,10 @@ def measured_nodes(nodes: Nodes, study: Study, method: str) -> Float[Tensor, "co
 def jointly(
     nodes: Nodes, sets: Iterable[Iterable[Node]], way: str, what: str = "joint patching"
 ) -> dict[frozenset[Node], Float[Tensor, " contrasts"]]:
-    """What of the effect each set keeps with its edited values alone (`KEPT`), or is lost without them (`LOST`)."""
+    """What of the effect each set keeps with its edited values alone (`KEPT`), or with the edit as well (`WITH_EDIT`).
+
+    Or what is lost without its edited values (`LOST`).
+    """
     study = nodes.study
     unlike = list(dict.fromkeys(frozenset(one) for one in sets))
     hooks = nodes.edit_hooks(study)
@@ -71,8 +76,9 @@ def jointly(
     def filled() -> list[Tensor]:
         for batch in tracked(batches, what, len(batches), show=study.progress):
             unedited, edited = nodes.run(batch, ()), nodes.run(batch, hooks)
-            clean, sign = (unedited.values, 1.0) if way == KEPT else (edited.values, -1.0)
-            listed = [tuple(one) for one in unlike]
+            clean, sign = (edited.values, -1.0) if way == LOST else (unedited.values, 1.0)
+            everybody = frozenset(nodes.nodes)
+            listed = [tuple(everybody - one if way == WITH_EDIT else one) for one in unlike]
             for start, values in _some(nodes, batch, listed, *_ends(way, hooks, unedited, edited)):
                 for place, row in enumerate(sign * (values - clean), start):
                     items[:, place].index_add_(0, batch.items, row)

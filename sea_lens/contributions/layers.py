@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from einops import reduce
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from .._support.arguments import as_integer
@@ -18,6 +18,7 @@ from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
 from ..measure.effects import checked_controls
 from ..texts.items import Contrast
+from .alignment import Places
 from .games import METHODS as GAME_METHODS
 from .games import Game, sampling_errors
 from .integral import Slope, Split, displaced, outside_inference_mode, path_contributions
@@ -155,31 +156,16 @@ def position_contributions(
 
 def by_position(study: Study) -> Split:
     """The path integral by layer and position."""
-    lengths = torch.tensor([len(prompt) for prompt in study.contrasts.prompts])
-    # Column 0 is the first token of the longest prompt; the last token of every prompt is in one column.
-    origin = int(lengths.max()) - 1
-    longest = max(int((batch.mask.sum(1) - lengths[batch.items]).max()) for batch in study.scorer.batches)
-    width = origin + 1 + max(0, longest)
+    places = Places.of(study)
 
     def shares(slope: Slope) -> Float[Tensor, "batch positions"]:
         values = reduce(displaced(study, slope), "batch pos units d -> batch pos", "sum").cpu()
-        return _aligned(values, origin + 1 - lengths[slope.batch.items], slope.batch.mask, width)
+        return places.aligned(values, slope.batch)
 
     def result(items: list[Tensor], details: dict[str, Any]) -> PositionContributions:
-        positions = tuple(range(-origin, width - origin))
         values = torch.stack(items, 1)
         return PositionContributions(
-            "path", values, study.effects, layers=study.layers, positions=positions, details=details
+            "path", values, study.effects, layers=study.layers, positions=places.positions, details=details
         )
 
     return Split(shares, result)
-
-
-def _aligned(
-    values: Float[Tensor, "batch pos"], offsets: Int[Tensor, " batch"], mask: Int[Tensor, "batch pos"], width: int
-) -> Float[Tensor, "batch positions"]:
-    """Each row moved to the right by its offset; padding, where all gradients are zero, is left out."""
-    aligned = torch.zeros(len(values), width, dtype=values.dtype)
-    rows, positions = mask.bool().nonzero(as_tuple=True)
-    aligned[rows, positions + offsets[rows]] = values[rows, positions]
-    return aligned

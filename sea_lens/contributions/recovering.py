@@ -1,6 +1,7 @@
 """How few heads and MLPs suffice for an edit's effect, jointly (docs/method.md 9.6)."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,17 @@ from ..measure.effects import checked_controls
 from ..texts.items import Contrast
 from .base import FEWEST_SPLIT
 from .integral import outside_inference_mode
-from .joint_patching import KEPT, LOST, check_whole, jointly, measured_nodes
+from .joint_patching import KEPT, LOST, WITH_EDIT, check_whole, jointly, measured_nodes
 from .nodes import Node, Nodes
-from .patching import METHODS
+from .patching import METHODS as SINGLY
 from .recovery_results import Recovery
 from .study import Study, activation_edit
 
+GREEDY = "greedy"
+METHODS = (*SINGLY, GREEDY)
 DRAWS = 20
+# Nodes that a greedy order is begun with, and the candidates that it chooses among; the others follow as they rank.
+GREEDY_STEPS, CANDIDATES = 12, 24
 # Nodes up to which every number of them is measured.
 ALL_SIZES = 40
 
@@ -38,6 +43,7 @@ def recovery(
     combine: str | None = None,
     positions: Positions | None = None,
     *,
+    direct: bool = False,
     mlps: bool = True,
     sizes: Iterable[int] | None = None,
     draws: int = DRAWS,
@@ -56,9 +62,12 @@ def recovery(
         model: a TransformerLens model.
         edit: an edit of activations.
         contrasts: what the effect is measured on.
-        heads: how nodes are ranked, each on its own: by "sufficiency", "necessity" or "gradient", as in
-            `head_contributions`.
+        heads: how nodes are ranked: each on its own by "sufficiency", "necessity" or "gradient", as in
+            `head_contributions`; or "greedy", where each of the first 12 is the node, of the 24 that rank first by
+            "sufficiency", that adds most to those before it.
         layers, strength, combine, positions: as in `applied`.
+        direct: whether the edit itself belongs to the circuit as well: what it does to the logits with no node between
+            is then kept from the beginning, the nodes are what passes on the rest, and all of them keep all.
         mlps: whether MLPs are nodes beside heads. An MLP's value is what it gives before an edit of it: the edit itself
             is no node.
         sizes: how many nodes to take; by default every number up to 40 nodes, and from there on some of them.
@@ -96,18 +105,19 @@ def recovery(
     nodes = Nodes.of(study, mlps=mlps)
     taken = _sizes(sizes, len(nodes.nodes))
     check_whole(nodes)
-    studies = [study, *(study.under(one) for one in control)]
-    singles = [measured_nodes(nodes, one, heads) for one in studies]
-    split = len(study.effects) >= FEWEST_SPLIT
-    orders = [_ranked(nodes.nodes, items[::2] if split else items) for items in singles]
+    kept_by = WITH_EDIT if direct else KEPT
+    places = range(len(study.contrasts.prompts))
+    held_out = len(places) >= FEWEST_SPLIT
+    chosen_on, shown = (study.picked(places[half::2]) if held_out else study for half in (0, 1))
+    studies = [chosen_on, *(chosen_on.under(one) for one in control)]
+    orders = [_order(replace(nodes, study=one), heads, kept_by) for one in studies]
     rng = np.random.default_rng(seed)
     random = [[nodes.nodes[i] for i in rng.permutation(len(nodes.nodes))] for _ in range(draws)]
     sets = [frozenset(order[:k]) for order in (*orders, *random) for k in taken]
-    kept, lost = jointly(nodes, sets, KEPT), jointly(nodes, sets, LOST)
-    shown = slice(1, None, 2) if split else slice(None)
+    kept, lost = (jointly(replace(nodes, study=shown), sets, way) for way in (kept_by, LOST))
 
     def curve(of: Mapping[frozenset[Node], Float[Tensor, " contrasts"]], order: list[Node]) -> Tensor:
-        return torch.stack([of[frozenset(order[:k])][shown] for k in taken], 1)
+        return torch.stack([of[frozenset(order[:k])] for k in taken], 1)
 
     def means(of: Mapping[frozenset[Node], Tensor], some: Sequence[list[Node]]) -> Tensor:
         return torch.stack([curve(of, order).mean(0) for order in some]) if some else torch.zeros(0, len(taken))
@@ -115,15 +125,16 @@ def recovery(
     return Recovery(
         nodes=tuple(orders[0]),
         ranked_by=heads,
+        direct=direct,
         sizes=taken,
-        item_effects=study.effects[shown],
+        item_effects=shown.effects,
         item_values=curve(kept, orders[0]),
         item_losses=curve(lost, orders[0]),
         random_values=means(kept, random).double(),
         random_losses=means(lost, random).double(),
         control_values=means(kept, orders[1:]).double(),
         control_losses=means(lost, orders[1:]).double(),
-        held_out=split,
+        held_out=held_out,
     )
 
 
@@ -138,7 +149,25 @@ def _sizes(sizes: Iterable[int] | None, n: int) -> tuple[int, ...]:
     return tuple(sorted({0, n, *np.geomspace(1, n, ALL_SIZES // 2).round().astype(int).tolist()}))
 
 
+def _order(nodes: Nodes, heads: str, kept_by: str) -> list[Node]:
+    """The nodes in the order in which they are taken."""
+    singly = measured_nodes(nodes, nodes.study, KEPT if heads == GREEDY else heads)
+    ranked = _ranked(nodes.nodes, singly)
+    return ranked if heads != GREEDY else _greedily(nodes, ranked, kept_by)
+
+
 def _ranked(nodes: Sequence[Node], items: Float[Tensor, "contrasts nodes"]) -> list[Node]:
     """Nodes by descending value: those that carry the effect, before those that carry nothing or act against it."""
     sign = 1.0 if items.sum() >= 0 else -1.0
     return [nodes[i] for i in (sign * items.mean(0)).argsort(descending=True, stable=True).tolist()]
+
+
+def _greedily(nodes: Nodes, ranked: Sequence[Node], kept_by: str) -> list[Node]:
+    """The order in which each of the first nodes adds most to those before it, and the others follow as they rank."""
+    sign = 1.0 if nodes.study.effects.mean() >= 0 else -1.0
+    found: list[Node] = []
+    for _ in range(min(GREEDY_STEPS, len(ranked))):
+        left = [node for node in ranked[:CANDIDATES] if node not in found]
+        worth = jointly(nodes, [{*found, node} for node in left], kept_by, "greedy order")
+        found.append(max(left, key=lambda node: sign * worth[frozenset({*found, node})].mean().item()))
+    return [*found, *(node for node in ranked if node not in found)]

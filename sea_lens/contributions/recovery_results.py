@@ -1,5 +1,6 @@
 """How few heads and MLPs carry an edit's effect together: the result (docs/method.md 9.6)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsFloat
 
@@ -24,9 +25,11 @@ class Recovery:
     Attributes:
         nodes: in the order in which they are taken: (layer, head), or (layer, "mlp").
         ranked_by: how they were ranked.
+        direct: whether the edit itself is kept beside them.
         sizes: k of each column.
         item_effects: effect of the whole edit on each contrast that is reported.
-        item_values: what of it the k nodes keep: the unedited run with their values from the edited run.
+        item_values: what of it the k nodes keep: the unedited run with their values from the edited run; with `direct`
+            the edited run with all others held at their values from the unedited run.
         item_losses: what is lost when the edited run gets their values of the unedited run.
         random_values, random_losses: the means for random orders of the nodes.
         control_values, control_losses: the means for the orders that control edits give, of this edit.
@@ -35,6 +38,7 @@ class Recovery:
 
     nodes: tuple[Node, ...]
     ranked_by: str
+    direct: bool
     sizes: tuple[int, ...]
     item_effects: Float[Tensor, " contrasts"]
     item_values: Float[Tensor, "contrasts sizes"]
@@ -84,17 +88,13 @@ class Recovery:
         """Share of the effect that is kept with as many nodes as were taken at most.
 
         With all of them what is missing from 1 goes past heads and MLPs: from the edit to the logits directly, or
-        against what is kept.
+        against what is kept. With `direct` it is 1.
         """
         return (self.values[-1] / self.effect).item()
 
     def fewest(self, share: SupportsFloat = 0.8) -> int | None:
         """The smallest k that keeps this share of the effect; None where none does."""
-        share = as_number(share, "share")
-        reached = [
-            k for k, value in zip(self.sizes, (self.values / self.effect).tolist(), strict=True) if value >= share
-        ]
-        return reached[0] if reached else None
+        return fewest_that_keep(as_number(share, "share"), self.sizes, self.values / self.effect)
 
     def top(self, k: int = 5) -> list[Node]:
         """The k nodes that are taken first."""
@@ -128,12 +128,14 @@ class Recovery:
         """Kept and lost effect against k, beside random sets and those of the controls."""
         from ..plots.circuits import recovery_curve
 
-        return recovery_curve(self.to_frame(), self.effect, self.ranked_by, len(self.control_values), ax=ax)
+        beside = {"direct": self.direct, "controls": len(self.control_values)}
+        return recovery_curve(self.to_frame(), self.effect, self.ranked_by, **beside, ax=ax)
 
     def __str__(self) -> str:
         fewest = self.fewest()
+        beside_them = "the edit itself and " if self.direct else ""
         told = (
-            f"{fewest} of {len(self.nodes)} nodes keep 0.8 of it"
+            f"{beside_them}{fewest} of {len(self.nodes)} nodes keep 0.8 of it"
             if fewest is not None
             else (f"no number of {len(self.nodes)} nodes keeps 0.8 of it ({self.ceiling:.2f} with {self.sizes[-1]})")
         )
@@ -148,3 +150,8 @@ class Recovery:
             f"Recovery(ranked by {self.ranked_by} on {where}): effect {self.effect:+.4g} nats, {told}; area "
             f"{self.auc:.2f}{beside}; first {first}"
         )
+
+
+def fewest_that_keep(share: float, sizes: Sequence[int], kept: Float[Tensor, " sizes"]) -> int | None:
+    """The first size that keeps this share; None where none does."""
+    return next((k for k, value in zip(sizes, kept.tolist(), strict=True) if value >= share), None)

@@ -27,6 +27,11 @@ METHOD_TITLES = {
     "pattern": "effect of giving its edited attention pattern to the unedited run",
     "value": "effect of giving its edited values to the unedited run",
 }
+POSITION_TITLES = {
+    "sufficiency": "Effect of giving the unedited run the edited stream behind a layer at one position: of",
+    "necessity": "What is lost when the stream behind a layer is unedited at one position: of",
+    "gradient": "First-order estimate of what the stream behind a layer carries at one position: of",
+}
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,11 @@ class LayerContributions(Contributions):
 
 @dataclass(frozen=True, eq=False)
 class PositionContributions(Contributions):
-    """Path contribution of each edited layer at each position, in nats (docs/method.md 7.5).
+    """What each layer does at each position, in nats (docs/method.md 7.5 and 9.9).
 
     Attributes:
-        layers: the edited layers, axis 1 of `item_values`.
+        layers: axis 1 of `item_values`: the edited layers, whose path contributions these are; from
+            `stream_contributions` all layers of the model, behind which the stream is exchanged.
         positions: counted from the prompt's last token, which is 0; tokens before it are negative, those of the
             completion positive. A position that a contrast does not have contributes 0 to it.
         Others as in `Contributions`.
@@ -119,7 +125,9 @@ class PositionContributions(Contributions):
         """Layer × position map."""
         from ..plots.contributions import position_map
 
-        title = f"Where the edit acts: path contributions to {self.effect:+.3f} nats"
+        title = (
+            f"{POSITION_TITLES.get(self.method, 'Where the edit acts: path contributions to')} {self.effect:+.3f} nats"
+        )
         beside = {"beyond": _array(self.beyond_controls), "controls": self.n_controls}
         return position_map(self.values.numpy(), self.layers, self.positions, title, **beside, ax=ax)
 

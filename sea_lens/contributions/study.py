@@ -166,6 +166,13 @@ class Study:
             self._others[id(other)] = replace(self, edit=other, where=where, progress=False, _runs={}, _others={})
         return self._others[id(other)]
 
+    def picked(self, places: Sequence[int]) -> "Study":
+        """The same edit on some of the contrasts."""
+        encoded = self.contrasts.picked(places)
+        scorer = encoded.scorer(self.lens, self.batch_size)
+        unedited = functools.cache(scorer.log_probs)
+        return replace(self, contrasts=encoded, scorer=scorer, _unedited=unedited, _runs={}, _others={})
+
     def check_control(self, control: Sequence[Edit]) -> None:
         """Refuse control edits that could not stand beside the edit.
 

@@ -166,6 +166,13 @@ class EncodedContrasts:
         prompts = tuple(prompt for prompt, _ in encoded)
         return cls(contrasts.names, prompts, tuple(one for _, completions in encoded for one in completions))
 
+    def picked(self, places: Sequence[int]) -> "EncodedContrasts":
+        """Those in these places."""
+        names, prompts = tuple(self.names[i] for i in places), tuple(self.prompts[i] for i in places)
+        return EncodedContrasts(
+            names, prompts, tuple(self.completions[2 * i + side] for i in places for side in (0, 1))
+        )
+
     def scorer(self, lens: Lens, batch_size: int) -> Scorer:
         """A scorer of the targets and foils, in the order of `completions`."""
         return Scorer.of(lens, self.completions, [i // 2 for i in range(len(self.completions))], batch_size)

@@ -98,6 +98,11 @@ class Parts:
         """Hook point of the scale of a norm, `FINAL_NORM` or one of `attention_norm`."""
         return f"{path}.hook_scale"
 
+    def block_norm_scales(self, layer: int) -> list[str]:
+        """Hook points of the scales of the norms in front of a block's attention and MLP, and behind them."""
+        norms = (f"blocks.{layer}.{name}" for name in ("ln1", "ln1_post", "ln2", "ln2_post"))
+        return [point for norm in norms if (point := self.norm_scale(norm)) in self.points]
+
     @staticmethod
     def norm_output(path: str) -> str:
         """Hook point of what a norm has normalised, before its gain and bias."""

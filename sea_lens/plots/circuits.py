@@ -16,7 +16,13 @@ DRAWN = 20
 
 
 def recovery_curve(
-    frame: pd.DataFrame, effect: float, ranked_by: str, controls: int = 0, ax: Axes | None = None
+    frame: pd.DataFrame,
+    effect: float,
+    ranked_by: str,
+    *,
+    direct: bool = False,
+    controls: int = 0,
+    ax: Axes | None = None,
 ) -> Axes:
     """Effect that is kept with k nodes alone and lost without them, against k.
 
@@ -25,6 +31,7 @@ def recovery_curve(
             control_low and control_high; in nats.
         effect: of the whole edit, in nats.
         ranked_by: how the nodes were ranked.
+        direct: whether the edit itself is kept beside them.
         controls: how many control edits' sets the range is of.
         ax: where to draw.
     """
@@ -40,7 +47,7 @@ def recovery_curve(
                 frame["k"], *ends, color=colour, alpha=alpha, linewidth=0, label=f"kept, {label}", zorder=0.5
             )
     for value, low, high, colour, marker, label in (
-        ("kept", "low", "high", KEEP, "o", "kept with these alone"),
+        ("kept", "low", "high", KEEP, "o", "kept with the edit and these" if direct else "kept with these alone"),
         ("lost", "lost_low", "lost_high", DROP, "s", "lost without these"),
     ):
         spread = np.nan_to_num(np.maximum([frame[value] - frame[low], frame[high] - frame[value]], 0))
@@ -56,6 +63,45 @@ def recovery_curve(
     legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
     title = f"How few suffice: heads and MLPs, ranked by {ranked_by}"
     return dress(ax, "heads and MLPs together", "effect, nats", title)
+
+
+def truncation_curve(frame: pd.DataFrame, effect: float, *, controls: int = 0, ax: Axes | None = None) -> Axes:
+    """Effect of the edit of its k first net planes, against k, beside the share of the displacement that they make.
+
+    Args:
+        frame: columns k, effect, low, high, displacement, and with controls control_low and control_high; in nats, and
+            as a share.
+        effect: of the whole edit, in nats.
+        controls: how many control edits the range is of.
+        ax: where to draw.
+    """
+    ax = new_axes(ax, (7.5, 3.8))
+    if controls:
+        label = f"effect, {controls} control edits"
+        ends = frame["control_low"], frame["control_high"]
+        ax.fill_between(frame["k"], *ends, color=NEUTRAL, alpha=0.8, linewidth=0, label=label, zorder=0.5)
+    spread = np.nan_to_num(np.maximum([frame["effect"] - frame["low"], frame["high"] - frame["effect"]], 0))
+    ax.errorbar(
+        frame["k"], frame["effect"], yerr=spread, color=KEEP, marker="o", markersize=4, capsize=2, label="effect"
+    )
+    ax.axhline(effect, color=BEFORE, linestyle="--", linewidth=1.2, label=f"whole edit {effect:+.2f}")
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    share = ax.twinx()
+    (line,) = share.plot(
+        frame["k"],
+        frame["displacement"],
+        color=COLOURS[1],
+        marker="s",
+        markersize=4,
+        linestyle=":",
+        label="displacement",
+    )
+    share.set_ylim(0, 1.05)
+    dress(share, "", "share of the displacement", "").spines["right"].set_visible(True)
+    handles = [*ax.get_legend_handles_labels()[0], line]
+    legend(ax, handles, loc="center left", bbox_to_anchor=(1.16, 0.5))
+    return dress(ax, "net planes of each layer", "effect, nats", "How few directions: edits of the first net planes")
 
 
 def edge_bars(frame: pd.DataFrame, effect: float, method: str, *, controls: int = 0, ax: Axes | None = None) -> Axes:

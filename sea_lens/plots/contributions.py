@@ -19,6 +19,8 @@ MOST_NUMBERS, MOST_COLUMNS = 96, 12
 WIDE, NARROW = (0.62, 0.42), (0.2, 0.2)
 # Names along an axis of a map, at most.
 MOST_NAMES = 12
+# Letters of a token from which names along an axis are turned.
+LONG_TOKEN = 5
 SIDES = {"+": "^", "-": "v"}
 REST = {"norm": "rescaling", "centre": "centre"}
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -71,6 +73,26 @@ def position_map(
     """Layer × position map of contributions in nats; arguments as in `head_map`."""
     ax = _map(ax, values, "nats", positions, layers, beyond)
     return dress(ax, "position (0: last token of the prompt)", "layer", _beside(title, beyond, controls), framed=True)
+
+
+def token_map(
+    values: Float[np.ndarray, "layers places"],
+    layers: Sequence[int],
+    tokens: Sequence[str],
+    title: str,
+    *,
+    beyond: Bool[np.ndarray, "layers places"] | None = None,
+    controls: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
+    """Layer × token map of what is added to log-probabilities, in nats; other arguments as in `head_map`."""
+    ax = _map(ax, values, "nats", [token.strip() or repr(token) for token in tokens], layers, beyond)
+    for text in ax.get_xticklabels():
+        # A token may hold what a formula begins with.
+        text.set_parse_math(False)
+    if max(map(len, tokens)) > LONG_TOKEN:
+        ax.tick_params(axis="x", rotation=60)
+    return dress(ax, "token of the continuation", "layer", _beside(title, beyond, controls), framed=True)
 
 
 def head_map(
