@@ -109,9 +109,15 @@ class Parts:
         return f"{path}.hook_normalized"
 
     def attention_norm(self, layer: int) -> str | None:
-        """Path of the norm between attention and the residual stream on post-norm models (Gemma 2), None elsewhere."""
-        path = f"blocks.{layer}.ln1_post"
-        return path if self.norm_output(path) in self.points else None
+        """Path of the norm between attention and the residual stream on post-norm models (Gemma 2, OLMo 2).
+
+        None where there is none.
+        """
+        if not self.norm_behind("attn_out", layer):
+            return None
+        # The one norm of attention has the plain name where it does not stand in front.
+        paths = (f"blocks.{layer}.ln1_post", f"blocks.{layer}.ln1")
+        return next((path for path in paths if self.norm_output(path) in self.points), None)
 
     def norm_behind(self, site: str, layer: int) -> bool:
         """Whether a norm stands between the output of a site's module and the site (Gemma 2, OLMo 2, GLM 4)."""
