@@ -152,7 +152,7 @@ def _paths(study: Study, names: Sequence[str], control: Sequence[Edit]) -> dict[
     """The path analyses among these names, from one integral."""
     wanted = {name: splitter for name, splitter in SPLITTERS.items() if name in names}
     if "directions_path" in names:
-        check_control_ranks(study, control)
+        check_control_ranks(study.edit, study.layers, control)
         wanted["directions_path"] = by_direction(study)
     if not wanted:
         return {}

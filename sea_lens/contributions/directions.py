@@ -28,7 +28,7 @@ from .describe import describe_directions
 from .direction_parts import BASES, DirectionParts, chosen_basis, spectral_edit, sums_over_parts
 from .integral import Slope, Split, Splitter, outside_inference_mode, path_contributions
 from .results import DirectionContributions
-from .study import Study
+from .study import Study, check_control_places
 
 DESCRIBED = 10
 
@@ -97,7 +97,7 @@ def direction_contributions(
     demonstrations = None if demonstrations is None else Demonstrations.of(demonstrations)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
-    check_control_ranks(study, control)
+    check_control_ranks(study.edit, study.layers, control)
     (result,) = path_contributions(study, {by_direction(study, basis): control}, tolerance)
     layers_of_top = sorted({Direction.of(label).layer for label in strongest(result, describe)})
     captured = None
@@ -106,16 +106,16 @@ def direction_contributions(
     return described(study, result, captured, describe)
 
 
-def check_control_ranks(study: Study, control: Sequence[Edit]) -> None:
+def check_control_ranks(edit: Edit, layers: Sequence[int], control: Sequence[Edit]) -> None:
     """Refuse control edits whose directions are not as many as the edit's.
 
     Raises:
         InputError: naming the edit's ranks.
     """
-    study.check_control(control)
-    edit = spectral_edit(study.edit)
-    keys = {key for layer in study.layers for key in edit.unit_keys(layer)}
-    ranks = {key: pair for key, pair in edit.ranks.items() if key in keys}
+    check_control_places(edit, layers, control)
+    own = spectral_edit(edit)
+    keys = {key for layer in layers for key in own.unit_keys(layer)}
+    ranks = {key: pair for key, pair in own.ranks.items() if key in keys}
     for other in control:
         if not isinstance(other, SpectralEdit) or any(other.ranks[key] != pair for key, pair in ranks.items()):
             raise InputError(f"a control edit has other ranks than the edit, {ranks}")

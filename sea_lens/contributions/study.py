@@ -179,12 +179,17 @@ class Study:
         Raises:
             InputError: a control edits another site, or lacks a layer; names what it has.
         """
-        for other in control:
-            if other.site != self.edit.site or not set(self.layers) <= set(other.layers):
-                raise InputError(
-                    f"a control edit is for {other.site!r} of layers {list(other.layers)}: expected {self.edit.site!r} "
-                    f"and layers {list(self.layers)}"
-                )
+        check_control_places(self.edit, self.layers, control)
+
+
+def check_control_places(edit: Edit, layers: Sequence[int], control: Sequence[Edit]) -> None:
+    """Refuse control edits that could not stand beside an edit; errors as in `Study.check_control`."""
+    for other in control:
+        if other.site != edit.site or not set(layers) <= set(other.layers):
+            raise InputError(
+                f"a control edit is for {other.site!r} of layers {list(other.layers)}: expected {edit.site!r} "
+                f"and layers {list(layers)}"
+            )
 
 
 def activation_edit(model: Any, edit: Edit, what: str) -> ActivationEdit:
