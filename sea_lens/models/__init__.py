@@ -5,7 +5,8 @@ it), `parts`, `hook_points`, `hooks`, `hookable`, `passes` and `standing` (what 
 acted), `copies` (copies of a model in which something stands), `sites` (where activations are read and edited),
 `tokens` (texts to tokens), `token_positions` (which tokens of a text are meant), `forward_stand_in`, `logit_hooks`
 (changes of all logits), `bare` (passes without what stands in a model), `vocabulary_parts`, `unembedding` and
-`predictions` (logits where they count), `readout` (norms, heads and the unembedding), `cached_pass`, `cache_probe` and
+`predictions` (logits where they count), `readout` (norms, heads and the unembedding), `head_weights` (what heads
+write and read, by weights), `cached_pass`, `cache_probe` and
 `cache` (what has been read is not read again, where that is exact), `sampling` (the next token), `vllm_worker`,
 `vllm_facts` and `vllm_engine` (a vLLM engine in place of a TransformerLens model), `decoding` (continuing prompts),
 `text_trees` (what texts share is run once), `demonstration_texts`, `tree_passes`, `vllm_reader` and `reading` (the

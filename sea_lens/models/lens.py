@@ -22,6 +22,7 @@ _POINTS = {
     "q": "blocks.{}.attn.hook_q",
     "k": "blocks.{}.attn.hook_k",
     "v": "blocks.{}.attn.hook_v",
+    "attn_scores": "blocks.{}.attn.hook_attn_scores",
     "z": "blocks.{}.attn.hook_z",
     "attn_out": "blocks.{}.hook_attn_out",
     "mlp_out": "blocks.{}.hook_mlp_out",
@@ -173,7 +174,7 @@ class Lens(Hookable, LanguageModel):
         } | ({} if self.checked is None else {"check": self.checked.record})
 
     def point(self, name: str, layer: int) -> str:
-        """Hook point of a layer: "resid_pre", "q", "k", "v", "z", "attn_out", "mlp_out" or "resid_post".
+        """Hook point of a layer: "resid_pre", "q", "k", "v", "attn_scores", "z", "attn_out", "mlp_out" or "resid_post".
 
         Raises:
             UnsupportedModelError: this model has no such hook point.
