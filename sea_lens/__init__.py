@@ -39,6 +39,8 @@ from .contributions.token_by_token import token_contributions
 from .contributions.token_results import TokenContributions
 from .contributions.truncating import truncation
 from .contributions.truncation_results import Truncation
+from .contributions.virtual import virtual_weights
+from .contributions.virtual_results import VirtualWeights
 from .contributions.writing import ScoreContributions, score_contributions, written
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
@@ -158,6 +160,7 @@ __all__ = [
     "Truncation",
     "Tuning",
     "UnsupportedModelError",
+    "VirtualWeights",
     "angular_steering",
     "bootstrap",
     "capture",
@@ -206,6 +209,7 @@ __all__ = [
     "token_contributions",
     "truncation",
     "tune",
+    "virtual_weights",
     "written",
 ]
 

@@ -50,3 +50,10 @@ def _share(own: Float[np.ndarray, " parts"], others: Float[np.ndarray, "draws pa
     """The rank p-value; what is equal but for rounding counts as equal."""
     as_far = (others >= own * (1 - 1e-9)).sum(0)
     return (1 + as_far) / (1 + len(others))
+
+
+def upper_p_values(
+    values: Float[np.ndarray, " parts"], controls: Float[np.ndarray, "draws parts"]
+) -> Float[np.ndarray, " parts"]:
+    """One-sided p-value of each value among its controls: (1 + controls at least as large) / (1 + controls)."""
+    return _share(values, controls)

@@ -1,10 +1,12 @@
 """Figures of an edit's circuit: how few parts suffice, and by which ways they are reached."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from .axes import BEFORE, COLOURS, DROP, KEEP, NEUTRAL, dress, legend, new_axes
@@ -13,6 +15,8 @@ from .axes import BEFORE, COLOURS, DROP, KEEP, NEUTRAL, dress, legend, new_axes
 MOST_LINEAR = 60
 # Edges that are drawn.
 DRAWN = 20
+# By which way a head meets a direction.
+WAYS = dict(zip(("write", "q", "k", "v"), (COLOURS[2], COLOURS[0], COLOURS[5], COLOURS[1]), strict=True))
 
 
 def recovery_curve(
@@ -145,9 +149,43 @@ def frozen_bars(
     return dress(ax, "effect that is lost, nats", "", title)
 
 
-def _bars(frame: pd.DataFrame, names: Sequence[str], controls: int, ax: Axes | None) -> Axes:
-    """Horizontal bars with intervals, the first on top, and the range of the controls behind them."""
-    ax = new_axes(ax, (7.0, 1.2 + 0.27 * len(frame)))
+def virtual_bars(frame: pd.DataFrame, *, controls: int = 0, ax: Axes | None = None) -> Axes:
+    """The heads that write and read directions most, in units of a random direction, and the range of their control.
+
+    Args:
+        frame: columns layer, head, side, index, to_layer, to, way, ratio, and with controls control_low and
+            control_high.
+        controls: how many control edits the range is of.
+        ax: where to draw.
+    """
+    shown = frame.loc[frame["ratio"].sort_values(ascending=False, kind="stable").index[:DRAWN]]
+    names = []
+    for row in shown.to_dict(orient="records"):
+        head = "" if pd.isna(row["head"]) else f" head {row['head']}"
+        by = "writes" if row["way"] == "write" else f"by {row['way']}"
+        side = "raised" if row["side"] == "+" else "lowered"
+        names.append(f"head {row['to_layer']}.{row['to']} {by}: layer {row['layer']}{head} {side} {row['index']}")
+    ax = _bars(shown.assign(value=shown["ratio"]), names, controls, ax, [WAYS[way] for way in shown["way"]])
+    ax.axvline(1, color=BEFORE, linestyle="--", linewidth=1.2)
+    handles = [Patch(color=WAYS[way], label=way) for way in WAYS if way in set(shown["way"])]
+    title = "Heads that write and read directions, by weights"
+    if controls:
+        handles.append(Patch(color=NEUTRAL, label=f"range of {controls} control edits"))
+        beyond = int((frame["ratio"] > frame["control_high"]).sum())
+        chance = len(frame) / (controls + 1)
+        title += f"\n{beyond} of {len(frame)} beyond all {controls} control edits (by chance about {chance:.0f})"
+    legend(ax, handles, loc="center left", bbox_to_anchor=(1, 0.5))
+    return dress(ax, "strength over that of a random direction (dashed)", "", title)
+
+
+def _bars(
+    frame: pd.DataFrame, names: Sequence[str], controls: int, ax: Axes | None, colours: Sequence[str] = ()
+) -> Axes:
+    """Horizontal bars, the first on top, with intervals where there are any, and the range of the controls behind them.
+
+    Colours are those of their signs where none are given, and a legend tells of the controls then.
+    """
+    ax = new_axes(ax, (7.0 if not colours else 8.5, 1.2 + 0.27 * len(frame)))
     ax.use_sticky_edges = False
     places = np.arange(len(frame))[::-1]
     values = frame["value"].to_numpy()
@@ -155,11 +193,14 @@ def _bars(frame: pd.DataFrame, names: Sequence[str], controls: int, ax: Axes | N
         low, high = frame["control_low"].to_numpy(), frame["control_high"].to_numpy()
         label = f"range of {controls} control edits"
         ax.barh(places, high - low, left=low, height=0.9, color=NEUTRAL, alpha=0.7, label=label, zorder=0.5)
-    spread = np.nan_to_num(np.maximum([frame["value"] - frame["low"], frame["high"] - frame["value"]], 0))
-    colours = [KEEP if value >= 0 else DROP for value in values]
-    ax.barh(places, values, height=0.5, xerr=spread, color=colours, error_kw={"capsize": 2, "linewidth": 0.8})
+    ends: dict[str, Any] = {}
+    if "low" in frame:
+        spread = np.nan_to_num(np.maximum([frame["value"] - frame["low"], frame["high"] - frame["value"]], 0))
+        ends = {"xerr": spread, "error_kw": {"capsize": 2, "linewidth": 0.8}}
+    by_sign = [KEEP if value >= 0 else DROP for value in values]
+    ax.barh(places, values, height=0.5, color=colours or by_sign, **ends)
     ax.set_yticks(places, list(names))
     ax.axvline(0, color="black", linewidth=0.8)
-    if controls:
+    if controls and not colours:
         legend(ax, loc="lower right")
     return ax
