@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -37,7 +38,12 @@ BOTH = ("gpt2", "llama", "pythia", "gemma2", "qwen3")
 def olmo2(folder):
     """A model whose norms stand behind attention alone, and on whole queries and keys."""
     save_tiny_model("llama", folder)
-    sizes = {"hidden_size": D, "intermediate_size": 48, "num_attention_heads": HEADS, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": D,
+        "intermediate_size": 48,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": 2,
+    }
     config = Olmo2Config(vocab_size=VOCABULARY, num_hidden_layers=N_LAYERS, max_position_embeddings=48, **sizes)
     save_random_weights(config, folder, 0.15)
     return folder
