@@ -23,7 +23,7 @@ from ..models.reading import Reading
 from ..spectral.edit import SpectralEdit
 from ..testbed.bed import load as load_testbed
 from ..testbed.behaviours import BEHAVIOURS
-from . import evaluation, fitting, generation, paper, planning, tuning
+from . import circuit, evaluation, fitting, generation, paper, planning, tuning
 from . import options as opt
 from .attribution import (
     NAMES,
@@ -89,6 +89,7 @@ def demo(
     print_demo(result, folder, console)
 
 
+app.command("circuit", epilog="Example: [bold]sea-lens circuit --out circuit[/bold]")(circuit.run)
 app.command("paper", epilog="Example: [bold]sea-lens paper t1 bias --out paper[/bold]")(paper.run)
 
 

@@ -147,6 +147,11 @@ class Contributions(ABC):
         return effect_p_value(self.effect, self.control_effects)
 
     @property
+    def effect_interval(self) -> Interval:
+        """Interval of the whole effect over contrasts."""
+        return bootstrap(self.item_effects.numpy(), kind="number")
+
+    @property
     def can_split(self) -> bool:
         """Whether there are contrasts enough to choose parts on one half and report them on the other."""
         return len(self.item_values) >= FEWEST_SPLIT

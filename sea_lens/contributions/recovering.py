@@ -27,7 +27,7 @@ GREEDY = "greedy"
 METHODS = (*SINGLY, GREEDY)
 DRAWS = 20
 # Nodes that a greedy order is begun with, and the candidates that it chooses among; the others follow as they rank.
-GREEDY_STEPS, CANDIDATES = 12, 24
+GREEDY_STEPS, CANDIDATES = 10, 16
 # Nodes up to which every number of them is measured.
 ALL_SIZES = 40
 
@@ -63,7 +63,7 @@ def recovery(
         edit: an edit of activations.
         contrasts: what the effect is measured on.
         heads: how nodes are ranked: each on its own by "sufficiency", "necessity" or "gradient", as in
-            `head_contributions`; or "greedy", where each of the first 12 is the node, of the 24 that rank first by
+            `head_contributions`; or "greedy", where each of the first 10 is the node, of the 16 that rank first by
             "sufficiency", that adds most to those before it.
         layers, strength, combine, positions: as in `applied`.
         direct: whether the edit itself belongs to the circuit as well: what it does to the logits with no node between

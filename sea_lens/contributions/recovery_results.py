@@ -96,6 +96,15 @@ class Recovery:
         """The smallest k that keeps this share of the effect; None where none does."""
         return fewest_that_keep(as_number(share, "share"), self.sizes, self.values / self.effect)
 
+    def others_fewest(self, share: SupportsFloat = 0.8) -> dict[str, list[int | None]]:
+        """The same of each random order ("random") and of the order of each control edit ("control")."""
+        share = as_number(share, "share")
+        drawn = {"random": self.random_values, "control": self.control_values}
+        return {
+            name: [fewest_that_keep(share, self.sizes, one / self.effect) for one in values]
+            for name, values in drawn.items()
+        }
+
     def top(self, k: int = 5) -> list[Node]:
         """The k nodes that are taken first."""
         return list(self.nodes[: as_integer(k, "k", least=0)])

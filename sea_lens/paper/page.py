@@ -1,7 +1,5 @@
 """One page of all findings: a self-contained HTML file, the paper's numbers beside ours."""
 
-import base64
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,39 +7,8 @@ from typing import Any
 
 from .known import Known, known, said, sources
 from .run import Outcome
+from .sections import body, head, links, not_run, text
 from .words import changed
-
-# Rows of a table that are shown; all are in its CSV.
-MOST_ROWS = 40
-SHOWN = (
-    "behaviour",
-    "name",
-    "score",
-    "before",
-    "after",
-    "difference",
-    "low",
-    "high",
-    "control_low",
-    "control_high",
-    "p",
-    "reference",
-    "more",
-    "more_low",
-    "more_high",
-)
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
-h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid #ccc; padding-top: 1rem; }
-table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0; display: block; overflow-x: auto; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child, td.text { text-align: left; } img { max-width: 100%; height: auto; }
-.not-run { color: #6b4e00; background: #fff7e0; padding: .4rem .8rem; } .paper { color: #444; }
-table.paper th, table.paper td { white-space: normal; } table.paper { display: table; }
-.told { padding-left: 1.2rem; } .told .about { list-style: none; margin: .5rem 0 0 -1.2rem; font-weight: 600; }
-figure { margin: 1rem 0; } figcaption { font-size: .85rem; color: #444; } nav a { margin-right: .8rem; }
-"""
-
 
 ABOUT = (
     "Every table and figure of Qiu et al. (NeurIPS 2024, arXiv 2405.09719), measured on this model. A change has a "
@@ -57,17 +24,15 @@ def write_page(outcomes: Sequence[Outcome], settings: Mapping[str, Any], folder:
 
     told = {name: value for name, value in settings.items() if name != "about" and value not in (None, [], ())}
     given = ", ".join(f"{name} {value}" for name, value in told.items())
-    about = "".join(f"<li>{_text(line)}</li>" for line in settings.get("about", ()))
+    about = "".join(f"<li>{text(line)}</li>" for line in settings.get("about", ()))
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width, initial-scale=1'>",
-        f"<title>The paper, on {_text(settings['model'])}</title><style>{STYLE}</style>",
-        f"<h1>Spectral editing of activations, on {_text(settings['model'])}</h1>",
-        f"<p>{ABOUT}</p><p>Settings: {_text(given)}.</p><ul>{about}</ul>",
-        "<nav>" + "".join(f"<a href='#{one.item.name}'>{_text(one.item.name)}</a>" for one in outcomes) + "</nav>",
+        head(f"The paper, on {settings['model']}"),
+        f"<h1>Spectral editing of activations, on {text(settings['model'])}</h1>",
+        f"<p>{ABOUT}</p><p>Settings: {text(given)}.</p><ul>{about}</ul>",
+        links([one.item.name for one in outcomes]),
         *(_section(one, folder) for one in outcomes),
         "<h2>Sources of the paper's numbers</h2><ul>",
-        *(f"<li><b>{_text(name)}</b>: {_text(told)}</li>" for name, told in sources().items()),
+        *(f"<li><b>{text(name)}</b>: {text(told)}</li>" for name, told in sources().items()),
         "</ul></html>",
     ]
     path = folder / "index.html"
@@ -77,30 +42,13 @@ def write_page(outcomes: Sequence[Outcome], settings: Mapping[str, Any], folder:
 
 def _section(outcome: Outcome, folder: Path) -> str:
     item, found = outcome.item, outcome.finding
-    where = f" <small>({_text(item.where)})</small>" if item.where else " <small>(not in the paper)</small>"
+    where = f" <small>({text(item.where)})</small>" if item.where else " <small>(not in the paper)</small>"
     parts = [
-        f"<h2 id='{item.name}'>{_text(item.question)}{where}</h2>",
+        f"<h2 id='{item.name}'>{text(item.question)}{where}</h2>",
         _paper(item.name, bool(item.where), found.table if found else ()),
     ]
-    if found is None:
-        return "\n".join([*parts, f"<p class=not-run>Not run: {_text(outcome.reason)}</p>"])
-    parts.append(_told(found.paragraph))
-    parts += [f"<p class=not-run>Not run: {_text(reason)}</p>" for reason in found.not_run]
-    for name, caption in found.figures.items():
-        content = base64.b64encode((folder / name).read_bytes()).decode("ascii")
-        parts.append(
-            f"<figure><img alt='{_text(caption or item.question)}' src='data:image/png;base64,{content}'>"
-            + (f"<figcaption>{_text(caption)}</figcaption></figure>" if caption else "</figure>")
-        )
-    parts.append(_table(found.table, f"{item.name}.csv"))
-    return "\n".join(parts)
-
-
-def _told(paragraph: str) -> str:
-    """A paragraph as a list; a line of one word is what the lines behind it are about."""
-    lines = [_text(line) for line in paragraph.splitlines()]
-    shown = [f"<li>{line}</li>" if " " in line else f"<li class=about>{line.rstrip('.:')}</li>" for line in lines]
-    return f"<ul class=told>{''.join(shown)}</ul>"
+    shown = not_run(outcome.reason) if found is None else body(found, folder, item.name, item.question)
+    return "\n".join([*parts, shown])
 
 
 def _paper(item: str, is_of_paper: bool, ours: Sequence[Mapping[str, Any]]) -> str:
@@ -109,16 +57,16 @@ def _paper(item: str, is_of_paper: bool, ours: Sequence[Mapping[str, Any]]) -> s
     if not rows and not is_of_paper:
         return ""
     if not rows:
-        return f"<p class=paper>The paper: {_text(said(item) or 'its numbers are not known to us')}.</p>"
+        return f"<p class=paper>The paper: {text(said(item) or 'its numbers are not known to us')}.</p>"
     names = ("the paper's model", "method", "score", "the paper", "source", "here", "control", "p")
-    head = "<tr>" + "".join(f"<th>{_text(name)}</th>" for name in names) + "</tr>"
-    told = f"<p class=paper>The paper: {_text(said(item))}.</p>" if said(item) else ""
-    body = "".join(
-        f"<tr>{''.join(f'<td class=text>{_text(cell)}</td>' for cell in (*_of_paper(row), *beside))}</tr>"
+    top = "<tr>" + "".join(f"<th>{text(name)}</th>" for name in names) + "</tr>"
+    told = f"<p class=paper>The paper: {text(said(item))}.</p>" if said(item) else ""
+    rest = "".join(
+        f"<tr>{''.join(f'<td class=text>{text(cell)}</td>' for cell in (*_of_paper(row), *beside))}</tr>"
         for row in rows
         for beside in [_here(row, one) for one in row.here(ours)] or [("not run", "", "")]
     )
-    return f"{told}<table class=paper>{head}{body}</table>"
+    return f"{told}<table class=paper>{top}{rest}</table>"
 
 
 def _of_paper(row: Known) -> tuple[str, ...]:
@@ -139,32 +87,6 @@ def _here(known_row: Known, row: Mapping[str, Any]) -> tuple[str, str, str]:
     low, p = row.get("control_low", math.nan), row.get("p", math.nan)
     beside = "none" if math.isnan(low) else f"{low:+.4f} to {row['control_high']:+.4f}"
     return f"{model}{changed(row)}", beside, "" if math.isnan(p) else f"{p:.2f}"
-
-
-def _table(rows: Sequence[Mapping[str, Any]], name: str) -> str:
-    if not rows:
-        return ""
-    # Tables of scores have columns that are for reading by machines.
-    columns = [column for column in SHOWN if column in rows[0]] if "difference" in rows[0] else list(rows[0])
-    columns = [name for name in columns if any(row.get(name) not in (None, "") for row in rows[:MOST_ROWS])]
-    head = "".join(f"<th>{_text(column.replace('_', ' '))}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row.get(column))}</td>" for column in columns) + "</tr>"
-        for row in rows[:MOST_ROWS]
-    )
-    rest = f" (the first {MOST_ROWS} of {len(rows)} rows)" if len(rows) > MOST_ROWS else ""
-    summary = f"<summary>Table{rest}: <a href='{name}'>{name}</a></summary>"
-    return f"<details>{summary}<table><tr>{head}</tr>{body}</table></details>"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:.4g}"
-    return "" if value is None else _text(value)
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value))
 
 
 def counts(outcomes: Iterable[Outcome]) -> str:

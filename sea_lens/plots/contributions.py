@@ -142,7 +142,7 @@ def interaction_map(
     """
     ax = _map(ax, values, "nats", names, names, beyond)
     title = f"Alone (diagonal), and what pairs do beyond that ({method.replace('_', ' ')}): effect {effect:+.3f} nats"
-    return dress(ax, "", "", _beside(title, beyond, controls), framed=True)
+    return dress(ax, "layer, node or edit", "layer, node or edit", _beside(title, beyond, controls), framed=True)
 
 
 def _beside(title: str, beyond: Bool[np.ndarray, "rows columns"] | None, controls: int) -> str:

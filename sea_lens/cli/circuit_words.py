@@ -1,0 +1,85 @@
+"""Sentences of `sea-lens circuit`, computed from rows of its tables."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from .._support.tables import rows_of
+from ..contributions.base import Contributions
+
+# Rows of each kind that sentences name.
+NAMED = 3
+
+
+def signed(value: float) -> str:
+    """A number with its sign."""
+    return "undefined" if math.isnan(value) else f"{value:+.3f}"
+
+
+def measured(row: Mapping[Any, Any], value: str = "value", unit: str = " nats") -> str:
+    """A number of a table with its interval, the range of the controls and the p-value, corrected where it can be."""
+    told = f"{signed(row[value])}{unit}"
+    if "low" in row and not math.isnan(row["low"]):
+        told += f" [{signed(row['low'])}, {signed(row['high'])}]"
+    if not math.isnan(row.get("control_low", math.nan)):
+        told += f", controls {signed(row['control_low'])} to {signed(row['control_high'])}"
+        p = row.get("p_corrected", row.get("p", math.nan))
+        told += f", p = {p:.2f}{' corrected' if 'p_corrected' in row else ''}"
+    return told
+
+
+def largest(frame: pd.DataFrame, n: int = NAMED) -> list[dict[Any, Any]]:
+    """Rows of largest value; chosen on half of the contrasts where there are enough, so that chance is no reason."""
+    by = frame["value_chosen_by"] if "value_chosen_by" in frame else frame["value"]
+    order = by.fillna(frame["value"]).abs().sort_values(ascending=False, kind="stable").index[:n]
+    return rows_of(frame.loc[order])
+
+
+def by_size(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows by descending size of their value."""
+    order = frame["value"].abs().sort_values(ascending=False, kind="stable").index
+    return frame.loc[order]
+
+
+def verdict(frame: pd.DataFrame, what: str) -> str:
+    """How many parts are beyond their controls, corrected for all of them."""
+    if "p_corrected" not in frame:
+        return f"No control stands beside {what}."
+    few = frame["p_corrected"].min()
+    least = int((frame["p_corrected"] <= 0.05).sum())
+    if least == 0:
+        return (
+            f"None of {len(frame)} {what} is beyond the controls for certain (least p = {few:.2f}, corrected for all)."
+        )
+    return f"{least} of {len(frame)} {what} {'is' if least == 1 else 'are'} beyond the controls (p ≤ 0.05, corrected)."
+
+
+def told_of(frame: pd.DataFrame, name: Callable[[Mapping[Any, Any]], str], what: str) -> list[str]:
+    """The largest rows as sentences, each under its name, and how many rows are beyond their controls."""
+    lines = [f"{name(row)}: {measured(row)}." for row in largest(frame)]
+    return [*lines, verdict(frame, what)]
+
+
+def needed_by_others(needed: Sequence[int | None], told: str, ours: int | None) -> str:
+    """How many nodes other orders need."""
+    some = sorted(k for k in needed if k is not None)
+    reached = f"need {some[0]} to {some[-1]}" if some else "never reach it"
+    missing = f", {len(needed) - len(some)} never reach it" if some and len(some) < len(needed) else ""
+    as_few = "" if ours is None else f"; {sum(k <= ours for k in some)} of {len(needed)} do with as few"
+    return (
+        f"Of {len(needed)} {told} those that do {reached}{missing}{as_few}."
+        if some
+        else f"{len(needed)} {told} {reached}."
+    )
+
+
+def of_the_whole(found: Contributions) -> dict[str, float]:
+    """The interval of a whole effect, and the range of the controls."""
+    interval = found.effect_interval
+    told = {"low": interval.low, "high": interval.high}
+    if found.control_effects is not None:
+        low, high = found.control_effects.min().item(), found.control_effects.max().item()
+        told |= {"control_low": low, "control_high": high, "p": found.effect_p_value}
+    return told

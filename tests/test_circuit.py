@@ -1,0 +1,149 @@
+"""The page of an edit's circuit: every question, on an edit of the user's own and on the shipped model's."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+from tiny import contrasts, demonstrations, fitted
+from typer.testing import CliRunner
+
+import sea_lens as sl
+from sea_lens.cli import circuit_words as words
+from sea_lens.cli.circuit_questions import QUESTIONS, Subject
+from sea_lens.cli.commands import app
+
+pytestmark = pytest.mark.model
+# What a table of each question calls the range of the controls.
+RANGE = {"control_low", "control_high"}
+
+
+@pytest.fixture(scope="module")
+def subject(load_tiny):
+    model = load_tiny()
+    edit = fitted(model, rank=(3, 3))
+    control = [sl.randomised(edit, seed) for seed in range(2)]
+    return Subject(model, edit, contrasts(3), control, {"strength": 1.0}, demonstrations(), 64, draws=2)
+
+
+@pytest.fixture(scope="module")
+def answer(subject):
+    kept = {}
+
+    def run(question):
+        if question.name not in kept:
+            kept[question.name] = question.answer(subject)
+        return kept[question.name]
+
+    return run
+
+
+@pytest.mark.parametrize("question", QUESTIONS, ids=lambda one: one.name)
+def test_every_number_stands_beside_its_control(question, answer):
+    found = answer(question)
+    assert set(found.table.columns) >= RANGE
+    assert found.table["control_low"].notna().any()
+    assert len(found.paragraph.splitlines()) >= 2
+    assert found.figures
+
+
+def test_sentences_say_what_the_table_has(answer):
+    (layers,) = [one for one in QUESTIONS if one.name == "layers"]
+    found = answer(layers)
+    frame = found.table[found.table["what"] == "layer"]
+    largest = frame.loc[frame["value"].abs().idxmax()]
+    first = found.paragraph.splitlines()[0]
+    assert first.startswith(f"Layer {int(largest['layer'])}: {largest['value']:+.3f} nats")
+    assert f"controls {largest['control_low']:+.3f} to {largest['control_high']:+.3f}" in first
+
+
+def test_an_edit_that_no_control_stands_beside_says_so(subject):
+    (heads,) = [one for one in QUESTIONS if one.name == "heads"]
+    alone = Subject(subject.model, subject.edit, subject.contrasts, batch_size=32)
+    found = heads.answer(alone)
+    assert "No control stands beside heads." in found.paragraph
+    assert not RANGE & set(found.table.columns)
+
+
+def test_what_is_beyond_the_controls_is_counted():
+    frame = pd.DataFrame({"value": [1.0, 0.1], "p_corrected": [0.05, 0.6]})
+    assert words.verdict(frame, "heads") == "1 of 2 heads is beyond the controls (p ≤ 0.05, corrected)."
+    assert words.verdict(frame[1:], "heads").startswith("None of 1 heads is beyond the controls for certain")
+
+
+@pytest.mark.parametrize(
+    ("needed", "ours", "told"),
+    [
+        ([3, 5, 9], 3, "Of 3 random orders those that do need 3 to 9; 1 of 3 do with as few."),
+        ([None, 4], 2, "Of 2 random orders those that do need 4 to 4, 1 never reach it; 0 of 2 do with as few."),
+        ([None], None, "1 random orders never reach it."),
+    ],
+)
+def test_how_many_others_do_with_as_few(needed, ours, told):
+    assert words.needed_by_others(needed, "random orders", ours) == told
+
+
+def test_the_shipped_models_edits_are_the_default_and_a_second_run_measures_nothing(tmp_path):
+    asked = ["circuit", "--out", str(tmp_path), "--questions", "layers,frozen", "--limit", "6", "--control-draws", "1"]
+    first = CliRunner().invoke(app, asked)
+    assert first.exit_code == 0, first.output
+    page = (tmp_path / "index.html").read_bytes()
+    for name in ("truth_layers", "truth_frozen", "bias_layers", "bias_frozen"):
+        assert f"id='{name}'".encode() in page
+        assert f"{name}.csv".encode() in page
+    # Nothing is fetched from anywhere.
+    assert not re.findall(rb"(?:src|href)='https?:", page)
+    second = CliRunner().invoke(app, asked)
+    assert second.output.count("there already") == 4
+    assert (tmp_path / "index.html").read_bytes() == page
+    # A damaged answer is measured anew.
+    (tmp_path / "truth_layers.csv").write_text("layer\n")
+    assert CliRunner().invoke(app, asked).output.count("there already") == 3
+    assert (tmp_path / "index.html").read_bytes() == page
+
+
+@pytest.fixture
+def files(tmp_path, model_folders, load_tiny):
+    edit = fitted(load_tiny(), rank=(3, 3))
+    edit.save(tmp_path / "edit.safetensors")
+    rows = [{"prompt": c.prompt, "target": c.target, "foil": c.foil} for c in contrasts(4)]
+    (tmp_path / "contrasts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"--model": str(model_folders["llama"]), "--edit": str(tmp_path / "edit.safetensors")}
+    return {**given, "--contrasts": str(tmp_path / "contrasts.jsonl"), "--out": str(tmp_path / "page")}
+
+
+def run(files, *more, without=()):
+    pairs = [part for name, value in files.items() if name not in without for part in (name, value)]
+    return CliRunner().invoke(app, ["circuit", "--backend", "bridge", *pairs, *more])
+
+
+def test_an_edit_of_ones_own(files, tmp_path):
+    found = run(files, "--questions", "effect,weights", "--layers", "0,1")
+    assert found.exit_code == 0, found.output
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "What does the edit do?" in page
+    assert "of layers [0, 1, 2]" in page
+
+
+def test_what_an_edit_does_not_have_is_said_on_the_page(files, tmp_path, load_tiny):
+    edit = sl.mean_difference(sl.capture(load_tiny(), demonstrations(8)))
+    edit.save(tmp_path / "edit.safetensors")
+    found = run(files, "--questions", "directions,layers")
+    assert found.exit_code == 0, found.output
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Not run: only a spectral edit has singular directions, got MeanDifference" in page
+
+
+@pytest.mark.parametrize(
+    ("without", "more", "message"),
+    [
+        (("--edit",), (), "--model, --contrasts without --edit"),
+        (("--model",), (), "--edit needs --model and --contrasts"),
+        ((), ("--questions", "why"), "--questions"),
+        (("--edit", "--model", "--contrasts"), ("--layers", "0"), "expected --edit with these options"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_any_work(without, more, message, files):
+    found = run(files, *more, without=without)
+    assert found.exit_code != 0
+    assert message in str(found.exception)
