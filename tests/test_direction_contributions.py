@@ -147,6 +147,32 @@ def test_a_plane_is_described_as_one(model):
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("behaviour", ["truth", "bias"])
+def test_the_largest_directions_of_a_layer_share_nothing_on_the_shipped_model(behaviour):
+    bed = sl.testbed.load()
+    one = bed.behaviours[behaviour]
+    edit = sl.fit(sl.capture(bed.model, one.demonstrations, site="resid_post", batch_size=64), rank=8)
+    items = one.contrasts["dev"][:24]
+    for layer in edit.layers:
+        found = sl.direction_contributions(bed.model, edit, items, [layer], describe=1)
+        assert found.details["most_alike_share"] < 1e-12
+    # Kept and dropped directions of the same layer do.
+    sides = sl.direction_contributions(bed.model, edit, items, [edit.layers[-1]], basis="sides", describe=1)
+    assert sides.details["most_alike_share"] > 0.1
+
+
+@pytest.mark.model
+def test_two_layers_that_edit_one_direction_are_named(model):
+    edit = fitted(model, site="resid_post", rank=(1, 1))
+    same = replace(edit, subspaces=dict.fromkeys(edit.layers, edit.subspaces[0]), _cast={})
+    found = sl.direction_contributions(model, same, contrasts(3), describe=1)
+    first, second = found.details["most_alike"]
+    assert first[1:] == second[1:]
+    assert first[0] != second[0]
+    assert found.details["most_alike_share"] == pytest.approx(1)
+
+
+@pytest.mark.model
 def test_controls_stand_beside_net_directions_in_the_same_places(model):
     edit = fitted(model)
     control = [sl.randomised(edit, 0), edit]

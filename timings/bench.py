@@ -35,6 +35,7 @@ MEASURED: dict[str, tuple[str, list[str], str | None]] = {
     "generation": ("generate.py", ["--ranks", "8", "--rounds", "25"], None),
     "generation, bridge": ("generate.py", ["--ranks", "8", "--rounds", "25", "--backend", "bridge"], None),
     "loading": ("load_memory.py", [], None),
+    "contributions": ("contributions.py", ["--layers", "8", "--repeats", "9"], None),
     "attention": ("attention.py", [], None),
     "processes": ("processes.py", [], "halueval/qa_data.jsonl"),
     "growth": ("growth.py", [], None),

@@ -10,17 +10,18 @@ On a random Llama:
 - `mediation`, all edited layers x heads x ways by one backward pass, against a forward and backward pass over the same
   contrasts (it should take at most 8 times as long), and the exact values of its 20 strongest edges.
 
+Each is timed in turns with what it is compared with, in processor time of one thread.
+
 Memory, in numbers of the model's precision: `path` 3 · layers · batch · positions · width beside what autograd keeps;
 patching 2 · layers · batch · positions · heads · d_head.
 """
 
 import argparse
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 
 import torch
+from measuring import Table, take_turns
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
@@ -70,17 +71,6 @@ def contrasts_of(n: int) -> sl.Contrasts:
     )
 
 
-def seconds(function: Callable[[], object], repeats: int) -> float:
-    """Median wall time, after one call that warms up."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def plain_loop(model: object, edit: sl.SpectralEdit, contrasts: sl.Contrasts) -> torch.Tensor:
     """Sufficiency of every head, one head and one contrast at a time."""
     lens = Lens.of(model)
@@ -107,8 +97,9 @@ def plain_loop(model: object, edit: sl.SpectralEdit, contrasts: sl.Contrasts) ->
 
 
 def main() -> None:
-    """Measure and print the three ratios."""
+    """Measure."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    Table.add_option(parser)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--contrasts", type=int, default=24)
@@ -118,6 +109,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    table = Table(arguments.json)
     model = random_model(arguments.layers, arguments.width, arguments.backend)
     contrasts = contrasts_of(arguments.contrasts)
     generator = torch.Generator().manual_seed(2)
@@ -125,9 +117,7 @@ def main() -> None:
     neutral, positive, negative = (torch.randn(shape, generator=generator) for _ in range(3))
     edit = sl.fit_activations(neutral, positive, negative, rank=16)
     lens = Lens.of(model)
-    print(
-        f"{arguments.layers} layers, width {arguments.width}, {len(contrasts)} contrasts, {lens.backend}, {lens.device}"
-    )
+    told = f"{arguments.layers} layers, width {arguments.width}, {len(contrasts)} contrasts, {lens.backend}"
 
     batch_size = arguments.batch_size
     study = Study.of(model, edit, contrasts, batch_size=batch_size)
@@ -140,18 +130,26 @@ def main() -> None:
         # Any tolerance will do here: the nodes stay at their first number, 4.
         return sl.direction_contributions(model, edit, contrasts, describe=0, batch_size=batch_size, tolerance=1e9)
 
-    forward, path = seconds(edited_forward, arguments.repeats), seconds(directions, arguments.repeats)
-    print(f"path, all layers and directions: {path / (4 * forward):.2f} times (4 nodes x one edited forward pass)")
+    nodes = 4
+    edited_forward()
+    path, forward = take_turns([directions, edited_forward], arguments.repeats)
+    over = [nodes * one for one in forward]
+    table.ratio(
+        f"path by layers and directions / {nodes} nodes x an edited forward pass", path, over, "at most 4", told
+    )
 
-    start = time.perf_counter()
-    expected = plain_loop(model, edit, contrasts)
-    loop = time.perf_counter() - start
-    start = time.perf_counter()
-    found = sl.head_contributions(model, edit, contrasts, "sufficiency", batch_size=batch_size)
-    patching = time.perf_counter() - start
-    error, size = (found.item_values - expected).abs().max().item(), expected.abs().max().item()
-    print(f"exact head patching: {loop / patching:.1f} times faster than a plain loop")
-    print(f"    largest difference {error:.1e} of values up to {size:.1e} nats")
+    found, expected = [], []
+
+    def patching() -> None:
+        found.append(sl.head_contributions(model, edit, contrasts, "sufficiency", batch_size=batch_size).item_values)
+
+    def loop() -> None:
+        expected.append(plain_loop(model, edit, contrasts))
+
+    one_by_one, together = take_turns([loop, patching], 1)
+    off, size = (found[0] - expected[0]).abs().max().item(), expected[0].abs().max().item()
+    what = "a plain loop over heads and contrasts / exact patching of every head"
+    table.ratio(what, one_by_one, together, "at least 3", f"off by {off:.0e} of up to {size:.0e} nats; {told}")
 
     def forward_and_backward() -> None:
         for batch in study.scorer.batches:
@@ -168,13 +166,18 @@ def main() -> None:
     def estimate() -> object:
         return sl.mediation(model, edit, contrasts, exact=0, batch_size=batch_size)
 
-    both, all_edges = seconds(forward_and_backward, arguments.repeats), seconds(estimate, arguments.repeats)
-    start = time.perf_counter()
+    estimate()
+    all_edges, both = take_turns([estimate, forward_and_backward], arguments.repeats)
+    start = time.thread_time()
     checked = sl.mediation(model, edit, contrasts, exact=20, batch_size=batch_size)
-    exact = time.perf_counter() - start - all_edges
-    print(f"mediation, {len(checked.edges)} edges: {all_edges / both:.2f} times a forward and a backward pass")
-    print(f"    its 20 strongest edges exactly: {exact / both:.0f} times, {exact:.1f} s")
-    print(f"    correlation of estimates and exact values: {checked.details['correlation']:.3f}")
+    exact = time.thread_time() - start - min(all_edges)
+    what = f"mediation of {len(checked.edges)} edges by one backward pass / a forward and a backward pass"
+    table.ratio(what, all_edges, both, "at most 8", told)
+    correlation = checked.details["correlation"]
+    note = f"{exact:.1f} s; their correlation with the estimates {correlation:.3f}"
+    table.number(
+        "mediation, its 20 strongest edges exactly / a forward and a backward pass", exact / min(both), "", note
+    )
 
 
 if __name__ == "__main__":

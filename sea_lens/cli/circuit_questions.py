@@ -138,6 +138,10 @@ def which_directions(one: Subject) -> Finding:
         return f"Layer {row['layer']}, {row['side']} {row['index']}{raised}"
 
     lines = told_of(frame, name, "shares of directions, norms and centres")
+    if (alike := found.details.get("most_alike")) is not None:
+        names = " and ".join(".".join(map(str, label)) for label in alike)
+        share = found.details["most_alike_share"]
+        lines.append(f"Of the five largest {names} are most alike: they share {share:.0%} of their direction (cos²).")
     for label, about in list(found.descriptions.items())[:NAMED]:
         texts = [text for text, _ in about.moved[:2]] + about.texts[:1]
         lines.append(f"{'.'.join(map(str, label))} moves most at: {' | '.join(text.strip() for text in texts)}.")

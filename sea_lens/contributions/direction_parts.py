@@ -1,7 +1,9 @@
 """In which directions an edit is taken apart, and what the parts are called (docs/method.md 8.1 and 8.5)."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from einops import reduce
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from ..edits.base import Edit
 from ..errors import InputError
-from ..spectral.direction_terms import DirectionTerms, Label, direction_terms
+from ..spectral.direction_terms import Direction, DirectionTerms, Label, direction_terms
 from ..spectral.edit import SpectralEdit
 from ..spectral.net import eigenvalue_sizes, net_subspaces, planes
 from ..spectral.subspaces import Subspaces
@@ -105,6 +107,26 @@ class DirectionParts:
         """What each column of the factors adds to activations, float32 or float64."""
         subspaces, combine = self.factors(layer)
         return direction_terms(x, subspaces.to(x.device, x.dtype), self.edit.feature, combine)
+
+    def most_alike(self, labels: Sequence[Label]) -> dict[str, Any]:
+        """Which two of these directions share most of their direction, and the share: the largest cos² between them.
+
+        Nothing at site `z`, where heads have spaces of their own, and of fewer than two directions.
+        """
+        if self.edit.at.per_head or len(labels) < 2:
+            return {}
+        bases = {}
+        for label in labels:
+            (part,) = [one for one in self.parts(Direction.of(label).layer) if one.label == label]
+            factors, _ = self.factors(Direction.of(label).layer)
+            columns = (factors.keep if part.kept else factors.drop)[part.unit, :, part.columns].double()
+            bases[label] = torch.nn.functional.normalize(columns, dim=0)
+        shares = {
+            pair: torch.linalg.matrix_norm(bases[pair[0]].mT @ bases[pair[1]], 2).square().item()
+            for pair in itertools.combinations(labels, 2)
+        }
+        pair = max(shares, key=lambda one: shares[one])
+        return {"most_alike": list(pair), "most_alike_share": shares[pair]}
 
     def parts(self, layer: int) -> list[Part]:
         """The directions of a layer, unit by unit."""

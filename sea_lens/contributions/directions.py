@@ -31,6 +31,8 @@ from .results import DirectionContributions
 from .study import Study, check_control_places
 
 DESCRIBED = 10
+# Directions that are compared with each other, of those that contribute most.
+COMPARED = 5
 
 
 @outside_inference_mode
@@ -77,7 +79,8 @@ def direction_contributions(
 
     Returns:
         Values in nats, by (layer, side, index), at site `z` by (layer, head, side, index). Memory: contrasts ×
-        directions numbers.
+        directions numbers. Where directions are described, `details` has which two of the five largest are most alike,
+        and their cos² (docs/method.md 8.5).
 
     Raises:
         InputError: the edit is not a spectral one; an unknown basis, or "net" for an edit through a feature map; a
@@ -181,4 +184,6 @@ def described(
     if not top:
         return result
     parts = DirectionParts(spectral_edit(study.edit), study.where.combine, result.basis)
-    return replace(result, descriptions=dict(zip(top, describe_directions(study, parts, top, captured), strict=True)))
+    details = {**result.details, **parts.most_alike(strongest(result, COMPARED))}
+    descriptions = dict(zip(top, describe_directions(study, parts, top, captured), strict=True))
+    return replace(result, descriptions=descriptions, details=details)
