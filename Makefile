@@ -7,7 +7,8 @@ BIN_NEWEST := .venv-newest/bin
 TESTS_NEWEST := tests/test_cases_cache.py tests/test_completions.py tests/test_harness.py tests/test_third_party.py
 # Work is taken from a worker that has more of it left than another, and tests that share what they set up stay together.
 PYTEST_OPTIONS ?= -n 2 --dist worksteal
-# Types and shapes are checked at run time in the run of all tests; that takes two fifths of the time.
+# Types and shapes are checked at run time in the run of all tests, of each test on one backend; that takes a third of
+# the time.
 UNTYPED := -o addopts="--strict-markers --strict-config -ra"
 
 .PHONY: demo paper test test-notebooks test-notebooks-bridge test-bridge test-newest newest lint format docs-tables notebooks bench clean

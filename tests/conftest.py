@@ -11,6 +11,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -30,6 +31,7 @@ with warnings.catch_warnings():
     import transformer_lens
     import transformer_lens.model_bridge  # noqa: F401
 
+CHECKED_ELSEWHERE = pytest.StashKey[bool]()
 SHARED = Path(__file__).parents[2] / "shared"
 
 
@@ -109,8 +111,25 @@ def shared() -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no worker is left alone with one of them at the end."""
+    """The longest first, so that no worker is left alone with one of them at the end.
+
+    And types and shapes are checked once: what runs on a HookedTransformer as well as on a bridge has them checked on
+    the former.
+    """
     items.sort(key=lambda item: item.path.name not in ("test_testbed.py", "test_third_party.py", "test_analyses.py"))
+    known = {item.nodeid for item in items}
+    for item in items:
+        name, _, parameters = item.nodeid.partition("[")
+        twin = f"{name}[{parameters.replace('bridge', 'hooked')}"
+        item.stash[CHECKED_ELSEWHERE] = "bridge" in parameters and twin in known
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    """Types and shapes are checked in this test, unless they are in another that is the same."""
+    jaxtyping.config.update("jaxtyping_disable", item.stash[CHECKED_ELSEWHERE])
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(autouse=True)

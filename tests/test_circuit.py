@@ -68,7 +68,7 @@ def test_an_edit_that_no_control_stands_beside_says_so(subject):
 def test_what_is_beyond_the_controls_is_counted():
     frame = pd.DataFrame({"value": [1.0, 0.1], "p_corrected": [0.05, 0.6]})
     assert words.verdict(frame, "heads") == "1 of 2 heads is beyond the controls (p ≤ 0.05, corrected)."
-    assert words.verdict(frame[1:], "heads").startswith("None of 1 heads is beyond the controls for certain")
+    assert words.verdict(frame.tail(1), "heads").startswith("None of 1 heads is beyond the controls for certain")
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def recovery(layers, heads):
     found = numbers(len(frame))
     frame = frame.assign(kept=found["value"], low=found["low"], high=found["high"], lost=found["value"] / 2)
     frame = frame.assign(lost_low=frame["lost"] - 1, lost_high=frame["lost"] + 1, random_low=-1.0, random_high=1.0)
-    return circuits.recovery_curve(frame.assign(control_low=-0.5, control_high=0.5), 0.4, "sufficiency", 19)
+    return circuits.recovery_curve(frame.assign(control_low=-0.5, control_high=0.5), 0.4, "sufficiency", controls=19)
 
 
 def dose(layers, heads):

@@ -96,6 +96,7 @@ def test_a_planted_subject_is_left_for_the_last_token(build, backend):
     assert shares[head_layer - 1, answer] == pytest.approx(0, abs=0.01)
     assert shares[head_layer, answer] == pytest.approx(1, abs=0.01)
     control = sl.stream_contributions(case.model, case.edit, case.contrasts, control=[case.edit])
+    assert control.control_values is not None
     torch.testing.assert_close(control.control_values[0], found.values)
 
 

@@ -78,6 +78,8 @@ def test_what_the_edited_model_writes_is_read(model):
 def test_controls_are_measured_on_the_same_texts(model):
     edit = fitted(model)
     found = sl.token_contributions(model, edit, PROMPTS, GIVEN, control=[edit, sl.randomised(edit, 0)])
+    assert found.control_values is not None
+    assert found.control_effects is not None
     torch.testing.assert_close(found.control_values[0], found.values)
     assert found.control_effects[0].item() == pytest.approx(found.effect)
     assert not torch.allclose(found.control_values[1], found.values)

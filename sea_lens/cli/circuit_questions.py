@@ -121,7 +121,7 @@ def which_layers(one: Subject) -> Finding:
         of_pairs = pairs.to_frame()
         figures["pairs"] = pairs.plot()
         frame = pd.concat([frame, of_pairs.assign(what="Shapley value or interaction")], ignore_index=True)
-        for row in largest(of_pairs[of_pairs["second"] != ""], 1):
+        for row in largest(of_pairs.query("second != ''"), 1):
             lines.append(
                 f"Of pairs, layers {row['first']} and {row['second']} do most beyond what each does: {measured(row)}."
             )
@@ -182,7 +182,7 @@ def where_in_the_text(one: Subject) -> Finding:
     method = "sufficiency" if one.is_quick(lens.n_layers * longest * 2) else "gradient"
     found = stream_contributions(one.model, one.edit, one.contrasts, method, **one.common)
     frame = by_size(found.to_frame())
-    frame = frame[frame["value"] != 0]
+    frame = frame.query("value != 0")
     lines = told_of(frame, lambda row: f"Behind layer {row['layer']} at position {row['position']}", "places")
     caption = "The stream that is exchanged, by layer and position; 0 is the last token of the prompt."
     return Finding(frame, "\n".join([f"By {method}.", *lines]), {"stream": found.plot()}, {"stream": caption})
