@@ -18,7 +18,7 @@ from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tiny import BACKENDS, FAMILIES, save_tiny_model
+from tiny import BACKENDS, PAIRS, save_tiny_model
 
 torch.set_num_threads(1)
 # No deadline: machines are shared, and a slow example is no wrong one. In CI the same examples every time.
@@ -70,21 +70,7 @@ def load_tiny(model_folders, loaded_models):
     return load
 
 
-def _pairs() -> list[tuple[str, str]]:
-    """Every family on every backend; where both are installed, the bridge of three families that differ most.
-
-    The bridge of all families is tested where it is the only backend, with the newer TransformerLens.
-    """
-    both = "hooked" in BACKENDS
-    return [
-        (family, backend)
-        for family in FAMILIES
-        for backend in BACKENDS
-        if not (both and backend == "bridge") or family in ("llama", "gemma2", "pythia")
-    ]
-
-
-@pytest.fixture(params=_pairs(), ids="-".join)
+@pytest.fixture(params=PAIRS, ids="-".join)
 def any_model(request: pytest.FixtureRequest, load_tiny):
     """A tiny model of every family on every backend that is installed."""
     return load_tiny(*request.param)

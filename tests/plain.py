@@ -4,6 +4,26 @@ import torch
 from transformers import AutoModelForCausalLM
 
 HEADS = 4
+# What stands behind attention and the MLP, in front of the stream.
+POST_NORM = ("gemma2", "olmo2", "olmo3")
+# At which tokens an edit acts, by their places and the length of the prompt.
+POSITIONS = {
+    "all": lambda place, prompt: place >= 0,
+    "prompt": lambda place, prompt: place < prompt,
+    "answer": lambda place, prompt: place >= prompt,
+    "last_prompt": lambda place, prompt: place == prompt - 1,
+    "from_last_prompt": lambda place, prompt: place >= prompt - 1,
+}
+
+
+def alone(out):
+    """What a module gives, without what it gives beside it."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def exchanged(out, new):
+    """What a module gives, with something new in its place."""
+    return (new, *out[1:]) if isinstance(out, tuple) else new
 
 
 class Plain:
@@ -17,7 +37,13 @@ class Plain:
         )(self.model)
 
     def norm(self, layer):
-        return self.blocks[layer].ln_1 if self.kind == "gpt2" else self.blocks[layer].input_layernorm
+        """What stands between the stream and attention; OLMo 2 and 3 have nothing there."""
+        name = "ln_1" if self.kind == "gpt2" else "input_layernorm"
+        return getattr(self.blocks[layer], name, torch.nn.Identity())
+
+    def norm_behind(self, module, layer):
+        """What stands between attention or the MLP and the stream; in most families nothing does."""
+        return getattr(self.blocks[layer], f"post_{module}_layernorm") if self.kind in POST_NORM else None
 
     def attention(self, layer):
         return getattr(self.blocks[layer], {"gpt2": "attn", "gpt_neox": "attention"}.get(self.kind, "self_attn"))
@@ -28,12 +54,18 @@ class Plain:
 
     def mlp(self, layer):
         """What gives the MLP's part of the stream."""
-        return self.blocks[layer].post_feedforward_layernorm if self.kind == "gemma2" else self.blocks[layer].mlp
+        return self.norm_behind("feedforward", layer) or self.blocks[layer].mlp
+
+    def written(self, site, layer):
+        """What gives the activation of a site."""
+        if site == "resid_post":
+            return self.blocks[layer]
+        return self.mlp(layer) if site == "mlp_out" else self.norm_behind("attention", layer) or self.attention(layer)
 
     def mlp_input(self, layer):
         """What reads the stream for the MLP."""
         block = self.blocks[layer]
-        names = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm"}
+        names = {"gpt2": "ln_2", "gemma2": "pre_feedforward_layernorm", "olmo2": "mlp", "olmo3": "mlp"}
         return getattr(block, names.get(self.kind, "post_attention_layernorm"))
 
     def way(self, layer, way, stream):
@@ -70,8 +102,7 @@ class Plain:
         for name, module, side in saved:
 
             def save(_, given, out, name=name, side=side):
-                value = given[0] if side == "in" else out
-                found[name] = (value[0] if isinstance(value, tuple) else value).detach().clone()
+                found[name] = alone(given if side == "in" else out).detach().clone()
 
             handles.append(module.register_forward_hook(save))
         try:
@@ -91,3 +122,38 @@ class Plain:
             return output.forward(x.flatten(-2))
 
         return [(output, hook)]
+
+    def editing(self, edit, moved, acts=True):
+        """Hooks of an edit at all of its layers, which say how far each moved the stream; it acts where a mask says."""
+        acts = torch.as_tensor(acts)
+
+        def hook_at(layer):
+            def hook(_, __, out):
+                x = alone(out)
+                new = torch.where(acts[..., None], edit(x, layer), x)
+                moved[layer] = new - x
+                return exchanged(out, new)
+
+            return hook
+
+        def heads_hook_at(layer):
+            output, norm = self.output(layer), self.norm_behind("attention", layer) or torch.nn.Identity()
+
+            def hook(_, given, __):
+                z = given[0].unflatten(-1, (HEADS, -1))
+                new = torch.where(acts[..., None, None], edit(z, layer), z)
+                before, after = (output.forward(one.flatten(-2)) for one in (z, new))
+                moved[layer] = norm.forward(after) - norm.forward(before)
+                return after
+
+            return hook
+
+        if edit.site == "z":
+            return [(self.output(layer), heads_hook_at(layer)) for layer in edit.layers]
+        return [(self.written(edit.site, layer), hook_at(layer)) for layer in edit.layers]
+
+    def displacements(self, ids, edit, prompt, positions):
+        """How far each layer of an edit moves the stream in the edited run; `prompt` is the length of the prompt."""
+        moved = {}
+        self.run(ids, self.editing(edit, moved, POSITIONS[positions](torch.arange(ids.shape[1]), prompt)))
+        return moved

@@ -3,8 +3,8 @@
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from plain import Plain
-from tiny import FAMILIES, N_LAYERS, contrasts, fitted, save_tiny_model
+from plain import Plain, alone, exchanged
+from tiny import N_LAYERS, PAIRS, contrasts, fitted
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
@@ -13,64 +13,70 @@ from sea_lens.models.tokens import encode
 pytestmark = pytest.mark.model
 
 
-def plain_edge(plain, ids, edit, edge):
+def plain_edge(plain, ids, moved, edge):
     """Logits with the displacement of one layer let into one receiver."""
     layer, to_layer, to, way = edge
-    moved = {}
-
-    def editing(at):
-        def hook(_, __, out):
-            new = edit(out, at)
-            moved[at] = new - out
-            return new
-
-        return hook
-
-    plain.run(ids, [(plain.mlp(at), editing(at)) for at in range(N_LAYERS)])
     if to == "logits":
-        module = plain.blocks[-1]
-
-        def behind(_, __, out):
-            return (out[0] + moved[layer], *out[1:]) if isinstance(out, tuple) else out + moved[layer]
-
-        return plain.run(ids, [(module, behind)])[0]
+        behind = lambda _, __, out: exchanged(out, alone(out) + moved[layer])  # noqa: E731
+        return plain.run(ids, [(plain.blocks[-1], behind)])[0]
     if to == "mlp":
         reader = plain.mlp_input(to_layer)
         _, seen = plain.run(ids, saved=[("read", reader, "in")])
         change = (reader, lambda _, __, ___: reader.forward(seen["read"] + moved[layer]))
         return plain.run(ids, [change])[0]
-    _, seen = plain.run(ids, saved=[("stream", plain.norm(to_layer), "in")])
+    _, seen = plain.run(ids, saved=[("stream", plain.blocks[to_layer], "in")])
     hooks = plain.way(to_layer, way, seen["stream"] + moved[layer])
     _, seen = plain.run(ids, hooks, saved=[("z", plain.output(to_layer), "in")])
     return plain.run(ids, plain.with_z(to_layer, to, seen["z"]))[0]
 
 
-def contrast(lens, item, run):
-    """log p(target) − log p(foil) from runs of prompt and completion."""
-    total = 0.0
+def in_plain(plain, lens, edit, positions, item, edges):
+    """What each edge changes of log p(target) − log p(foil), from runs of prompt and completion."""
+    found = dict.fromkeys(edges, 0.0)
     start = len(encode(lens, item.prompt))
     for sign, text in ((1, item.target), (-1, item.foil)):
         ids = torch.tensor([encode(lens, item.prompt + text)])
-        log_probs = run(ids).double().log_softmax(-1)[0, :-1]
-        total += sign * log_probs.gather(1, ids[0, 1:, None])[start - 1 :].sum().item()
-    return total
+
+        def log_prob(logits, ids=ids):
+            log_probs = logits.double().log_softmax(-1)[0, :-1]
+            return log_probs.gather(1, ids[0, 1:, None])[start - 1 :].sum().item()
+
+        before, moved = log_prob(plain.run(ids)[0]), plain.displacements(ids, edit, start, positions)
+        for edge in edges:
+            found[edge] += sign * (log_prob(plain_edge(plain, ids, moved, edge)) - before)
+    return found
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_exact_mediation_is_path_patching_in_plain_transformers(family, tmp_path, backend, load_tiny):
-    model = load_tiny(family, backend)
-    edit, items, lens = fitted(model), list(contrasts(2)), Lens.of(model)
-    plain = Plain(save_tiny_model(family, tmp_path))
-    found = sl.mediation(model, edit, items, "exact")
+def assert_is_path_patching(family, site, positions, backend, load_tiny, model_folders):
+    model, plain = load_tiny(family, backend), Plain(model_folders[family])
+    edit, items, lens = fitted(model, site=site), list(contrasts(2)), Lens.of(model)
+    found = sl.mediation(model, edit, items, "exact", positions=positions, batch_size=64)
     size = max(found.item_effects.abs().max().item(), found.values.abs().max().item())
-    chosen = {(0, 1, 1, way) for way in "qkv"} | {(0, 2, 3, "k"), (1, 2, 0, "v"), (0, 1, "mlp", "in")}
-    chosen |= {(0, 2, "mlp", "in"), (1, N_LAYERS, "logits", "in"), (2, N_LAYERS, "logits", "in")}
-    for edge in sorted(chosen, key=str):
-        for place, item in enumerate(items):
-            before = contrast(lens, item, lambda ids: plain.run(ids)[0])
-            after = contrast(lens, item, lambda ids, edge=edge: plain_edge(plain, ids, edit, edge))
+    edges = [(0, 1, 1, way) for way in "qkv"] + [(0, 2, 3, "k"), (1, 2, 0, "v")]
+    edges += [(0, to, "mlp", "in") for to in (1, 2)] + [(at, N_LAYERS, "logits", "in") for at in (1, 2)]
+    # The MLP behind what is edited, where its block has it behind attention.
+    own = [(1, 1, "mlp", "in")] if site in ("attn_out", "z") and family != "pythia" else []
+    assert set(own) == {edge for edge in found.labels if edge[:2] == (1, 1)}
+    for place, item in enumerate(items):
+        for edge, expected in in_plain(plain, lens, edit, positions, item, edges + own).items():
             ours = found.item_values[place, found.labels.index(edge)].item()
-            assert ours == pytest.approx(after - before, abs=1e-4 * size + 2e-5), edge
+            assert ours == pytest.approx(expected, abs=1e-4 * size), edge
+
+
+@pytest.mark.parametrize(("site", "positions"), [("mlp_out", "all"), ("z", "from_last_prompt")])
+@pytest.mark.parametrize(("family", "backend"), PAIRS)
+def test_exact_mediation_is_path_patching_in_plain_transformers(
+    family, backend, site, positions, load_tiny, model_folders
+):
+    assert_is_path_patching(family, site, positions, backend, load_tiny, model_folders)
+
+
+# Query heads that share keys and values; a block whose MLP reads beside attention; norms behind attention and the MLP,
+# and behind them alone.
+@pytest.mark.parametrize(("site", "positions"), [("attn_out", "answer"), ("resid_post", "prompt")])
+@pytest.mark.parametrize("family", ["llama", "pythia", "gemma2", "olmo3"])
+def test_exact_mediation_is_path_patching_at_every_site(family, backend, site, positions, load_tiny, model_folders):
+    assert_is_path_patching(family, site, positions, backend, load_tiny, model_folders)
 
 
 def test_estimates_are_slopes_of_exact_mediation_and_add_up_on_every_family(any_model):

@@ -17,6 +17,8 @@ from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 from transformers.models.gpt_neox.configuration_gpt_neox import GPTNeoXConfig
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.mistral.configuration_mistral import MistralConfig
+from transformers.models.olmo2.configuration_olmo2 import Olmo2Config
+from transformers.models.olmo3.configuration_olmo3 import Olmo3Config
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
@@ -58,11 +60,25 @@ FAMILIES = {
     "gpt2": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=N_LAYERS, n_head=4, n_positions=N_CTX),
     "pythia": lambda: GPTNeoXConfig(**_SIZES, **_ROTARY, use_parallel_residual=True),
 }
+# Families with norms behind attention and the MLP, and none in front of them. A HookedTransformer knows OLMo 2 by the
+# names of its released models alone.
+NORMS_BEHIND = {
+    "olmo2": lambda: Olmo2Config(**_SIZES, num_key_value_heads=2),
+    "olmo3": lambda: Olmo3Config(**_SIZES, num_key_value_heads=2, sliding_window=8),
+}
+# Every family on every backend; where both are installed, the bridge of three families that differ most. The bridge of
+# all families is tested where it is the only backend, with the newer TransformerLens.
+PAIRS = [
+    (family, backend)
+    for family in FAMILIES
+    for backend in BACKENDS
+    if "hooked" not in BACKENDS or backend == "hooked" or family in ("llama", "gemma2", "pythia")
+]
 
 
 def save_tiny_model(family: str, folder: Path, *, bos: bool = True) -> Path:
     """Write a random model of a family with a word-level tokenizer; `bos` False gives it none."""
-    save_random_weights(FAMILIES[family](), folder, 0.15)
+    save_random_weights({**FAMILIES, **NORMS_BEHIND}[family](), folder, 0.15)
     words = ["<pad>", "<s>", "</s>", "<unk>", *WORDS]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
