@@ -137,7 +137,7 @@ def test_what_a_direction_does_to_logits_is_in_the_models_units(tmp_path, backen
 def test_what_heads_write_is_what_their_block_adds(odd_model):
     lens = Lens.of(odd_model)
     names = [lens.point(kind, 1) for kind in ("z", "attn_out")]
-    if lens.attention_norm(1) is not None:
+    if lens.norm_behind("attn_out", 1) is not None:
         pytest.skip("a norm stands behind attention")
     with torch.no_grad():
         seen = lens.read(TOKENS, MASK, names)

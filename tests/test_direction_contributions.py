@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from plain import HEADS, Plain
 from test_subspaces import subspaces
-from tiny import N_LAYERS, contrasts, demonstrations, fitted
+from tiny import N_LAYERS, WORDS, contrasts, demonstrations, fitted
 
 import sea_lens as sl
 from sea_lens.spectral.arithmetic import COMBINES, edit_activation
@@ -247,6 +248,25 @@ def test_descriptions_name_what_a_direction_does_and_what_it_fires_on(model):
     assert description.lowers[0][0] == worst
     frame = found.to_frame()
     assert (frame["raises"] != "").sum() == 3
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("family", ["gemma2", "olmo3"])
+def test_what_a_heads_direction_raises_is_read_behind_the_norm_behind_attention(
+    family, backend, load_tiny, model_folders
+):
+    edit, plain = fitted(load_tiny(family, backend), site="z"), Plain(model_folders[family])
+    found = sl.direction_contributions(load_tiny(family, backend), edit, contrasts(2), basis="sides", describe=3)
+    for (layer, head, side, index), description in found.descriptions.items():
+        factor = getattr(edit.subspaces[layer], {"+": "keep", "-": "drop"}[side])[head, :, index].float()
+        z = torch.zeros(HEADS, len(factor))
+        z[head] = factor if description.displacement > 0 else -factor
+        with torch.no_grad():
+            # Of the norms only the gains matter: a scale changes no order of tokens.
+            written = plain.norm_behind("attention", layer)(plain.output(layer)(z.flatten()))
+            logits = plain.model.lm_head(plain.model.model.norm(written))
+        # The first four tokens stand in no text.
+        assert description.raises[0][0] == WORDS[int(logits[4:].argmax())]
 
 
 @pytest.mark.model

@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import FAMILIES, N_LAYERS, contrasts, fitted
+from plain import HEADS, Plain
+from tiny import BACKENDS, FAMILIES, N_LAYERS, contrasts, fitted
 
 import sea_lens as sl
 from sea_lens.measure.scorer import contrast_scorer, contrast_values
@@ -75,6 +76,50 @@ def test_the_direct_contribution_of_a_head_is_what_is_lost_when_its_output_is_ta
     expected = torch.tensor(edited, dtype=torch.float64) - torch.tensor(unedited, dtype=torch.float64)
     found = sl.head_contributions(model, edit, items)
     torch.testing.assert_close(found.values[-1], expected, rtol=1e-3, atol=1e-4)
+
+
+def written_by_heads(plain, ids, edit, pair):
+    """Logit difference that each head writes at the last position of the edited run, (layers, heads)."""
+    points = [("final", plain.blocks[-1], "out")]
+    points += [(layer, plain.output(layer), "in") for layer in range(N_LAYERS)]
+    _, seen = plain.run(ids, [] if edit is None else plain.editing(edit, {}), points)
+
+    def linear(norm, x):
+        # What a norm without a mean or a bias multiplies each entry by, where it reads x.
+        return norm.forward(x) / x
+
+    u = plain.model.lm_head.weight[pair[0]] - plain.model.lm_head.weight[pair[1]]
+    read = linear(plain.model.model.norm, seen["final"][0, -1]) * u
+    found = torch.zeros(N_LAYERS, HEADS, dtype=torch.float64)
+    for layer in range(N_LAYERS):
+        z, output = seen[layer][:, -1:].unflatten(-1, (HEADS, -1)), plain.output(layer)
+        z = edit(z, layer) if edit is not None and edit.site == "z" else z
+        behind = linear(plain.norm_behind("attention", layer), output.forward(z.flatten(-2)))
+        for head in range(HEADS):
+            alone = torch.zeros_like(z)
+            alone[..., head, :] = z[..., head, :]
+            found[layer, head] = (output.forward(alone.flatten(-2)) * behind)[0, -1] @ read
+    return found
+
+
+BEHIND = [(family, backend) for family in ("gemma2", "olmo3") for backend in BACKENDS] + [("olmo2", "bridge")]
+
+
+@pytest.mark.parametrize("site", ["attn_out", "z"])
+@pytest.mark.parametrize(("family", "backend"), BEHIND)
+def test_behind_a_norm_direct_contributions_are_what_heads_write_in_plain_transformers(
+    family, backend, site, load_tiny, model_folders
+):
+    model, plain = load_tiny(family, backend), Plain(model_folders[family])
+    lens, edit, (item,) = Lens.of(model), fitted(model, site=site), contrasts(1)
+    ids = torch.tensor([encode(lens, item.prompt)])
+    pair = [encode(lens, item.prompt + text)[ids.shape[1]] for text in (item.target, item.foil)]
+    with torch.no_grad():
+        expected = written_by_heads(plain, ids, edit, pair) - written_by_heads(plain, ids, None, pair)
+    found = sl.head_contributions(model, edit, [item])
+    torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-5)
+    assert expected.abs().max() > 0.01
+    assert found.total == pytest.approx(found.effect, abs=1e-5)
 
 
 def test_direct_refuses_a_model_whose_parts_do_not_add_up(model):

@@ -187,7 +187,7 @@ def _tokens(
         z = torch.zeros(1, lens.n_heads, lens.d_head, dtype=torch.float64, device=lens.device)
         z[0, part.unit] = vector
         written = head_outputs(lens, layer, z)[0, part.unit]
-        if (path := lens.attention_norm(layer)) is not None:
+        if (path := lens.norm_behind("attn_out", layer)) is not None:
             # Behind attention stands a norm; its scale, which all heads share, changes no order of tokens.
             written = probe_norm(lens, path).apply_linearly(written, torch.ones(1, device=lens.device))
     written = written.to(lens.device)

@@ -123,7 +123,7 @@ def _run(lens: Lens, batch: Batch, functions: list[tuple[str, HookFunction]]) ->
         names.append(lens.norm_scale(FINAL_NORM))
     for layer in range(lens.n_layers):
         names += [lens.point("z", layer), *_written(lens, layer)]
-        if (norm := lens.attention_norm(layer)) is not None:
+        if (norm := lens.norm_behind("attn_out", layer)) is not None:
             names.append(lens.norm_scale(norm))
     hooks = [(name, displacing(name, function)) for name, function in functions]
     with lens.hooks([*hooks, *((name, save(name)) for name in names)]):
@@ -161,7 +161,7 @@ class _Readout:
 
     @classmethod
     def of(cls, lens: Lens, tolerance: float) -> "_Readout":
-        paths = [lens.attention_norm(layer) for layer in range(lens.n_layers)]
+        paths = [lens.norm_behind("attn_out", layer) for layer in range(lens.n_layers)]
         norms = [None if path is None else (lens.norm_scale(path), probe_norm(lens, path)) for path in paths]
         return cls(lens, LogitReadout.of(lens), norms, tolerance)
 

@@ -76,7 +76,7 @@ def head_weights(
 def written_weight(lens: Lens, layer: int) -> Float[Tensor, "heads d_head d_model"]:
     """W_O by head as it reaches the stream: through the gain of the norm behind attention where there is one."""
     weight = lens.attention_weight(layer).to(lens.double_device, torch.float64)
-    if (path := lens.attention_norm(layer)) is None:
+    if (path := lens.norm_behind("attn_out", layer)) is None:
         return weight
     return probe_norm(lens, path).apply_linearly(weight, torch.ones(1, device=lens.device)).to(weight)
 
@@ -252,7 +252,7 @@ def _wrong(
         found |= dict.fromkeys((QUERY, KEY), f"scores do not rise with the product of query and key (by {off:.1e})")
     z = seen["z"][1:, 0]
     off = _off(z, _each(seen[VALUE][1:, 0], lens.n_heads))
-    norm = None if (path := lens.attention_norm(layer)) is None else probe_norm(lens, path)
+    norm = None if (path := lens.norm_behind("attn_out", layer)) is None else probe_norm(lens, path)
     written = reduce(head_outputs(lens, layer, z.to(lens.device)), "rows heads d -> rows d", "sum")
     written, output = written + attention_bias(lens, layer), seen["attn_out"][1:, 0].to(written)
     if norm is not None:

@@ -95,7 +95,7 @@ class Parts:
 
     @staticmethod
     def norm_scale(path: str) -> str:
-        """Hook point of the scale of a norm, `FINAL_NORM` or one of `attention_norm`."""
+        """Hook point of the scale of a norm, `FINAL_NORM` or one of `norm_behind`."""
         return f"{path}.hook_scale"
 
     def block_norm_scales(self, layer: int) -> list[str]:
@@ -108,30 +108,20 @@ class Parts:
         """Hook point of what a norm has normalised, before its gain and bias."""
         return f"{path}.hook_normalized"
 
-    def attention_norm(self, layer: int) -> str | None:
-        """Path of the norm between attention and the residual stream on post-norm models (Gemma 2, OLMo 2).
-
-        None where there is none.
-        """
-        if not self.norm_behind("attn_out", layer):
-            return None
-        # The one norm of attention has the plain name where it does not stand in front.
-        paths = (f"blocks.{layer}.ln1_post", f"blocks.{layer}.ln1")
-        return next((path for path in paths if self.norm_output(path) in self.points), None)
-
-    def norm_behind(self, site: str, layer: int) -> bool:
-        """Whether a norm stands between the output of a site's module and the site (Gemma 2, OLMo 2, GLM 4)."""
+    def norm_behind(self, site: str, layer: int) -> str | None:
+        """Path of the norm between the output of a site's module and the site (Gemma 2, OLMo 2, GLM 4), or None."""
         norms = {"attn_out": ("ln1_post", "ln1"), "mlp_out": ("ln2_post", "ln2")}.get(site)
         if norms is None:
-            return False
+            return None
         behind, only = (f"blocks.{layer}.{norm}" for norm in norms)
         if self.norm_output(behind) in self.points:
-            return True
+            return behind
         # Where a block has no norm in front of the module, the one behind it has its name: the bridge calls its output
         # the site, and a HookedTransformer tells by the architecture.
         output = self.points.get(f"{only}.hook_out")
         moved = output is not None and output is self.points.get(f"blocks.{layer}.hook_{site}")
-        return moved or getattr(self.model.cfg, "original_architecture", None) in _NORMS_BEHIND_ALONE
+        alone = moved or getattr(self.model.cfg, "original_architecture", None) in _NORMS_BEHIND_ALONE
+        return only if alone else None
 
     @property
     def has_final_norm(self) -> bool:
