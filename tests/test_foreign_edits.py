@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from tiny import N_LAYERS, contrasts, fitted, save_random_weights, sentence, tokens
+from tiny import N_LAYERS, contrasts, demonstrations, fitted, save_random_weights, sentence, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.configuration_llama import LlamaConfig
 
@@ -566,6 +566,23 @@ def test_what_is_written_for_steering_vectors_its_own_apply_takes(kind, model, m
         theirs = outputs(hf, names, tokens())
     agree(activations(model, edit, KINDS[kind], tokens(), layers=[1], strength=-1.5), theirs)
     agree(activations(model, sl.load_edit(tmp_path / "v.pt"), KINDS[kind], tokens()), theirs)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo3"])
+def test_an_edit_behind_a_norm_is_not_written_for_a_tool_that_adds_in_front_of_it(family, load_tiny, backend, tmp_path):
+    model = load_tiny(family, backend)
+    for site in ("mlp_out", "attn_out", "resid_post"):
+        # What a file says of the model is what it was saved with.
+        sl.mean_difference(sl.capture(model, demonstrations(), site=site, progress=False)).save(tmp_path / "edit")
+        edit = sl.load_edit(tmp_path / "edit")
+        assert isinstance(edit, sl.MeanDifference)
+        save = partial(sl.save_as, edit, tmp_path / "v.pt", "steering-vectors", positions="all")
+        if family == "llama" or site == "resid_post":
+            save()
+            continue
+        with pytest.raises(sl.InputError, match=f"has a norm in front of '{site}': steering-vectors adds in front"):
+            save()
 
 
 def test_what_a_format_cannot_say_is_refused(tmp_path):

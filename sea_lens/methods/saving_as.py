@@ -10,6 +10,7 @@ from torch import Tensor
 from ..edits.base import Edit, as_edit
 from ..edits.where import LayerChoice, Strength
 from ..errors import InputError
+from ..models.language_model import NORMS_BEHIND
 from ..models.token_positions import Positions, positions_name
 from .control_vectors import REPENG, write_control_vectors
 from .steering import Steering
@@ -32,8 +33,9 @@ def save_as(
     """Write an edit that adds fixed vectors in the format of another tool, which acts at all positions.
 
     What is written in float32 is strength times vector, so that the tool's own strength of 1 is that of this edit. At
-    `attn_out` and `mlp_out` a tool adds to the output of the module: in a model with a norm behind it, such as Gemma 2,
-    that is another place than the edit's.
+    `attn_out` and `mlp_out` a tool adds to the output of the module. In a model with a norm behind it, such as Gemma 2,
+    that is another place than the edit's, and such an edit is refused; one whose provenance says nothing of its model
+    is taken for one without such a norm.
 
     Args:
         edit: such as `mean_difference` makes, at site `resid_post`; for "steering-vectors" also `attn_out`, `mlp_out`.
@@ -44,8 +46,8 @@ def save_as(
             what the file says that the edit was read from.
 
     Raises:
-        InputError: an unknown format, an edit that it cannot say (other methods, sites or positions), a strength that
-            differs between tokens, vectors beyond float32, or no `model_type`.
+        InputError: an unknown format, an edit that it cannot say (other methods, sites or positions, or behind a norm),
+            a strength that differs between tokens, vectors beyond float32, or no `model_type`.
         FileError: the file cannot be written.
         MissingPackageError: the package gguf, or steering-vectors, is not installed.
 
@@ -67,6 +69,13 @@ def save_as(
             f"{format} cannot say this edit ({type(edit).__name__} at {edit.site!r}): expected one that adds fixed "
             f"vectors at {' or '.join(map(repr, FORMATS[format]))}"
         )
+    about = edit.provenance.get("model", {})
+    behind = about.get(NORMS_BEHIND)
+    if isinstance(behind, (list, tuple)) and edit.site in behind:
+        raise InputError(
+            f"the model that this edit was fitted on has a norm in front of {edit.site!r}: {format} adds in front of "
+            f"that norm, and the edit behind it: expected an edit at 'resid_post'"
+        )
     where = edit.where(layers, strength, None, positions)
     if where.positions != "all":
         raise InputError(
@@ -77,7 +86,7 @@ def save_as(
     if format == STEERING_VECTORS:
         write_steering_vector(path, vectors, edit.site)
         return
-    said: Any = edit.provenance.get("model", {}).get("model_type") if model_type is None else model_type
+    said: Any = about.get("model_type") if model_type is None else model_type
     if not isinstance(said, str) or not said:
         raise InputError("repeng's files say the kind of model: expected model_type, such as 'llama'")
     write_control_vectors(path, vectors, said)

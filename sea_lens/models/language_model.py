@@ -5,6 +5,9 @@ from typing import Any
 
 import torch
 
+# What a record calls the sites that a norm stands in front of.
+NORMS_BEHIND = "norms_behind"
+
 
 class LanguageModel(ABC):
     """What a TransformerLens model (`models.lens`) and a vLLM engine (`models.vllm_engine`) have in common."""

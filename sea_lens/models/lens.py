@@ -8,7 +8,7 @@ from .configuration import context_length
 from .hook_points import HookPoints
 from .hookable import Hookable
 from .hooks import HookFunction
-from .language_model import LanguageModel, is_vllm_engine
+from .language_model import NORMS_BEHIND, LanguageModel, is_vllm_engine
 from .parts import FINAL_NORM
 from .passes import Observer, Pass
 from .processing import processing
@@ -171,6 +171,7 @@ class Lens(Hookable, LanguageModel):
             "n_heads": self.n_heads,
             "d_head": self.d_head,
             "processing": self.processing,
+            NORMS_BEHIND: self.norms_behind,
         } | ({} if self.checked is None else {"check": self.checked.record})
 
     def point(self, name: str, layer: int) -> str:

@@ -124,6 +124,12 @@ class Parts:
         return only if alone else None
 
     @property
+    def norms_behind(self) -> list[str]:
+        """The sites that a norm of some layer stands in front of."""
+        sites = ("mlp_out", "attn_out")
+        return [site for site in sites if any(self.norm_behind(site, layer) for layer in range(self.n_layers))]
+
+    @property
     def has_final_norm(self) -> bool:
         """Whether a norm stands between the residual stream and the unembedding; not in a model built without any."""
         return hasattr(self.model, FINAL_NORM) or getattr(self.model.cfg, "normalization_type", "") is not None

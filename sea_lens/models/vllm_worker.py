@@ -35,6 +35,11 @@ class Family(NamedTuple):
     mlp_out: str
     attn_out: str
 
+    @property
+    def norms_behind(self) -> list[str]:
+        """The sites that a norm stands in front of."""
+        return [site for site in ("mlp_out", "attn_out") if getattr(self, site).endswith("norm")]
+
     def point(self, site: str, layer: int) -> str:
         """Path of the module that gives a site's activation in a layer.
 

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import MismatchError
+from ..models.language_model import NORMS_BEHIND
 
-# Facts of a model that say how it rounds.
-_ROUNDS = ("check", "vllm")
+# Facts of a model that say how it rounds, and one that earlier captures do not state.
+_MAY_DIFFER = ("check", "vllm", NORMS_BEHIND)
 
 
 def comparable(provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What two captures must agree on: not on what differs by rounding, as what the check of the model measured."""
     # Shards of version 0.1 do not say how weights were processed; those of `load_model` were not.
-    recorded = {name: fact for name, fact in provenance.get("model", {}).items() if name not in _ROUNDS}
+    recorded = {name: fact for name, fact in provenance.get("model", {}).items() if name not in _MAY_DIFFER}
     model = {"processing": []} | recorded
     return {**provenance, **({"model": model} if "model" in provenance else {})}
 
