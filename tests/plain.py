@@ -1,5 +1,7 @@
 """Models in plain transformers, whose own modules are exchanged by hand: what the tests measure against."""
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -41,7 +43,7 @@ class Plain:
         name = "ln_1" if self.kind == "gpt2" else "input_layernorm"
         return getattr(self.blocks[layer], name, torch.nn.Identity())
 
-    def norm_behind(self, module, layer):
+    def norm_behind(self, module, layer) -> Any:
         """What stands between attention or the MLP and the stream; in most families nothing does."""
         return getattr(self.blocks[layer], f"post_{module}_layernorm") if self.kind in POST_NORM else None
 
