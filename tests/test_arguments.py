@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +53,33 @@ def test_strengths_that_cannot_be_are_refused(strength):
     call = getattr(call, "__wrapped__", call)
     with pytest.raises(sl.InputError, match="strength"):
         call(edit, torch.randn(2, 4, 6), 0, strength)
+
+
+FROM_STATISTICS = [
+    sl.fit,
+    sl.mean_difference,
+    sl.directional_ablation,
+    sl.generalised_eigen,
+    sl.angular_steering,
+]
+
+
+@pytest.mark.parametrize("wrong", [None, "statistics.safetensors", [1.0], {}], ids=repr)
+@pytest.mark.parametrize("function", FROM_STATISTICS, ids=lambda function: function.__name__)
+def test_what_is_no_statistics_is_refused_by_every_method(function, wrong):
+    # Past the check of types, which is only there in tests.
+    call = getattr(function, "__wrapped__", function)
+    with pytest.raises(sl.InputError, match=f"expected statistics, as sl.capture gives .* got {type(wrong).__name__}"):
+        call(wrong)
+
+
+@pytest.mark.parametrize("name", ["permuted", "resampled", "randomised"])
+def test_controls_of_what_is_no_spectral_edit_are_refused(name):
+    given: Any = sl.MeanDifference("mlp_out", {0: torch.ones(1, 4, dtype=torch.float64)}, None, {})
+    call = getattr(getattr(sl, name), "__wrapped__", getattr(sl, name))
+    arguments = (given, 0) if name == "randomised" else (None, given, ())
+    with pytest.raises(sl.InputError, match=f"{name} needs a spectral edit, .* got MeanDifference"):
+        call(*arguments)
 
 
 def test_a_feature_map_is_recorded_whole(tmp_path):

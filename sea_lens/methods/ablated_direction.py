@@ -122,8 +122,8 @@ def directional_ablation(covariance: CrossCovariance, layer: SupportsIndex | Non
         The edit, for every layer captured. It acts at every position, as in the paper.
 
     Raises:
-        InputError: the activations went through a feature map, the layer was not captured, or it is asked for at site
-            "z".
+        InputError: no statistics, the activations went through a feature map, the layer was not captured, or it is
+            asked for at site "z".
         ActivationError: no demonstrations, or class means that do not differ; names the layer and the head.
 
     Example:

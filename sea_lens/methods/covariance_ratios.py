@@ -160,7 +160,7 @@ def generalised_eigen(
         The edit, for every layer captured. Time: d³ for each unit.
 
     Raises:
-        InputError: the activations went through a feature map, or a rank or shrinkage out of range.
+        InputError: no statistics, the activations went through a feature map, or a rank or shrinkage out of range.
         ActivationError: no demonstrations, an Ω that is zero or overflows, a negative side that is singular, or no
             ratio below 1; names the layer and the head.
 
@@ -172,12 +172,12 @@ def generalised_eigen(
         >>> edit.ranks
         {0: 3, 1: 3, 2: 3}
     """
+    refuse_other_statistics(covariance, "generalised_eigen")
     k, share = as_integer(rank, "rank", least=1), as_number(shrinkage, "shrinkage", least=0.0)
     if share >= 1:
         raise InputError(f"shrinkage {share:g}: expected a number below 1")
     if k > covariance.d:
         raise InputError(f"rank {k}: the activations are {covariance.d} wide")
-    refuse_other_statistics(covariance, "generalised_eigen")
     found = {layer: _fitted(covariance, layer, k, share, bool(centre)) for layer in covariance.layers}
     provenance = {**covariance.provenance, "rank": k, "shrinkage": share, "centre": bool(centre)}
     edit = GeneralisedEigen(covariance.site, found, {**provenance, "versions": versions()})

@@ -9,16 +9,17 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from ..errors import ActivationError, InputError
 from ..models.sites import Site
-from ..spectral.covariance import CrossCovariance
+from ..spectral.covariance import CrossCovariance, as_covariance
 
 
-def refuse_other_statistics(covariance: CrossCovariance, method: str) -> None:
-    """Refuse statistics that hold no activations as they are, or of no demonstrations.
+def refuse_other_statistics(given: Any, method: str) -> None:
+    """Refuse statistics that hold no activations as they are, or of no demonstrations, and what is no statistics.
 
     Raises:
-        InputError: they went through a feature map.
+        InputError: they went through a feature map, or are something else.
         ActivationError: there are none.
     """
+    covariance = as_covariance(given)
     if not covariance.feature.is_identity:
         raise InputError(f"{method} needs feature 'identity', got {covariance.feature.name!r}")
     if covariance.n == 0:

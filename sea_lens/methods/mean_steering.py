@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from .._support.versions import versions
 from ..edits.where import Defaults
-from ..errors import InputError
 from ..spectral.covariance import CrossCovariance
 from ..spectral.signatures import signature
+from .feature_directions import refuse_other_statistics
 from .steering import STEERED, Steering
 
 
@@ -28,10 +28,10 @@ def mean_difference(covariance: CrossCovariance) -> MeanDifference:
         covariance: from `capture`, with the identity as its feature map.
 
     Raises:
-        InputError: the activations went through a feature map; a mean of φ(x) is no activation.
+        InputError: no statistics, or the activations went through a feature map; a mean of φ(x) is no activation.
+        ActivationError: no demonstrations.
     """
-    if not covariance.feature.is_identity:
-        raise InputError(f"mean_difference needs feature 'identity', got {covariance.feature.name!r}")
+    refuse_other_statistics(covariance, "mean_difference")
     vectors, signatures = {}, {}
     for layer in covariance.layers:
         means = covariance.at(layer).means

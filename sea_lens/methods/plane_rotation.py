@@ -155,8 +155,8 @@ def angular_steering(
         The edit, for every layer captured. `with_angle` gives it at another angle.
 
     Raises:
-        InputError: the activations went through a feature map, the angle is not finite, the layer was not captured, the
-            plane is unknown, or it needs several layers that share a space.
+        InputError: no statistics, the activations went through a feature map, the angle is not finite, the layer was
+            not captured, the plane is unknown, or it needs several layers that share a space.
         ActivationError: no demonstrations, class means that do not differ, or no second axis apart from the first;
             names the layer and the head.
 

@@ -39,8 +39,7 @@ def randomised(edit: SpectralEdit, seed: int) -> SpectralEdit:
         >>> control.ranks == edit.ranks
         True
     """
-    if not isinstance(edit, SpectralEdit):
-        raise InputError(f"randomised needs a spectral edit, whose subspaces it draws, got {type(edit).__name__}")
+    _refuse_other_edits(edit, "randomised")
     generator = torch.Generator().manual_seed(as_integer(seed, "seed"))
     drawn = {layer: random_subspaces(edit.subspaces[layer], generator) for layer in edit.layers}
     return with_subspaces(edit, drawn, f"random subspaces, seed {seed}")
@@ -75,7 +74,7 @@ def permuted(
         The edits. Memory: three float64 activations of every demonstration at every edited layer.
 
     Raises:
-        InputError: the edit was not fitted from captured activations.
+        InputError: it is no spectral edit, or was not fitted from captured activations.
         Otherwise as `capture`.
 
     Warns:
@@ -83,6 +82,7 @@ def permuted(
     """
     draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed")
     batch_size = as_integer(batch_size, "batch_size", least=1)
+    _refuse_other_edits(edit, "permuted")
     Reading.recorded(edit.site, edit.provenance)
     if draws == 0:
         return []
@@ -129,6 +129,7 @@ def resampled(
     """
     draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed", least=0)
     batch_size = as_integer(batch_size, "batch_size", least=1)
+    _refuse_other_edits(edit, "resampled")
     captured = Captured.of(model, edit, demonstrations, batch_size=batch_size, progress=progress)
     centre, power = edit.options["centre"], edit.options["spectrum_power"]
     rng, n = np.random.default_rng(seed), len(captured.demonstrations)
@@ -138,6 +139,11 @@ def resampled(
         fitted = fit(covariance, rank=edit.ranks, centre=centre, spectrum_power=power)
         edits.append(replace(fitted, defaults=edit.defaults))
     return edits
+
+
+def _refuse_other_edits(edit: Any, what: str) -> None:
+    if not isinstance(edit, SpectralEdit):
+        raise InputError(f"{what} needs a spectral edit, whose subspaces it makes anew, got {type(edit).__name__}")
 
 
 def _fitted_from(edit: SpectralEdit, demonstrations: Demonstrations) -> bool:

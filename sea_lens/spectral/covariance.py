@@ -267,6 +267,17 @@ class CrossCovariance:
         return centred_signature(self.at(layer).means)
 
 
+def as_covariance(given: Any) -> CrossCovariance:
+    """What was given, which must be captured statistics.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(given, CrossCovariance):
+        raise InputError(f"expected statistics, as sl.capture gives them for one site, got {type(given).__name__}")
+    return given
+
+
 def refuse_non_finite(
     kind: str,
     activations: Float[Tensor, "batch layers units d"],

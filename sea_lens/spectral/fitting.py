@@ -12,7 +12,7 @@ from .._support.processes import shared
 from .._support.versions import versions
 from ..errors import ActivationError, InputError, MismatchError
 from ..models.sites import Site, unit_keys
-from .covariance import CrossCovariance
+from .covariance import CrossCovariance, as_covariance
 from .edit import SpectralEdit
 from .features import FeatureMap, feature_map
 from .ranks import DROP, KEEP, Energy, Rank, Size
@@ -48,8 +48,8 @@ def fit(
         The edit, for every layer captured.
 
     Raises:
-        InputError: energy outside (0, 1], a rank outside 0 to d, ranks for other layers or heads, or a power that is
-            not positive.
+        InputError: no statistics, energy outside (0, 1], a rank outside 0 to d, ranks for other layers or heads, or a
+            power that is not positive.
         ActivationError: no demonstrations, or a cross-covariance that overflows, or one of the positives that is zero
             up to rounding; of negatives that is zero nothing is dropped.
 
@@ -60,7 +60,8 @@ def fit(
         >>> sl.fit(sl.capture(bed.model, bed.demonstrations), rank=12)
         SpectralEdit(site='mlp_out', feature='identity', n=432, ranks={0: (12, 12), 1: (12, 12), 2: (12, 12)})
     """
-    return fit_to_size(covariance, Size.of(energy, rank, spectrum_power), centre, whole_spectrum=whole_spectrum)
+    size = Size.of(energy, rank, spectrum_power)
+    return fit_to_size(as_covariance(covariance), size, centre, whole_spectrum=whole_spectrum)
 
 
 def fit_to_size(
