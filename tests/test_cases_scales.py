@@ -134,6 +134,20 @@ def test_what_a_direction_does_to_logits_is_in_the_models_units(tmp_path, backen
         assert [change for _, change in four[key]] == pytest.approx([change / 4 for _, change in raised], rel=1e-4)
 
 
+def test_gradients_come_to_what_a_block_that_scales_adds(backend, load_odd):
+    model = load_odd("granite multipliers", backend)
+    edit, little = fit(model, "mlp_out"), 0.01
+    estimated = sl.mediation(model, edit, CONTRASTS, exact=0, strength=little)
+    exact = sl.mediation(model, edit, CONTRASTS, "exact", strength=little)
+    assert (estimated.values - exact.values).abs().max() < 0.03 * exact.values.abs().max()
+    first, same = (
+        sl.recovery(model, edit, CONTRASTS, ranking, strength=little, sizes=[1], draws=0).nodes[0]
+        for ranking in ("gradient", "sufficiency")
+    )
+    assert first == same == (1, "mlp")
+    assert not any(point.fwd_hooks or point.bwd_hooks for point in Lens.of(model).points.values())
+
+
 def test_what_heads_write_is_what_their_block_adds(odd_model):
     lens = Lens.of(odd_model)
     names = [lens.point(kind, 1) for kind in ("z", "attn_out")]

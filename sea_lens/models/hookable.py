@@ -90,7 +90,7 @@ class Hookable(Parts):
     def has_foreign_hooks(self) -> bool:
         """Whether the model has hooks that neither sea_lens nor TransformerLens installed."""
         return any(
-            point.bwd_hooks
+            any(all(known is not other for other in point.fwd_hooks) for known in point.bwd_hooks)
             or any(
                 hook_behind(function) is None and not came_with_the_model(function)
                 for function in tuple(point._forward_hooks.values())

@@ -58,7 +58,20 @@ class Hook:
             return None
         if (current := observer.current_pass) is not None:
             current.calls[self] = current.calls.get(self, 0) + 1
-        return self.function(x)
+        found = self.function(x)
+        if found is not None and found.requires_grad:
+            self._keep_in_graph()
+        return found
+
+    def _keep_in_graph(self) -> None:
+        """Let gradients come to what the hook gave.
+
+        A block of TransformerLens 3.9 that multiplies what it adds (Granite) goes on without it where its numbers are
+        those of the activation, unless a backward hook is listed at the point: so this one is, until it is removed.
+        """
+        functions, listed = self.point._forward_hooks, self.point.bwd_hooks
+        own = [known for known in self.point.fwd_hooks if hook_behind(functions.get(known.hook.id)) is self]
+        listed += [known for known in own if all(known is not other for other in listed)]
 
     def attach(self) -> None:
         """Put the hook in."""
@@ -99,7 +112,8 @@ def remove_from(point: Any, hook: Hook | None = None) -> None:
     ours = {
         key for key, function in tuple(functions.items()) if (found := hook_behind(function)) and hook in (None, found)
     }
-    point.fwd_hooks[:] = [known for known in point.fwd_hooks if known.hook.id not in ours]
+    for handles in (point.fwd_hooks, point.bwd_hooks):
+        handles[:] = [known for known in handles if known.hook.id not in ours]
     for key in ours:
         for kept in (point._forward_hooks_with_kwargs, point._forward_hooks_always_called, functions):
             kept.pop(key, None)
