@@ -10,6 +10,7 @@ from matplotlib.text import Text
 
 from sea_lens._support.statistics import Interval
 from sea_lens.plots import circuits, contributions, edits, findings, scores
+from sea_lens.plots.axes import LETTER, broken
 
 SIZES = {"few": (3, 8), "many": (32, 32)}
 RNG = np.random.default_rng(0)
@@ -243,6 +244,22 @@ def test_no_text_lies_on_another(texts):
         if min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1
     ]
     assert overlapping == []
+
+
+def test_a_colour_bar_makes_no_title_shorter():
+    told = "a title as long as the map and what stands beside it are wide"
+    axes = contributions.head_map(np.ones((3, 8)), "nats", told)
+    assert axes.get_title() == told
+    plt.close(axes.get_figure(root=True))
+
+
+def test_lines_of_a_title_are_about_equally_long_and_break_no_word():
+    told = "framed: outside the range of 9 control edits, 4 of 24 (by chance about 5)"
+    lines = broken(told, 70 * LETTER).split("\n")
+    assert " ".join(lines) == told
+    assert [len(line) > 30 for line in lines] == [True, True]
+    assert broken("antidisestablishment of it", 21 * LETTER) == "antidisestablishment\nof it"
+    assert broken("one\n\ntwo", 2.0) == "one\n\ntwo"
 
 
 def test_nothing_is_cut_off(figure, texts):

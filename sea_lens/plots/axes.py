@@ -39,15 +39,24 @@ def dress(ax: Axes, xlabel: str, ylabel: str, title: str, *, framed: bool = Fals
 
 def wrapped(text: str, ax: Axes) -> str:
     """A text in lines that are no longer than its axes are wide, with what stands beside them."""
-    figure = ax.get_figure(root=True)
+    figure, place = ax.get_figure(root=True), ax.get_subplotspec()
     assert figure is not None
-    return broken(text, figure.get_size_inches()[0] * max(ax.get_position().width, 0.5))
+    # A colour bar has taken its part of the axes, not of their place among others.
+    box = ax.get_position() if place is None else place.get_position(figure)
+    return broken(text, figure.get_size_inches()[0] * max(box.width, 0.5))
 
 
 def broken(text: str, inches: float) -> str:
-    """A text in lines of so many inches; its own line ends stay."""
+    """A text in lines of at most so many inches, about equally long; its own line ends stay."""
     width = max(20, int(inches / LETTER))
-    return "\n".join("\n".join(textwrap.wrap(line, width)) for line in text.split("\n"))
+    return "\n".join("\n".join(_even(line, width)) for line in text.split("\n"))
+
+
+def _even(line: str, width: int) -> list[str]:
+    """The narrowest lines that are no more than those of the width, so that no word is left alone on the last."""
+    fewest, longest = len(textwrap.wrap(line, width)), max(map(len, line.split()), default=1)
+    tried = (textwrap.wrap(line, most) for most in range(min(longest, width), width + 1))
+    return next(lines for lines in tried if len(lines) <= fewest)
 
 
 def legend(ax: Axes, handles: Sequence[Any] | None = None, **placed: Any) -> None:
