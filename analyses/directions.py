@@ -23,20 +23,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("directions"))
     arguments = parser.parse_args()
     model, edit, contrasts = inputs(arguments)
-    demos = demonstrations(arguments)
 
     where = {"layers": arguments.layers, "strength": arguments.strength, "batch_size": 64}
-    result = sl.direction_contributions(
-        model, edit, contrasts, demonstrations=demos, **where, control=controls(arguments, model, edit)
-    )
+    demos, beside = demonstrations(arguments), controls(arguments, model, edit)
+    result = sl.direction_contributions(model, edit, contrasts, demonstrations=demos, **where, control=beside)
     print(result)
     for label, about in result.descriptions.items():
         value = result.values[result.labels.index(label)]
-        name = ".".join(map(str, label))
-        print(f"{name}  {value:+.4f}  raises {' '.join(token for token, _ in about.raises[:5])}")
-        for index, coefficient in about.fires_on[:2] if demos is not None else []:
-            assert demos is not None
-            print(f"    fires {coefficient:+.2f} on {demos[index].positive!r}")
+        raised = " ".join(token for token, _ in about.raises[:5])
+        print(f"{result.named(label)}  {value:+.4f}  raises {raised}")
+        for (_, coefficient), text in list(zip(about.fires_on, about.texts, strict=True))[:2]:
+            print(f"    fires {coefficient:+.2f} on {text!r}")
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     result.to_frame().to_csv(arguments.out / "directions.csv", index=False)

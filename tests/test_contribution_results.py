@@ -66,6 +66,25 @@ def test_results_have_labels_tables_intervals_and_figures(results):
         plt.close(axes.get_figure())
 
 
+def test_a_printed_result_and_its_figure_call_parts_by_name(results):
+    named = {name: found.named(found.labels[0]) for name, found in results.items()}
+    first = results["positions"].positions[0]
+    assert named == {
+        "layers": "layer 0",
+        "positions": f"layer 0 at {first}",
+        "directions": "layer 0 raised[0]",
+        "directions of heads": "layer 0 head 0 raised[0]",
+        "direct": "0.0",
+        "necessity": "0.0",
+    }
+    assert "; layer " in str(results["layers"])
+    axes = results["directions"].plot()
+    told = [text.get_text() for text in axes.get_legend().get_texts()]
+    (label, _), *_ = results["directions"].top(1)
+    assert any(text.startswith(f"1: {results['directions'].named(label)}: ") for text in told)
+    plt.close(axes.get_figure())
+
+
 def test_labels_name_the_right_values(results):
     found = results
     assert found["layers"].layers == (0, 2)

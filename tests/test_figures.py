@@ -83,7 +83,8 @@ def edges(layers, heads):
         for head in range(min(heads, 8))
         for way in "qkv"
     ]
-    return circuits.edge_bars(pd.DataFrame(rows).assign(**numbers(len(rows))), 0.4, "gradient", controls=19)
+    names = [f"layer {row['layer']} to {row['to_layer']}.{row['to']} by {row['way']}" for row in rows]
+    return circuits.edge_bars(pd.DataFrame(rows).assign(**numbers(len(rows))), names, 0.4, "gradient", controls=19)
 
 
 def recovery(layers, heads):

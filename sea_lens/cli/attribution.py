@@ -254,7 +254,7 @@ def section(contributions: Contributions, rows: int = 10) -> list[str]:
         for label, description in contributions.descriptions.items():
             if description.fires_on:
                 named = ", ".join(f"{index} ({value:+.2f})" for index, value in description.fires_on)
-                parts.append(f"- {'.'.join(map(str, label))} fires on demonstrations {named}")
+                parts.append(f"- {contributions.named(label)} fires on demonstrations {named}")
         parts.append("")
     return parts
 

@@ -53,6 +53,10 @@ class Contributions(ABC):
     def labels(self) -> Sequence[Hashable]:
         """The parts' names, in the order of `values.flatten()`."""
 
+    def named(self, label: Any) -> str:
+        """A label in words: a head and its layer as "1.0"."""
+        return ".".join(map(str, label)) if isinstance(label, tuple) else str(label)
+
     @property
     def unit(self) -> str:
         """Unit of values and effect."""
@@ -220,17 +224,13 @@ class Contributions(ABC):
 
     def __str__(self) -> str:
         split = self.can_split
-        top = ", ".join(f"{_name(label)} {value:+.4g}" for label, value in self.top(held_out=split))
+        top = ", ".join(f"{self.named(label)} {value:+.4g}" for label, value in self.top(held_out=split))
         beside = "" if self.control_effects is None else f" (p {self.effect_p_value:.2g} of {self.n_controls} controls)"
         chosen = "largest on half of the contrasts, with their values on the other half: " if split else ""
         return (
             f"{type(self).__name__}({self.method}): effect {self.effect:+.4g} {self.unit}{beside}, sum "
             f"{self.total:+.4g} (closure error {self.closure_error:.1e}); {chosen}{top}"
         )
-
-
-def _name(label: Any) -> str:
-    return ".".join(map(str, label)) if isinstance(label, tuple) else str(label)
 
 
 def standard_errors(items: Float[Tensor, "contrasts *parts"]) -> Float[Tensor, "*parts"]:

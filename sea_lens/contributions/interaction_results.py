@@ -39,6 +39,10 @@ class Interactions(Contributions):
         """(player,), then (player, player)."""
         return [*((player,) for player in self.players), *self.pairs]
 
+    def named(self, label: Any) -> str:
+        """A player, or both of a pair."""
+        return " with ".join(map(_name, label))
+
     @property
     def joint(self) -> float:
         """What all players do together."""

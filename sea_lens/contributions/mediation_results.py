@@ -34,6 +34,13 @@ class Mediation(Contributions):
         """(layer, to_layer, to, way)."""
         return self.edges
 
+    def named(self, label: Any) -> str:
+        """From which layer, into what, and by which way."""
+        layer, to_layer, to, way = label
+        sender = "all layers" if layer == ALL else f"layer {layer}"
+        receiver = "logits" if to == "logits" else f"{to_layer}.{to}"
+        return f"{sender} to {receiver}" + ("" if way == "in" else f" by {way}")
+
     def by_layer(self) -> dict[int, float]:
         """Sum over the edges of each edited layer: with "gradient" the slope of its displacement."""
         sums: dict[int, float] = {}
@@ -74,4 +81,5 @@ class Mediation(Contributions):
         """The largest edges as bars, with intervals and the range of the controls."""
         from ..plots.circuits import edge_bars
 
-        return edge_bars(self.to_frame(), self.effect, self.method, controls=self.n_controls, ax=ax)
+        names = [self.named(label) for label in self.labels]
+        return edge_bars(self.to_frame(), names, self.effect, self.method, controls=self.n_controls, ax=ax)

@@ -77,6 +77,10 @@ class LayerContributions(Contributions):
         """The layers."""
         return self.layers
 
+    def named(self, label: Any) -> str:
+        """The layer by that word."""
+        return f"layer {label}"
+
     def to_frame(self) -> "pd.DataFrame":
         """One row per layer: layer and its numbers."""
         import pandas as pd
@@ -113,6 +117,10 @@ class PositionContributions(Contributions):
     def labels(self) -> list[tuple[int, int]]:
         """(layer, position)."""
         return [(layer, position) for layer in self.layers for position in self.positions]
+
+    def named(self, label: Any) -> str:
+        """The layer, and the position."""
+        return "layer {} at {}".format(*label)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per layer and position: layer, position and their numbers."""
@@ -255,6 +263,10 @@ class DirectionContributions(Contributions):
         """(layer, side, index), at site `z` (layer, head, side, index)."""
         return self.directions
 
+    def named(self, label: Any) -> str:
+        """The layer, its head, and the direction's side and index, or what it is otherwise."""
+        return Direction.of(label).named(self.basis)
+
     def by_layer(self) -> dict[int, float]:
         """Sum of the shares of each layer: its path contribution."""
         sums: dict[int, float] = {}
@@ -300,8 +312,8 @@ class DirectionContributions(Contributions):
         """Shares along the spectrum of each layer: of eigenvalues in the basis "net", else of singular values."""
         from ..plots.contributions import direction_spectrum
 
-        raised = {label: about.raises[0][0].strip() for label, about in self.descriptions.items()}
-        names = [raised.get(label, "") for label in self.directions]
+        raised = {label: f": {about.raises[0][0].strip()}" for label, about in self.descriptions.items()}
+        names = [self.named(label) + raised.get(label, "") for label in self.directions]
         return direction_spectrum(self.to_frame(), names, self.effect, controls=self.n_controls, ax=ax)
 
 

@@ -90,7 +90,7 @@ class Stability:
         if self.found is not None:
             parts = self.found.item_values.flatten(1)
             items, fits = torch.cat([items, parts], 1), torch.cat([fits, self.fit_values], 1)
-            names += [".".join(map(str, label)) if isinstance(label, tuple) else str(label) for label in self.labels]
+            names += [self.found.named(label) for label in self.labels]
         low, high = self._ends(items, fits)
         return pd.DataFrame(
             {

@@ -108,25 +108,28 @@ def truncation_curve(frame: pd.DataFrame, effect: float, *, controls: int = 0, a
     return dress(ax, "net planes of each layer", "effect, nats", "How few directions: edits of the first net planes")
 
 
-def edge_bars(frame: pd.DataFrame, effect: float, method: str, *, controls: int = 0, ax: Axes | None = None) -> Axes:
+def edge_bars(
+    frame: pd.DataFrame,
+    names: Sequence[str],
+    effect: float,
+    method: str,
+    *,
+    controls: int = 0,
+    ax: Axes | None = None,
+) -> Axes:
     """The largest edges from edited layers into what reads them, with intervals and the range of their control.
 
     Args:
-        frame: columns layer, to_layer, to, way, value, low, high, and with controls control_low and control_high; in
-            nats.
+        frame: columns layer, value, low, high, and with controls control_low and control_high; in nats.
+        names: of the rows.
         effect: of the whole edit, in nats.
         method: how the edges were measured.
         controls: how many control edits the range is of.
         ax: where to draw.
     """
-    shown = frame.query("layer != 'all'")
+    shown = frame.assign(name=list(names)).query("layer != 'all'")
     shown = shown.loc[shown["value"].abs().sort_values(ascending=False).index[:DRAWN]]
-    names = []
-    for row in shown.to_dict(orient="records"):
-        receiver = "logits" if row["to"] == "logits" else f"{row['to_layer']}.{row['to']}"
-        way = "" if row["way"] == "in" else f" by {row['way']}"
-        names.append(f"layer {row['layer']} to {receiver}{way}")
-    ax = _bars(shown, names, controls, ax)
+    ax = _bars(shown, list(shown["name"]), controls, ax)
     title = f"Ways of the edit into heads, MLPs and logits ({method}): effect {effect:+.3f} nats"
     return dress(ax, "effect that passes there, nats", "", title)
 

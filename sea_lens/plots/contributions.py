@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter, ScalarFormatter
 
+from ..spectral.direction_terms import REST, SIDES
 from .axes import BEFORE, DROP, KEEP, NEUTRAL, SMALL, dress, layer_colours, layer_handles, legend, new_axes
 
 # A map of more cells than this, or of more in a row, is read by its colours alone.
@@ -21,8 +22,7 @@ WIDE, NARROW = (0.62, 0.42), (0.2, 0.2)
 MOST_NAMES = 12
 # Letters of a token from which names along an axis are turned.
 LONG_TOKEN = 5
-SIDES = {"+": "^", "-": "v"}
-REST = {"norm": "rescaling", "centre": "centre"}
+MARKERS = {"+": "^", "-": "v"}
 TICKS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 # Where a number stands beside its point, in pixels, the first that is free; and how far from other numbers.
 BESIDE = ((12, 0), (-12, 0), (12, 14), (-12, -14), (-12, 14), (12, -14), (26, 0), (-26, 0))
@@ -195,7 +195,7 @@ def direction_spectrum(
     Args:
         frame: columns layer, head, side, index, value, low, high, for net directions eigenvalue, and with controls
             control_low and control_high; in nats.
-        names: what each row of the frame stands for, empty where that is not known.
+        names: of the rows.
         effect: of the whole edit, in nats.
         controls: how many control edits the range is of.
         ax: where to draw.
@@ -203,7 +203,7 @@ def direction_spectrum(
     ax = new_axes(ax, (8.0, 4.2))
     net = "eigenvalue" in frame
     frame = frame.assign(name=list(names))
-    ranked = frame[frame["side"].isin(list(SIDES))].assign(place=lambda rows: rows["index"] + 1)
+    ranked = frame[frame["side"].isin(list(MARKERS))].assign(place=lambda rows: rows["index"] + 1)
     ranked = ranked.assign(at=ranked["eigenvalue"] if net else ranked["place"])
     colours = layer_colours(sorted(set(frame["layer"])))
     if controls and net:
@@ -211,12 +211,13 @@ def direction_spectrum(
     elif controls:
         spread = ranked.groupby("at").agg({"control_low": "min", "control_high": "max"})
         ax.fill_between(spread.index, spread["control_low"], spread["control_high"], color=NEUTRAL, alpha=0.5)
-    sides = {"+": "raised", "-": "lowered"} if net else {"+": "U+", "-": "U-"}
-    for side, marker in SIDES.items():
+    sides = SIDES["net" if net else "sides"]
+    for side, marker in MARKERS.items():
         rows = ranked[ranked["side"] == side]
         ax.scatter(rows["at"], rows["value"], c=[colours[i] for i in rows["layer"]], marker=marker, s=26, zorder=3)
     handles: list[Artist] = [
-        Line2D([], [], color="black", marker=marker, linestyle="", label=sides[side]) for side, marker in SIDES.items()
+        Line2D([], [], color="black", marker=marker, linestyle="", label=sides[side])
+        for side, marker in MARKERS.items()
     ]
     handles += layer_handles(colours)
     if controls:
@@ -227,10 +228,7 @@ def direction_spectrum(
         ax.vlines(row["at"], row["low"], row["high"], color=colours[row["layer"]], linewidth=0.8)
         if rank <= NAMED:
             numbered.append((row["at"], row["value"]))
-            head = "" if pd.isna(row["head"]) else f" head {int(row['head'])}"
-            called = f"{sides[row['side']]} {row['index']}" if net else f"{sides[row['side']]}{int(row['place'])}"
-            name = f"{rank}: layer {row['layer']}{head} {called} {row['name']}".rstrip()
-            handles.append(Line2D([], [], linestyle="", label=name))
+            handles.append(Line2D([], [], linestyle="", label=f"{rank}: {row['name']}"))
     ax.axhline(0, color="black", linewidth=0.8)
     if net:
         ax.set_xlim(-1.05, 1.05)

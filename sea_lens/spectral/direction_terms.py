@@ -26,6 +26,10 @@ from .subspaces import Subspaces
 Label: TypeAlias = tuple[Any, ...]
 """(layer, side, index), at site `z` (layer, head, side, index)."""
 
+# What the sides are called, of net directions and of singular ones, and the other parts.
+SIDES = {"net": {"+": "raised", "-": "lowered"}, "sides": {"+": "U+", "-": "U-"}}
+REST = {"norm": "rescaling", "centre": "centre"}
+
 
 @dataclass(frozen=True)
 class Direction:
@@ -48,6 +52,13 @@ class Direction:
         """The direction that a label (layer, side, index), or (layer, head, side, index), names."""
         layer, *head, side, index = label
         return Direction(layer, head[0] if head else None, side, index)
+
+    def named(self, basis: str) -> str:
+        """Its layer, its head, and its side and index, or what it is otherwise."""
+        head = "" if self.head is None else f" head {self.head}"
+        sides = SIDES[basis]
+        what = f"{sides[self.side]}[{self.index}]" if self.side in sides else REST[self.side]
+        return f"layer {self.layer}{head} {what}"
 
     @property
     def unit(self) -> int:
