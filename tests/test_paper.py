@@ -488,7 +488,7 @@ def test_fits_of_n_demonstrations_stand_beside_controls_of_n(subject, found):
 
 def test_what_an_edit_does_beyond_another_is_told_with_its_interval():
     one = {"name": "joint", "reference": "specialised", "more": 0.1, "more_low": 0.05, "more_high": 0.2}
-    assert words.beyond(one) == "joint beside specialised: +0.100 [+0.050, +0.200], clearly more."
+    assert words.beyond(one) == "Joint beside specialised: +0.100 [+0.050, +0.200], clearly more."
     assert words.beyond({**one, "more_low": -0.01}, "Joint").startswith("Joint beside specialised: ")
     assert words.beyond({**one, "more_low": -0.01}).endswith("no clear difference.")
     assert words.beyond({**one, "more": -0.1, "more_low": -0.2, "more_high": -0.05}).endswith("clearly less.")
@@ -552,6 +552,9 @@ def test_verdicts_follow_from_the_numbers():
     assert words.verdict(near).endswith("and beyond every fit to shuffled demonstrations, by less than these differ")
     within = {**base, "control_low": -0.02, "control_high": 0.2, "p": 0.5}
     assert "the labels are not why" in words.verdict(within)
+    # As many of 156 items answered rightly as under one control, summed up in another order.
+    as_much = {**near, "difference": 0.34615384615384615, "high": 0.4, "control_high": 0.3461538461538461}
+    assert "the labels are not why" in words.verdict(as_much)
     assert words.verdict({**base, "low": -0.01}) == "no clear change"
     worse = {**beyond, "difference": -0.1, "low": -0.15, "high": -0.05}
     assert words.verdict(worse).startswith("clearly lower, for the worse, and beyond")

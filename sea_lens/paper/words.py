@@ -41,7 +41,9 @@ def verdict(row: Mapping[Any, Any]) -> str:
     told = f"clearly {'higher' if up else 'lower'}{better}"
     if not row.get("controls") or math.isnan(row.get("control_low", math.nan)):
         return f"{told}; no control beside it"
-    if row["difference"] > row["control_high"] if up else row["difference"] < row["control_low"]:
+    ahead = row["difference"] - row["control_high"] if up else row["control_low"] - row["difference"]
+    # What is equal but for rounding counts as equal, as in the p-value.
+    if ahead > 1e-9 * abs(row["difference"]):
         # The smallest p-value that so many controls can give (docs/method.md 6.8).
         far = row["p"] <= 1 / (1 + row["controls"]) + 1e-9
         beyond = f"{told}, and beyond every fit to shuffled demonstrations"
@@ -62,8 +64,8 @@ def beyond(row: Mapping[Any, Any], what: str = "") -> str:
         row: with reference, more, more_low and more_high.
         what: the row's edit; its name by default.
     """
-    ends = row["more_low"], row["more_high"]
-    told = f"{what or row['name']} beside {row['reference']}: {_signed(row['more'])} "
+    ends, what = (row["more_low"], row["more_high"]), what or row["name"]
+    told = f"{what[0].upper()}{what[1:]} beside {row['reference']}: {_signed(row['more'])} "
     told += f"[{_signed(ends[0])}, {_signed(ends[1])}]"
     if any(map(math.isnan, ends)):
         return f"{told}, which tells nothing."
