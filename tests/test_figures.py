@@ -263,6 +263,13 @@ def test_lines_of_a_title_are_about_equally_long_and_break_no_word():
     assert broken("one\n\ntwo", 2.0) == "one\n\ntwo"
 
 
+def test_a_pair_counts_once_though_it_stands_on_both_sides_of_the_diagonal():
+    beyond = np.array([[True, True, False], [True, False, False], [False, False, False]])
+    axes = contributions.interaction_map(np.eye(3), ["0", "1", "2"], "shapley", 0.4, beyond=beyond, controls=11)
+    assert "2 of 6 (by chance about 1)" in axes.get_title().replace("\n", " ")
+    plt.close(axes.get_figure(root=True))
+
+
 def test_nothing_is_cut_off(figure, texts):
     frame = figure.bbox
     outside = [

@@ -205,5 +205,5 @@ def _bars(
     ax.set_yticks(places, list(names))
     ax.axvline(0, color="black", linewidth=0.8)
     if controls and not colours:
-        legend(ax, loc="lower right")
+        legend(ax, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax

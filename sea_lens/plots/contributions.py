@@ -142,10 +142,12 @@ def interaction_map(
     """
     ax = _map(ax, values, "nats", names, names, beyond)
     title = f"Alone (diagonal), and what pairs do beyond that ({method.replace('_', ' ')}): effect {effect:+.3f} nats"
-    return dress(ax, "layer, node or edit", "layer, node or edit", _beside(title, beyond, controls), framed=True)
+    # A pair stands on both sides of the diagonal, and counts once.
+    once = None if beyond is None else beyond[np.triu_indices(len(names))]
+    return dress(ax, "layer, node or edit", "layer, node or edit", _beside(title, once, controls), framed=True)
 
 
-def _beside(title: str, beyond: Bool[np.ndarray, "rows columns"] | None, controls: int) -> str:
+def _beside(title: str, beyond: Bool[np.ndarray, "*parts"] | None, controls: int) -> str:
     if beyond is None:
         return title
     # Each of controls + 1 numbers is as likely as any other to be the lowest or the highest, where labels say nothing.
@@ -286,4 +288,5 @@ def resampled_values(
     ax.errorbar(shown["value"], places, xerr=spread, fmt="o", color=KEEP, capsize=3, zorder=2)
     ax.axvline(0, color="black", linewidth=0.8, linestyle=":")
     ax.set_yticks(places, list(shown["part"]))
+    ax.set_ylim(-0.6, len(order) - 0.4)
     return dress(ax, f"value, {unit}; ticks: single fits; intervals over contrasts and demonstrations", "part", title)

@@ -47,7 +47,9 @@ def changes(frame: pd.DataFrame, names: Sequence[str], title: str, unit: str) ->
             if row.get("controls") and np.isfinite(row["control_low"]):
                 n_controls = row["controls"]
                 width = row["control_high"] - row["control_low"]
-                ax.barh(place, width, left=row["control_low"], height=0.62, color=NEUTRAL, zorder=1)
+                # The edge shows a range of a single value too.
+                shown = {"color": NEUTRAL, "edgecolor": NEUTRAL, "linewidth": 2}
+                ax.barh(place, width, left=row["control_low"], height=0.62, zorder=1, **shown)
             if np.isfinite(row["difference"]):
                 ends = [[max(row["difference"] - row["low"], 0)], [max(row["high"] - row["difference"], 0)]]
                 ax.errorbar(row["difference"], place, xerr=ends, fmt="o", color=AFTER, capsize=3, zorder=3)

@@ -22,6 +22,8 @@ def score_differences(frame: pd.DataFrame, title: str, ax: Axes | None = None) -
     """
     frame = frame[np.isfinite(frame["difference"])].iloc[:_SHOWN][::-1]
     ax = new_axes(ax, (7.0, 1.6 + 0.28 * max(len(frame), 3)))
+    # A range must not look cut off where it ends.
+    ax.use_sticky_edges = False
     places = np.arange(len(frame))
     if "control_low" in frame:
         width = frame["control_high"] - frame["control_low"]
