@@ -18,6 +18,7 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from ..errors import InputError
+from ..models.huggingface import quiet
 from ..models.load import load_model
 from ..spectral.edit import SpectralEdit
 from ..spectral.fitting import fit_activations
@@ -86,7 +87,8 @@ def planted(name: str, backend: str = "auto", seed: int = 0) -> Planted:
     tokenizer = word_tokenizer(words, context=32)
     network = _network(circuit, tokenizer.get_vocab(), rotation, generator)
     with tempfile.TemporaryDirectory() as folder:
-        network.save_pretrained(folder)
+        with quiet():
+            network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         model = load_model(folder, backend, device="cpu")  # type: ignore[arg-type]
     orders = [torch.randperm(len(FILLERS), generator=generator).tolist()[:5] for _ in range(6)]
