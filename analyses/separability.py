@@ -36,8 +36,9 @@ def main() -> None:
     design = design - design.mean(0)
 
     rank = len(NAMES) - 1
-    edit = sl.fit(sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False), energy=0.9999)
-    known = {}
+    captured = sl.capture(bed.model, bed.demonstrations, batch_size=64, progress=False)
+    # The second gives its ranks to the edit that knows the answers.
+    edit, of_rank, known = sl.fit(captured, energy=0.9999), sl.fit(captured, rank=rank), {}
     for layer in edit.layers:
         _, cache = bed.model.run_with_cache(prompts, names_filter=f"blocks.{layer}.hook_mlp_out")
         # All prompts have the same number of words, so that the last position is the end of each.
@@ -51,11 +52,8 @@ def main() -> None:
         )
         overlap = torch.linalg.svdvals(einsum(truth, myth, "d i, d j -> i j")).square().mean()
         print(f"layer {layer}: truth and myth explain {explained:.0%} of the variance, overlap {overlap:.2f}")
-        ranks = torch.tensor([rank])
-        known[layer] = replace(
-            edit.subspaces[layer], keep=truth[None], drop=myth[None], keep_rank=ranks, drop_rank=ranks, centre=None
-        )
-    informed = replace(edit, subspaces=known, _cast={})
+        known[layer] = replace(of_rank.subspaces[layer], keep=truth[None], drop=myth[None])
+    informed = replace(of_rank, subspaces=known, _cast={})
     for name, one in (("fitted on the train questions, K = 0.9999", edit), ("knowing every answer", informed)):
         print(f"{name}: {sl.effect(bed.model, one, bed.contrasts['test'], batch_size=64)}")
 

@@ -32,6 +32,15 @@ def test_an_analysis_writes_a_table_and_a_figure(name, rows, model_folders, load
     assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5000
 
 
+def test_the_edit_that_knows_every_answer_does_more_than_the_fitted_one(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["separability"])
+    runpy.run_path(str(ANALYSES / "separability.py"), run_name="__main__")
+    *layers, fitted_one, informed = capsys.readouterr().out.strip().splitlines()
+    assert [line.split(":")[0] for line in layers] == ["layer 0", "layer 1", "layer 2"]
+    fitted_effect, informed_effect = (float(line.split("effect ")[1].split()[0]) for line in (fitted_one, informed))
+    assert informed_effect > fitted_effect > 0
+
+
 def test_the_planted_circuits_are_all_found(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["planted"])
     circuits = {name: CIRCUITS[name] for name in ("direct", "edited_head")}
