@@ -39,7 +39,7 @@ def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
     """Every part beside the whole, and whether reversing the roles turns the sign."""
     whole, *parts = rows
     yield sentence("Whole edit", whole)
-    yield from (beyond(row, row["name"].capitalize()) for row in parts)
+    yield from (beyond(row) for row in parts)
     yield sentence("Reversed", parts[-1])
 
 

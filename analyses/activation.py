@@ -29,8 +29,8 @@ def run(subject: Subject) -> Finding:
 
 def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
     """Every reading, and the others beside the last token."""
-    yield from (sentence(row["name"].capitalize(), row) for row in rows)
-    yield from (beyond(row, row["name"].capitalize()) for row in rows[1:])
+    yield from (sentence(row["name"], row) for row in rows)
+    yield from (beyond(row) for row in rows[1:])
 
 
 if __name__ == "__main__":

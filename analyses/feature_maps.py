@@ -30,7 +30,7 @@ def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
     linear, *others = rows
     yield sentence("Linear", linear)
     for row in others:
-        yield sentence(row["name"][0].upper() + row["name"][1:], row)
+        yield sentence(row["name"], row)
         yield beyond(row)
 
 

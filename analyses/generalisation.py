@@ -44,7 +44,7 @@ def run(subject: Subject) -> Finding:
 
 def nearer(row: dict) -> str:
     """What the edit does, and where that is clear, whether it brings the share nearer to no preference."""
-    told = sentence(row["name"].capitalize(), row)
+    told = sentence(row["name"], row)
     if not (row["low"] > 0 or row["high"] < 0):
         return told
     before, after = abs(row["before"] - 0.5), abs(row["after"] - 0.5)

@@ -38,7 +38,7 @@ def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
     yield sentence("Specialised", own)
     yield sentence("Joint", both)
     yield beyond(both, "Joint")
-    yield sentence(other["name"].capitalize(), other)
+    yield sentence(other["name"], other)
 
 
 if __name__ == "__main__":

@@ -106,9 +106,13 @@ def in_words(layer: int, right: Mapping[str, np.ndarray], controls: Sequence[flo
         else f"; {len(controls)} fits to shuffled demonstrations {min(controls):+.3f} to {max(controls):+.3f}"
     )
     return (
-        f"A probe of layer {layer} tells wanted from unwanted answers in {before} of the texts before the edit and in "
-        f"{after} after it (0.5 is chance): {change}{beside}: {verdict}."
+        f"A probe of layer {layer} tells wanted from unwanted answers in {_share(before)} of the texts before the edit "
+        f"and in {_share(after)} after it (0.5 is chance): {change}{beside}: {verdict}."
     )
+
+
+def _share(found: sl.Interval) -> str:
+    return f"{found.mean:.3f} {found.brackets('.3f')}"
 
 
 if __name__ == "__main__":

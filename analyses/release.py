@@ -51,7 +51,7 @@ def words(behaviour: str, rows: list[Row]) -> Iterable[str]:
     paper, *others = rows
     yield sentence("As the paper", paper)
     for row in others:
-        yield sentence(row["name"][0].upper() + row["name"][1:], row)
+        yield sentence(row["name"], row)
         yield beyond(row)
 
 

@@ -54,7 +54,7 @@ def verdict(row: Mapping[Any, Any]) -> str:
 def sentence(name: str, row: Mapping[Any, Any]) -> str:
     """One row as a sentence."""
     beside = control(row)
-    return f"{name}: {row['score']} {changed(row)}{f'; {beside}' if beside else ''}: {verdict(row)}."
+    return f"{_began(name)}: {row['score']} {changed(row)}{f'; {beside}' if beside else ''}: {verdict(row)}."
 
 
 def beyond(row: Mapping[Any, Any], what: str = "") -> str:
@@ -64,14 +64,19 @@ def beyond(row: Mapping[Any, Any], what: str = "") -> str:
         row: with reference, more, more_low and more_high.
         what: the row's edit; its name by default.
     """
-    ends, what = (row["more_low"], row["more_high"]), what or row["name"]
-    told = f"{what[0].upper()}{what[1:]} beside {row['reference']}: {_signed(row['more'])} "
+    ends = row["more_low"], row["more_high"]
+    told = f"{_began(what or row['name'])} beside {row['reference']}: {_signed(row['more'])} "
     told += f"[{_signed(ends[0])}, {_signed(ends[1])}]"
     if any(map(math.isnan, ends)):
         return f"{told}, which tells nothing."
     if ends[0] <= 0 <= ends[1]:
         return f"{told}, no clear difference."
     return f"{told}, clearly {'more' if ends[0] > 0 else 'less'}."
+
+
+def _began(name: str) -> str:
+    """A name at the beginning of a sentence."""
+    return name[:1].upper() + name[1:]
 
 
 def _digits(value: float) -> str:
