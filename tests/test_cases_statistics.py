@@ -648,7 +648,7 @@ def test_a_resampled_fit_is_a_fit_on_the_demonstrations_drawn(model):
     # No narrower than the normal interval of both variances.
     assert found.effect.high - found.effect.low > 2 * 1.95 * math.hypot(over_items, over_fits)
     frame = found.to_frame()
-    assert frame["part"].tolist() == ["effect", "0", "1", "2"]
+    assert frame["part"].tolist() == ["effect", "layer 0", "layer 1", "layer 2"]
     assert frame.loc[0, ["low", "high"]].tolist() == pytest.approx([found.effect.low, found.effect.high])
     assert found.plot().get_title()
     assert "Spearman" in str(found)
