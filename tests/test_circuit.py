@@ -3,6 +3,7 @@
 import json
 import re
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from tiny import contrasts, demonstrations, fitted
@@ -33,6 +34,7 @@ def answer(subject):
     def run(question):
         if question.name not in kept:
             kept[question.name] = question.answer(subject)
+            plt.close("all")
         return kept[question.name]
 
     return run

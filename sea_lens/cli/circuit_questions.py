@@ -30,7 +30,7 @@ from ..measure.effects import effect
 from ..models.lens import Lens
 from ..paper.findings import Finding
 from ..texts.demonstrations import Contrasts, Demonstrations
-from .circuit_words import NAMED, by_size, largest, measured, needed_by_others, of_the_whole, signed, told_of, verdict
+from .circuit_words import NAMED, by_size, measured, needed_by_others, of_the_whole, sentence, signed, told_of, verdict
 
 # Runs of a contrast up to which heads and places are patched one by one, for the edit and each of its controls.
 MOST_PATCHED = 30_000
@@ -114,38 +114,32 @@ def which_layers(one: Subject) -> Finding:
     """Layers by themselves, and in pairs."""
     found = layer_contributions(one.model, one.edit, one.contrasts, **one.common)
     frame = found.to_frame().assign(what="layer")
-    lines = told_of(frame, lambda row: f"Layer {row['layer']}", "layers")
+    lines = told_of(found, "layers")
     figures = {"layers": found.plot()}
     if len(found.layers) > 1:
         pairs = interactions(one.model, one.edit, one.contrasts, **one.common)
         of_pairs = pairs.to_frame()
         figures["pairs"] = pairs.plot()
         frame = pd.concat([frame, of_pairs.assign(what="Shapley value or interaction")], ignore_index=True)
-        for row in largest(of_pairs.query("second != ''"), 1):
-            lines.append(
-                f"Of pairs, layers {row['first']} and {row['second']} do most beyond what each does: {measured(row)}."
-            )
+        (label, _), *_ = [pair for pair in pairs.top(len(pairs.labels), held_out=pairs.can_split) if len(pair[0]) == 2]
+        row = rows_of(of_pairs)[pairs.labels.index(label)]
+        lines.append(f"Of pairs, layers {label[0]} and {label[1]} do most beyond what each does: {measured(row)}.")
     return Finding(frame, "\n".join(lines), figures)
 
 
 def which_directions(one: Subject) -> Finding:
     """Net directions, with what they stand for."""
     found = direction_contributions(one.model, one.edit, one.contrasts, **one.common, demonstrations=one.demonstrations)
-    frame = by_size(found.to_frame())
-
-    def name(row: Mapping[Any, Any]) -> str:
-        raised = f", which raises {row['raises']}" if row.get("raises") else ""
-        return f"Layer {row['layer']}, {row['side']} {row['index']}{raised}"
-
-    lines = told_of(frame, name, "shares of directions, norms and centres")
+    lines = told_of(found, "shares of directions, norms and centres")
     if (alike := found.details.get("most_alike")) is not None:
-        names = " and ".join(".".join(map(str, label)) for label in alike)
+        names = " and ".join(found.named(label) for label in alike)
         share = found.details["most_alike_share"]
         lines.append(f"Of the five largest {names} are most alike: they share {share:.0%} of their direction (cos²).")
     for label, about in list(found.descriptions.items())[:NAMED]:
-        texts = [text for text, _ in about.moved[:2]] + about.texts[:1]
-        lines.append(f"{'.'.join(map(str, label))} moves most at: {' | '.join(text.strip() for text in texts)}.")
-    return Finding(frame, "\n".join(lines), {"directions": found.plot()})
+        texts = [text.strip() for text in (*(text for text, _ in about.moved[:2]), *about.texts[:1])]
+        raised = " ".join(token for token, _ in about.raises[:5])
+        lines.append(f"{sentence(found.named(label))} raises {raised}, and moves most at: {' | '.join(texts)}.")
+    return Finding(by_size(found.to_frame()), "\n".join(lines), {"directions": found.plot()})
 
 
 def how_few_directions(one: Subject) -> Finding:
@@ -181,9 +175,8 @@ def where_in_the_text(one: Subject) -> Finding:
     longest = max(len(contrast.prompt.split()) for contrast in one.contrasts)
     method = "sufficiency" if one.is_quick(lens.n_layers * longest * 2) else "gradient"
     found = stream_contributions(one.model, one.edit, one.contrasts, method, **one.common)
-    frame = by_size(found.to_frame())
-    frame = frame.query("value != 0")
-    lines = told_of(frame, lambda row: f"Behind layer {row['layer']} at position {row['position']}", "places")
+    frame = by_size(found.to_frame()).query("value != 0")
+    lines = told_of(found, "places")
     caption = "The stream that is exchanged, by layer and position; 0 is the last token of the prompt."
     return Finding(frame, "\n".join([f"By {method}.", *lines]), {"stream": found.plot()}, {"stream": caption})
 
@@ -194,10 +187,9 @@ def which_heads(one: Subject) -> Finding:
     frames, lines, figures = [], [], {}
     for method in ("sufficiency", "pattern", "value") if quick else ("gradient",):
         found = head_contributions(one.model, one.edit, one.contrasts, method, **one.common)
-        frame = found.to_frame().assign(method=method)
-        frames.append(frame)
+        frames.append(found.to_frame().assign(method=method))
         figures[method] = found.plot()
-        lines += [f"{method}", *told_of(frame, lambda row: f"Head {row['layer']}.{row['head']}", "heads")]
+        lines += [f"{method}", *told_of(found, "heads")]
     return Finding(pd.concat(frames, ignore_index=True), "\n".join(lines), figures)
 
 
@@ -205,12 +197,8 @@ def by_which_way(one: Subject) -> Finding:
     """Edges from the edited layers into heads, MLPs and logits."""
     found = mediation(one.model, one.edit, one.contrasts, **one.common)
 
-    def name(row: Mapping[Any, Any]) -> str:
-        to = "the logits" if row["to"] == "logits" else f"{row['to_layer']}.{row['to']}"
-        return f"Layer {row['layer']} into {to}" + ("" if row["way"] == "in" else f" by {row['way']}")
-
     frame = by_size(found.to_frame())
-    lines = told_of(frame, name, "ways")
+    lines = told_of(found, "ways")
     if (correlation := found.details.get("correlation")) is not None:
         lines.append(
             f"Estimated by one backward pass; the {len(found.details['edges'])} largest patched exactly correlate with "
@@ -268,7 +256,7 @@ def what_is_written(one: Subject) -> Finding:
     if other:
         token, best = other[0]
         lines.append(f"There the unedited model prefers “{best.strip()}” to “{token.strip()}”.")
-    lines += told_of(frame, lambda row: f"Layer {row['layer']}, token {row['place'] + 1}", "tokens and layers")
+    lines += told_of(found, "tokens and layers")
     figures = {"tokens": found.plot(), "most": found.plot(prompt=most)}
     captions = {"tokens": "Means by place.", "most": "The continuation that is changed most."}
     return Finding(frame, "\n".join(lines), figures, captions)

@@ -1,7 +1,7 @@
 """Sentences of `sea-lens circuit`, computed from rows of its tables."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -30,13 +30,6 @@ def measured(row: Mapping[Any, Any], value: str = "value", unit: str = " nats") 
     return told
 
 
-def largest(frame: pd.DataFrame, n: int = NAMED) -> list[dict[Any, Any]]:
-    """Rows of largest value; chosen on half of the contrasts where there are enough, so that chance is no reason."""
-    by = frame["value_chosen_by"] if "value_chosen_by" in frame else frame["value"]
-    order = by.fillna(frame["value"]).abs().sort_values(ascending=False, kind="stable").index[:n]
-    return rows_of(frame.loc[order])
-
-
 def by_size(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows by descending size of their value."""
     order = frame["value"].abs().sort_values(ascending=False, kind="stable").index
@@ -56,10 +49,21 @@ def verdict(frame: pd.DataFrame, what: str) -> str:
     return f"{least} of {len(frame)} {what} {'is' if least == 1 else 'are'} beyond the controls (p ≤ 0.05, corrected)."
 
 
-def told_of(frame: pd.DataFrame, name: Callable[[Mapping[Any, Any]], str], what: str) -> list[str]:
-    """The largest rows as sentences, each under its name, and how many rows are beyond their controls."""
-    lines = [f"{name(row)}: {measured(row)}." for row in largest(frame)]
-    return [*lines, verdict(frame, what)]
+def told_of(found: Contributions, what: str, n: int = NAMED) -> list[str]:
+    """The largest parts of a result by name, and how many are beyond their controls.
+
+    They are chosen on half of the contrasts where there are enough, so that chance is no reason.
+    """
+    rows = rows_of(found.to_frame())
+    named = dict(zip(found.labels, rows[: len(found.labels)], strict=True))
+    chosen = [label for label, _ in found.top(n, held_out=found.can_split)]
+    lines = [f"{sentence(found.named(label))}: {measured(named[label])}." for label in chosen]
+    return [*lines, verdict(found.to_frame().query("value != 0"), what)]
+
+
+def sentence(text: str) -> str:
+    """With a capital."""
+    return text[:1].upper() + text[1:]
 
 
 def needed_by_others(needed: Sequence[int | None], told: str, ours: int | None) -> str:

@@ -58,6 +58,11 @@ class TokenContributions(Contributions):
         """(layer, place): a layer of the edit, and the place of a token, the first being 0."""
         return [(layer, place) for layer in self.layers for place in range(self.item_values.shape[2])]
 
+    def named(self, label: Any) -> str:
+        """The layer, and which token."""
+        layer, place = label
+        return f"layer {layer}, token {place + 1}"
+
     def changes(self) -> Float[Tensor, "prompts places"]:
         """Change of each token's log-probability; 0 where a text has no token."""
         found = torch.zeros(len(self.texts), self.item_values.shape[2], dtype=torch.float64)
