@@ -142,6 +142,9 @@ def dose_curve(
     spread = np.nan_to_num(np.maximum([frame["effect"] - frame["low"], frame["high"] - frame["effect"]], 0))
     ax.errorbar(costs, frame["effect"], yerr=spread, color=AFTER, marker="o", capsize=3, label="edit", zorder=3)
     if is_divergence:
+        # Divergence grows with the square of the strength: on a plain axis the weak ones lie on each other.
+        if min(costs) > 0:
+            ax.set_xscale("log")
         for cost, row in zip(costs, frame.to_dict(orient="records"), strict=True):
             beside = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": SMALL}
             ax.annotate(f"{row['strength']:g}", (cost, row["effect"]), **beside)
