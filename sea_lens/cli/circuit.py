@@ -1,7 +1,7 @@
 """`sea-lens circuit`: everything that tells why an edit works, on one page, with the control of every number."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,7 +77,9 @@ def run(
     strength: opt.StrengthOption = None,
     combine: opt.CombineOption = None,
     positions: opt.PositionsOption = None,
-    batch_size: opt.BatchSizeOption = 16,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences at a time: 16, of the shipped model 256.", min=1, max=LARGEST)
+    ] = None,
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
@@ -92,9 +94,9 @@ def run(
     """
     import torch
 
-    chosen = [
-        q for q in QUESTIONS if questions is None or q.name in opt.read_names(questions, "--questions", [*_names()])
-    ]
+    known = [question.name for question in QUESTIONS]
+    names = known if questions is None else opt.read_names(questions, "--questions", known)
+    chosen = [question for question in QUESTIONS if question.name in names]
     if threads is not None:
         torch.set_num_threads(threads)
     own = {"--model": model, "--edit": edit, "--contrasts": contrasts}
@@ -106,7 +108,8 @@ def run(
                 "the shipped model's edits act where they were chosen to: expected --edit with these options"
             )
         folder = output_folder(out, {})
-        subjects = _shipped(folder, backend, control_draws, limit)
+        opening = Opening(draws=control_draws, batch_size=batch_size, backend=backend, device=device, dtype=dtype)
+        subjects = _shipped(opening, folder, limit)
     else:
         if model is None or contrasts is None:
             raise InputError("--edit needs --model and --contrasts")
@@ -123,6 +126,7 @@ def run(
         demos = None if demonstrations is None else opt.read_demonstrations(demonstrations, form, None)
         folder = output_folder(out, {**own, "--demonstrations": demonstrations})
         loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
+        batch_size = batch_size or 16
         control: Sequence[Edit] = ()
         if demos is not None and isinstance(loaded_edit, SpectralEdit):
             control = permuted(loaded, loaded_edit, demos, control_draws, batch_size=batch_size)
@@ -133,18 +137,14 @@ def run(
     console.print(f"page: {page}", highlight=False, soft_wrap=True)
 
 
-def _names() -> Iterable[str]:
-    return (question.name for question in QUESTIONS)
-
-
-def _shipped(folder: Path, backend: str, draws: int, limit: int) -> dict[str, Subject]:
+def _shipped(opening: Opening, folder: Path, limit: int) -> dict[str, Subject]:
     """Both edits of the shipped model, as chosen on dev, on its test questions."""
-    whole = Opening(draws=draws, backend=backend).subject(folder)
+    whole = opening.subject(folder)
     found = {}
     for behaviour in whole.behaviours():
         fitted, asked = whole.fitted(behaviour), whole.contrasts(behaviour)
         picked = Contrasts(asked[place] for place in drawn(limit, len(asked)))
-        controls = fitted.shuffled(draws)
+        controls = fitted.shuffled(opening.draws)
         demos = whole.demonstrations(behaviour)
         found[behaviour] = Subject(
             whole.model, fitted.edit, picked, controls, whole.where(behaviour), demos, whole.batch_size
