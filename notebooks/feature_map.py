@@ -82,6 +82,8 @@ table.round(3)
 
 # %%
 fig, ax = plt.subplots(figsize=(7.5, 2.8), layout="constrained")
+# A range must not look cut off where it ends.
+ax.use_sticky_edges = False
 places = np.arange(len(table))[::-1]
 low, high = table["shuffled, lowest"], table["shuffled, highest"]
 ax.barh(places, high - low, left=low, height=0.6, color="#c9c9c9", label="range of 9 fits to shuffled demonstrations")
@@ -94,6 +96,9 @@ ax.legend(frameon=False, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.
 plt.show()
 
 # %% [markdown]
+# A map helps where its interval is above zero and above its own range. Where the effect is above the range and not
+# above zero, the labels only make it harm less.
+#
 # An edit with a map of your own is saved and loaded like any other. A file cannot hold functions, so that loading asks
 # for the map again, by its name: `sl.SpectralEdit.load(path, feature=root)`.
 #
@@ -160,5 +165,6 @@ axes[0].set_ylabel("change of the contrast, nats")
 plt.show()
 
 # %% [markdown]
-# A correlation within the range of the shuffled fits is one that any fit of this rank has: how far a question is moved
-# and how far its activation is turned hang together, whatever the edit was fitted to.
+# A correlation within the range of the shuffled fits is not owed to the labels, and where that range lies on both sides
+# of zero, a fit of this rank has one or the other by chance: nothing then says that questions which the edit mends are
+# turned further than others.

@@ -68,7 +68,7 @@ print(f"change of the contrast: {(after - before).mean().item():+.4f} nats")
 
 # %% [markdown]
 # The same number as `sl.effect` gives, with its interval. (Where an answer is one token, a difference of logits is one
-# of log-probabilities.)
+# of log-probabilities.) Whether it is more than any fit moves is told by a control: [first_edit](first_edit.ipynb).
 
 # %%
 found = sl.effect(model, edit, contrasts, **where, batch_size=64)

@@ -15,8 +15,9 @@
 # # A real model from the hub
 #
 # What the other notebooks do on the shipped model, on one that people use. It needs a network, or a model and data on
-# the disk: set `MODEL` to a folder and `TRUTHFULQA` to a file. Where there is neither it says so and stops. GPT-2 small
-# takes some minutes on two cores; for a 7B chat model give a GPU, and read docs/what_fits_where.md first.
+# the disk: set `MODEL` to a folder and `TRUTHFULQA` to a file. Where there is neither it says so and stops, as on the
+# machine that the outputs below are of. GPT-2 small takes some minutes on two cores; for a 7B chat model give a GPU,
+# and read [docs/what_fits_where.md](../docs/what_fits_where.md) first.
 
 # %%
 import os
