@@ -42,6 +42,7 @@ from .contributions.truncation_results import Truncation
 from .contributions.virtual import virtual_weights
 from .contributions.virtual_results import VirtualWeights
 from .contributions.writing import ScoreContributions, score_contributions, written
+from .edits import hf
 from .edits.activation import ActivationEdit
 from .edits.base import Edit
 from .edits.generation import generate
@@ -181,6 +182,7 @@ __all__ = [
     "geometry",
     "harness_model",
     "head_contributions",
+    "hf",
     "in_context",
     "installed",
     "interactions",

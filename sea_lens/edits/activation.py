@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from ..models.check import refuse_site
 from ..models.hooks import HookFunction
 from ..models.language_model import LanguageModel
 from ..models.lens import Lens
+from ..models.plain_model import PlainModel, host
 from ..models.sites import Site, unit_keys
 from ..models.standing import Change
 from ..models.token_positions import Positions, acting, check_positions
@@ -27,6 +28,8 @@ Arithmetic = Callable[[Tensor, float | Tensor], Tensor]
 
 class ActivationEdit(Edit):
     """A change of activations at one site of some layers, proportional to its strength: x + α (edited − x)."""
+
+    of_activations: ClassVar[bool] = True
 
     @property
     def at(self) -> Site:
@@ -148,7 +151,7 @@ class ActivationEdit(Edit):
             UnsupportedModelError: the model has no hook point at the site, or one whose hooks change nothing.
         """
         super().check_model(model)
-        lens = Lens.of(model)
+        lens = host(model)
         for layer in self.layers:
             self.at.point(lens, layer)
         refuse_site(lens, self.site, self.layers)
@@ -167,7 +170,7 @@ class ActivationEdit(Edit):
 
     def functions(self, model: Any, where: Where) -> list[tuple[str, HookFunction]]:
         """(hook point, function of the activation) for each layer of `where`, which `check` returned."""
-        lens = Lens.of(model)
+        lens = host(model)
         placed = {
             layer: strength.to(lens.layer_device(layer)) if isinstance(strength, Tensor) else strength
             for layer, strength in where.strengths.items()
@@ -206,7 +209,7 @@ class ActivationEdit(Edit):
 
     def changes(self, model: Any, where: Where) -> Sequence[Change]:
         """Hooks that do arithmetic only: what `check` settled is not asked again at every token."""
-        lens = Lens.of(model)
+        lens = host(model)
         return [lens.hook(name, function) for name, function in self.functions(model, where)]
 
 
@@ -232,7 +235,7 @@ class EditModule(torch.nn.Module):
         return f"layer={self.layer}, strength={self.strength}, combine={self.combine!r}"
 
 
-def at_positions(lens: Lens, positions: Positions, function: HookFunction) -> HookFunction:
+def at_positions(lens: Lens | PlainModel, positions: Positions, function: HookFunction) -> HookFunction:
     """A function of activations that leaves those at other positions as they are.
 
     Args:

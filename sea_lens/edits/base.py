@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from .._support.arguments import as_number
-from ..errors import InputError, MismatchError
+from ..errors import InputError, MismatchError, UnsupportedModelError
 from ..models.check import ensure_usable
 from ..models.language_model import LanguageModel
-from ..models.lens import Lens
+from ..models.plain_model import PlainModel, host
 from ..models.standing import Change
 from ..models.token_positions import Positions, check_positions, positions_name
 from .in_model import Installation, warn_of_installed
@@ -43,12 +43,14 @@ class Edit(ABC):
         site: where it acts: one of `SITES`, "logits", "tokens" or "weights".
         defaults: how it is applied where a call does not say (`with_defaults`).
         own_positions: whether its parts act at positions of their own, so that a call can choose none.
+        of_activations: whether it is a change of activations alone, which any model that is run by modules can have.
     """
 
     combines: ClassVar[tuple[str, ...]]
     site: str
     defaults: Defaults = Defaults()
     own_positions: ClassVar[bool] = False
+    of_activations: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -79,7 +81,7 @@ class Edit(ABC):
         Returns:
             A context manager; without a context the edit stays for as long as something holds it.
         """
-        installation = Installation(Lens.of(model), self, where)
+        installation = Installation(host(model), self, where)
         installation.standing.put(self.changes(model, where))
         return installation
 
@@ -102,7 +104,12 @@ class Edit(ABC):
             UnsupportedModelError: the model lacks what the edit acts on, or is not what it should be (`check_model`).
             InputError: the model drops out units at random.
         """
-        lens = Lens.of(model)
+        lens = host(model)
+        if isinstance(lens, PlainModel) and not self.of_activations:
+            raise UnsupportedModelError(
+                f"{type(self).__name__} acts on the {self.site}, and in a plain Hugging Face model an edit acts on "
+                f"activations alone: expected an sl.ActivationEdit, or a TransformerLens model"
+            )
         ensure_usable(lens)
         self.check_fit(lens)
 
@@ -263,7 +270,7 @@ class Edit(ABC):
         Whatever is not given is what the edit remembers (`with_defaults`), else what is said here.
 
         Args:
-            model: a TransformerLens model.
+            model: a TransformerLens model; for an edit of activations also a plain Hugging Face model (`sl.hf`).
             layers: "all", "last-L", "first-L", "signature-L", one layer, or a list of layers; all by default.
             strength: α, any finite number; or a mapping with one for each chosen layer; 1 by default. For an
                 `ActivationEdit` also a tensor, as where the edit is called on activations.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import SeaLensWarning
 from ..models.lens import Lens
+from ..models.plain_model import PlainModel, host
 from ..models.standing import Held, Standing
 from ..models.token_positions import Positions, positions_name
 from .where import Where
@@ -26,7 +27,7 @@ class Installation(Held):
         where: its layers, strengths, way to combine and positions.
     """
 
-    def __init__(self, lens: Lens, edit: Any, where: Where) -> None:
+    def __init__(self, lens: Lens | PlainModel, edit: Any, where: Where) -> None:
         self.edit, self.where = edit, where
         super().__init__(Standing(lens.observer, about=(edit, where)))
 
@@ -96,7 +97,7 @@ def installed(model: Any) -> list[Installed]:
         >>> sl.installed(bed.model)
         []
     """
-    return [_entry(standing) for standing in Lens.of(model).observer.inside()]
+    return [_entry(standing) for standing in host(model).observer.inside()]
 
 
 def remove_all(model: Any) -> list[Installed]:
@@ -114,7 +115,7 @@ def remove_all(model: Any) -> list[Installed]:
         UnsupportedModelError: it is no TransformerLens model.
     """
     found = installed(model)
-    Lens.of(model).remove_all()
+    host(model).remove_all()
     return found
 
 
@@ -131,7 +132,7 @@ def warn_of_installed(model: Any, what: str) -> None:
     Warns:
         SeaLensWarning: an edit stands in the model; names it.
     """
-    Lens.of(model).observer.check_user()
+    host(model).observer.check_user()
     if not (found := [entry for entry in installed(model) if entry.edit is not None]):
         return
     warnings.warn(

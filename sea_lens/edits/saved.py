@@ -17,7 +17,8 @@ from torch import Tensor
 
 from .._support.storage import ImpossibleError, as_file_errors, bytes_of, read_tensors, write_tensors
 from ..errors import InputError, MismatchError
-from ..models.language_model import LanguageModel
+from ..models.embedding_numbers import are_of_one, shown
+from ..models.language_model import EMBEDDING, LanguageModel
 from ..models.sites import SITES, Site
 from .base import Edit
 from .where import Defaults
@@ -56,6 +57,9 @@ class SavedEdit(Edit):
         recorded = self.provenance.get("model", {}).get(_PROCESSING)
         named = isinstance(recorded, (list, tuple)) and all(isinstance(one, str) for one in recorded)
         require(named or recorded in (None, _ANY), f"its model has processing {recorded!r}"[:200])
+        numbers = self.provenance.get("model", {}).get(EMBEDDING)
+        plain = isinstance(numbers, (list, tuple)) and all(type(one) in (int, float) for one in numbers)
+        require(numbers is None or (plain and len(numbers) > 0), f"its model has embedding {numbers!r}"[:200])
         layers, known = self.layers, self.n_layers
         require(len(layers) > 0, "it has no layers")
         require(all(type(layer) is int for layer in layers), f"it has layers {list(layers)}")
@@ -91,7 +95,14 @@ class SavedEdit(Edit):
             MismatchError: saying what each of them is.
         """
         super().check_fit(lens)
-        recorded = self.provenance.get("model", {}).get(_PROCESSING)
+        model = self.provenance.get("model", {})
+        recorded = model.get(_PROCESSING)
+        if not are_of_one(known := model.get(EMBEDDING), embedding := lens.embedding):
+            raise MismatchError(
+                f"the edit was fitted on {model.get('name', 'another model')!r} with the embedding {shown(known)} and "
+                f"{lens.name!r} has the same sizes and other weights, the embedding {shown(embedding)}: expected that "
+                f"model (edit.for_any_model() gives an edit that is not asked)"
+            )
         if recorded in (None, _ANY) or recorded == (here := lens.processing):
             return
         fitted, given = (", ".join(one) or "weights as trained" for one in (recorded, here))
@@ -102,7 +113,14 @@ class SavedEdit(Edit):
 
     def for_any_processing(self: Saved) -> Saved:
         """The same edit, for models whose weights are processed in any way; what `save` writes of it says so."""
-        model = {**self.provenance.get("model", {}), _PROCESSING: _ANY}
+        return self._about_model(**{_PROCESSING: _ANY})
+
+    def for_any_model(self: Saved) -> Saved:
+        """The same edit, for models of the same sizes whatever their weights are; what `save` writes of it says so."""
+        return self._about_model(**{EMBEDDING: None})
+
+    def _about_model(self: Saved, **facts: Any) -> Saved:
+        model = {**self.provenance.get("model", {}), **facts}
         # A copy, since every method is a dataclass of its own fields.
         return replace(self, provenance={**self.provenance, "model": model})  # type: ignore[type-var]
 

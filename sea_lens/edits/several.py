@@ -28,6 +28,8 @@ class Several:
     """
 
     combines: ClassVar[tuple[str, ...]] = (COMPOSED,)
+    # Each of them is asked for itself.
+    of_activations: ClassVar[bool] = True
 
     edits: tuple[Edit, ...]
     defaults: Defaults = field(default=Defaults(), kw_only=True, repr=False)

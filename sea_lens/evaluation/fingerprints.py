@@ -9,7 +9,7 @@ import torch
 from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..edits.saved import SavedEdit
-from ..models.language_model import NORMS_BEHIND
+from ..models.language_model import EMBEDDING, NORMS_BEHIND
 from ..models.lens import Lens
 from ..spectral.features import FEATURE_MAPS
 
@@ -35,9 +35,9 @@ def model_identity(lens: Lens) -> dict[str, Any]:
     with torch.no_grad():
         predicted = lens.forward(tokens, torch.ones_like(tokens))[0, -1].float().log_softmax(-1)
     some = predicted[:: max(1, len(predicted) // _PREDICTIONS)][:_PREDICTIONS]
-    # What the check measured is rounding, which is no part of what a model is; where norms stand, earlier journals do
-    # not state.
-    record = {name: value for name, value in lens.record.items() if name not in ("check", NORMS_BEHIND)}
+    # What the check measured is rounding, which is no part of what a model is; where norms stand and what the embedding
+    # holds, earlier journals do not state.
+    record = {name: value for name, value in lens.record.items() if name not in ("check", NORMS_BEHIND, EMBEDDING)}
     return record | {"weights": digest.hexdigest()[:16], "predictions": some.tolist()}
 
 

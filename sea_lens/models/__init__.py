@@ -16,4 +16,7 @@ show), `processing` (what was done to the weights), `evaluation_mode`, `referenc
 `placement` (on which devices, in how many bits), `offload` (blocks that are brought as they run), `spreading` (which
 those are), `huggingface`, `conversion`, `attention` (with patterns or without) and `load`; then more changes that no
 hook point can make: `prefix` (tokens in front of everything) and `weight_changes`.
+
+A Hugging Face model by itself: `embedding_numbers` (which model it is), `plain_sites` (where its activations are),
+`module_hooks`, `plain_passes` and `plain_model`.
 """

@@ -16,6 +16,7 @@ from .check_report import Fact, ModelCheck
 from .evaluation_mode import active_dropout
 from .facts import cache, causality, changing, conversion, hooks, lasting, long_texts, numbers
 from .lens import Lens
+from .plain_model import PlainModel
 from .predictions import Predictions
 from .probes import Compared, whole
 from .reference import Probe, Read, Reference, unwrapped
@@ -56,13 +57,18 @@ def check_model(model: Any) -> ModelCheck:
     return replace(kept, facts=(*kept.facts, *cache(lens, read), *changing(lens)))
 
 
-def ensure_usable(lens: Lens) -> None:
+def ensure_usable(lens: Lens | PlainModel) -> None:
     """Refuse a model that would give wrong numbers; measured when a model is first used, and kept.
+
+    A plain Hugging Face model is no conversion of anything, and needs only to be deterministic.
 
     Raises:
         UnsupportedModelError: it deviates from its reference, is not causal, or cannot be run.
         InputError: it drops out units at random.
     """
+    if isinstance(lens, PlainModel):
+        lens.refuse_dropout()
+        return
     refuse_dropout(lens)
     if not lens.trusted:
         (_kept(lens) or checked(lens)[0]).refuse(lens.name)
@@ -78,7 +84,7 @@ def refuse_dropout(lens: Lens) -> None:
         raise InputError(f"the model drops out units at random ({what}): expected one in evaluation mode, model.eval()")
 
 
-def refuse_site(lens: Lens, site: str, layers: Sequence[int]) -> None:
+def refuse_site(lens: Lens | PlainModel, site: str, layers: Sequence[int]) -> None:
     """Refuse a site at which hooks were seen not to run, or to change nothing.
 
     Raises:

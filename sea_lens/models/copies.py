@@ -7,6 +7,17 @@ from .forward_stand_in import ForwardStandIn, own_forward
 from .hooks import ModuleHook, remove_from
 
 
+def mark(function: Any) -> Any:
+    """The function, known as one that stands in for a method of a model and goes into no copy."""
+    function.stands_in = True
+    return function
+
+
+def stands_in(value: Any) -> bool:
+    """Whether this is a function that `mark` gave."""
+    return getattr(value, "stands_in", None) is True
+
+
 class CleanCopy:
     """Stands in for `__deepcopy__` and `__reduce_ex__` of one module from `attach` to `remove`."""
 
@@ -31,13 +42,16 @@ class CleanCopy:
         """What pickle calls (copy.copy does not)."""
         return self({}).__reduce_ex__(protocol)
 
+    def _is_ours(self, value: Any) -> bool:
+        return value is self or value == self.reduced or stands_in(value)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "CleanCopy":
         return self
 
     def __call__(self, memo: dict[int, Any]) -> Any:
         """What copy.deepcopy calls."""
         module = self._module
-        state = {key: value for key, value in vars(module).items() if value not in (self, self.reduced)}
+        state = {key: value for key, value in vars(module).items() if not self._is_ours(value)}
         if isinstance(state.get("forward"), ForwardStandIn) and (own := own_forward(state.pop("forward"))) is not None:
             state["forward"] = own
         copied: Any = object.__new__(type(module))

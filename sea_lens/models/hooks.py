@@ -128,12 +128,17 @@ class ModuleHook:
         module: the module; copies of it are left alone.
         before: called as a call of the module begins.
         after: maps what the module returns.
+        given: maps the positional arguments of a call, or returns None to leave them.
     """
 
     def __init__(
-        self, module: Any, before: Callable[[], None] | None = None, after: Callable[[Any], Any] | None = None
+        self,
+        module: Any,
+        before: Callable[[], None] | None = None,
+        after: Callable[[Any], Any] | None = None,
+        given: Callable[[tuple[Any, ...]], Any] | None = None,
     ) -> None:
-        self._module, self._before, self._after = module, before, after
+        self._module, self._before, self._after, self._given = module, before, after, given
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ModuleHook":
         return self
@@ -143,13 +148,15 @@ class ModuleHook:
         if module is self._module:
             if not output and self._before is not None:
                 self._before()
+            if not output and self._given is not None:
+                return self._given(arguments)
             if output and self._after is not None:
                 return self._after(*output)
         return None
 
     def attach(self) -> None:
         """Put the hooks in."""
-        if self._before is not None:
+        if self._before is not None or self._given is not None:
             self._module.register_forward_pre_hook(self)
         if self._after is not None:
             self._module.register_forward_hook(self)

@@ -7,10 +7,12 @@ import torch
 
 # What a record calls the sites that a norm stands in front of.
 NORMS_BEHIND = "norms_behind"
+# And some numbers of its embedding.
+EMBEDDING = "embedding"
 
 
 class LanguageModel(ABC):
-    """What a TransformerLens model (`models.lens`) and a vLLM engine (`models.vllm_engine`) have in common."""
+    """What a TransformerLens model (`models.lens`), a vLLM engine and a plain Hugging Face model have in common."""
 
     @property
     @abstractmethod
@@ -73,6 +75,11 @@ class LanguageModel(ABC):
 
     @property
     @abstractmethod
+    def embedding(self) -> list[float] | None:
+        """Some numbers of its embedding (`models.embedding_numbers`), None where they cannot be read."""
+
+    @property
+    @abstractmethod
     def double_device(self) -> torch.device:
         """Where sums in float64 are kept."""
 
@@ -88,3 +95,11 @@ class LanguageModel(ABC):
 def is_vllm_engine(model: Any) -> bool:
     """Whether this is what `vllm.LLM` gives; vLLM is not imported."""
     return any(one.__name__ == "LLM" and one.__module__.split(".")[0] == "vllm" for one in type(model).__mro__)
+
+
+def is_plain(model: Any) -> bool:
+    """Whether this is a model of transformers itself, with adapters or without; transformers is not imported."""
+    return any(
+        one.__name__ in ("PreTrainedModel", "PeftModel") and one.__module__.split(".")[0] in ("transformers", "peft")
+        for one in type(model).__mro__
+    )

@@ -5,10 +5,11 @@ from typing import Any
 
 from ..errors import UnsupportedModelError
 from .configuration import context_length
+from .embedding_numbers import embedding_numbers
 from .hook_points import HookPoints
 from .hookable import Hookable
 from .hooks import HookFunction
-from .language_model import NORMS_BEHIND, LanguageModel, is_vllm_engine
+from .language_model import EMBEDDING, NORMS_BEHIND, LanguageModel, is_plain, is_vllm_engine
 from .parts import FINAL_NORM
 from .passes import Observer, Pass
 from .processing import processing
@@ -69,6 +70,12 @@ class Lens(Hookable, LanguageModel):
             raise UnsupportedModelError(
                 "a vLLM engine captures (sl.capture) and generates (sl.generate), and all else needs a TransformerLens "
                 "model: expected one, as sl.load_model loads from the engine's checkpoint"
+            )
+        if is_plain(model):
+            raise UnsupportedModelError(
+                f"{type(model).__name__} is a plain Hugging Face model, which edits can be put into (sl.hf.applied), "
+                f"and all else needs a TransformerLens model: expected one, as sl.load_model loads from the same name "
+                f"or folder"
             )
         for name in ("hook_dict", "cfg", "blocks"):
             if not hasattr(model, name):
@@ -172,7 +179,17 @@ class Lens(Hookable, LanguageModel):
             "d_head": self.d_head,
             "processing": self.processing,
             NORMS_BEHIND: self.norms_behind,
+            EMBEDDING: self.embedding,
         } | ({} if self.checked is None else {"check": self.checked.record})
+
+    @property
+    def embedding(self) -> list[float] | None:
+        """Some numbers of its embedding."""
+        try:
+            return embedding_numbers(self.model.W_E)
+        # A bridge raises whatever its parts do where they have no such weight.
+        except Exception:
+            return None
 
     def point(self, name: str, layer: int) -> str:
         """Hook point of a layer: "resid_pre", "q", "k", "v", "attn_scores", "z", "attn_out", "mlp_out" or "resid_post".

@@ -27,6 +27,19 @@ from .hooks import Hook
 _MOMENT = 0.001
 
 
+@dataclass(frozen=True)
+class Generated:
+    """What Hugging Face's own `generate` is about to read.
+
+    Attributes:
+        rows: tokens of whole rows, those that the cache holds too.
+        prompts: how many positions of each row were given to it, padding counted.
+    """
+
+    rows: Int[Tensor, "batch pos"]
+    prompts: int
+
+
 @dataclass(eq=False)
 class Pass:
     """One forward pass.
@@ -37,6 +50,7 @@ class Pass:
         read_before: positions that stand in the cache already.
         layers: those that the pass runs.
         whole: whether it begins with the embedding and ends with the logits.
+        generated: where Hugging Face's `generate` runs it on a plain model, the rows that it is of.
         expected: the hooks that stood in the model when the pass began.
         calls: how often each hook was called in it.
         acting: where choices of positions act in it, once somebody has asked (`models.token_positions`).
@@ -47,6 +61,7 @@ class Pass:
     read_before: int
     layers: range
     whole: bool = True
+    generated: Generated | None = None
     expected: tuple[Hook, ...] = ()
     calls: dict[Hook, int] = field(default_factory=dict)
     acting: dict[Any, Any] = field(default_factory=dict)
@@ -87,17 +102,25 @@ class Observer:
     only measures, which ends with a pass, and is refused while an edit stands there. A pass of the model alone, by a
     user's own code, goes by what another thread measures.
 
+    Args:
+        model: the TransformerLens model, or a plain Hugging Face model.
+        name: what errors call it.
+        n_layers: of a plain Hugging Face model, None for a TransformerLens model.
+
     Attributes:
-        model: the TransformerLens model.
+        model: as given.
         current_pass: the pass that runs now, None between passes.
         hooks: those of sea_lens's that stand in the model, in the order in which they were put in.
         standing: what stands in the model, in groups that come and go together (`models.standing`), and behind that of
             the thread whose turn it is what others wait to put in.
         aside: whether hooks and changes of logits do nothing now (`set_aside`).
+        generated: what the next pass is of, where a plain model generates.
     """
 
-    def __init__(self, model: Any, name: str) -> None:
-        self.model, self.name = model, name
+    generated: Generated | None = None
+
+    def __init__(self, model: Any, name: str, n_layers: int | None = None) -> None:
+        self.model, self.name, self.n_layers = model, name, n_layers
         self.current_pass: Pass | None = None
         self.hooks: list[Hook] = []
         self.standing: list[Any] = []
@@ -229,14 +252,14 @@ class _ObservedForward(ForwardStandIn):
 
     def __init__(self, module: Any, observer: Observer) -> None:
         super().__init__(module)
-        self._observer, self._hooked = observer, module is observer.model
+        self._observer, self._hooked = observer, module is observer.model and observer.n_layers is None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         observer, outer = self._observer, self._observer.current_pass
         if not self._active or observer.in_other_hands():
             return self._forward(*args, **kwargs)
         observer.check_user()
-        begun = self._hooked_pass(args, kwargs) if self._hooked else self._bridge_pass(args, kwargs)
+        begun = self._hooked_pass(args, kwargs) if self._hooked else self._huggingface_pass(args, kwargs)
         begun.expected = () if observer.aside else tuple(observer.hooks)
         try:
             observer.current_pass = begun
@@ -272,14 +295,22 @@ class _ObservedForward(ForwardStandIn):
             whole=given.get("start_at_layer") is None and stop is None,
         )
 
-    def _bridge_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
+    def _huggingface_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
         tokens = args[0] if args else kwargs.get("input_ids")
         past = kwargs.get("past_key_values")
         get_length = getattr(past, "get_seq_length", None)
         read_before = 0 if get_length is None else int(get_length())
+        n_layers, shape = self._observer.n_layers, getattr(_as_tokens(tokens), "shape", None)
+        generated, self._observer.generated = self._observer.generated, None
+        if generated is not None and (shape is None or generated.rows.shape != (shape[0], read_before + shape[1])):
+            generated = None
         # A pass that stops early ends by an exception.
         return Pass(
-            _as_tokens(tokens), kwargs.get("attention_mask"), read_before, range(self._observer.model.cfg.n_layers)
+            _as_tokens(tokens),
+            kwargs.get("attention_mask"),
+            read_before,
+            range(self._observer.model.cfg.n_layers if n_layers is None else n_layers),
+            generated=generated,
         )
 
 

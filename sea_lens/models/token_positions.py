@@ -19,6 +19,7 @@ from .._support.arguments import given as shown_value
 from ..errors import InputError, UnsupportedModelError
 from .lens import Lens
 from .passes import Pass
+from .plain_model import PlainModel, host
 from .tokens import bos_token
 
 Positions: TypeAlias = str | Callable[[Tensor, int], Any]
@@ -112,7 +113,7 @@ def prompt_lengths(model: Any, lengths: SupportsIndex | Iterable[SupportsIndex])
         >>> bool((logits == bed.model(tokens))[0, :10].all()), bool((logits == bed.model(tokens))[0, 10:].all())
         (True, False)
     """
-    lens = Lens.of(model)
+    lens = host(model)
     many = isinstance(lengths, Iterable) and getattr(lengths, "ndim", 1) > 0
     given = [as_integer(one, "a prompt's length", least=0) for one in (lengths if many else [lengths])]  # type: ignore[union-attr]
     # An empty group of hooks: passes are seen while it stands, also those under hooks of the user's own.
@@ -143,7 +144,7 @@ class Acting:
         return self.mask.to(x.device)[(..., *[None] * (x.ndim - 2))]
 
 
-def acting(lens: Lens, positions: Positions, x: Float[Tensor, "batch pos *rest"]) -> Acting:
+def acting(lens: Lens | PlainModel, positions: Positions, x: Float[Tensor, "batch pos *rest"]) -> Acting:
     """Where a choice of positions acts in the pass that the model runs now; made once for each pass.
 
     Args:
@@ -174,7 +175,7 @@ def acting(lens: Lens, positions: Positions, x: Float[Tensor, "batch pos *rest"]
 
 
 def _mask(
-    lens: Lens, positions: Positions, current: Pass, x: Float[Tensor, "batch pos *rest"]
+    lens: Lens | PlainModel, positions: Positions, current: Pass, x: Float[Tensor, "batch pos *rest"]
 ) -> Bool[Tensor, "batch pos"]:
     # A pass may begin with embeddings (HookedTransformer's own generation), so that its tokens are not known.
     batch, n = x.shape[:2] if current.tokens is None else current.tokens.shape
@@ -195,7 +196,7 @@ def _mask(
 
 
 def _places(
-    lens: Lens, current: Pass, batch: int, n: int, device: torch.device
+    lens: Lens | PlainModel, current: Pass, batch: int, n: int, device: torch.device
 ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
     """The place of each token in its row, counted without padding; and which positions are no padding."""
     if current.mask is None:
@@ -213,7 +214,7 @@ def _places(
     return (real.long().cumsum(1) - 1)[:, -n:], real[:, -n:]
 
 
-def _padding(lens: Lens, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+def _padding(lens: Lens | PlainModel, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
     """Padding in rows that came without a mask, by TransformerLens's own rule: the pad tokens at the padding side."""
     tokenizer = getattr(lens.model, "tokenizer", None)
     if tokenizer is None or (pad := tokenizer.pad_token_id) is None:
@@ -226,7 +227,9 @@ def _padding(lens: Lens, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batc
     return leading & leading.roll(-1, 1) if pad == tokenizer.bos_token_id else leading
 
 
-def _prompts(lens: Lens, current: Pass, index: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"]) -> list[int]:
+def _prompts(
+    lens: Lens | PlainModel, current: Pass, index: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"]
+) -> list[int]:
     """Length of each row's prompt, a prefix counted.
 
     Where nobody told, all that the first pass reads is the prompt, and all that is read behind a cache is generated.
@@ -236,13 +239,18 @@ def _prompts(lens: Lens, current: Pass, index: Int[Tensor, "batch pos"], real: B
         if len(lengths) != len(index):
             raise InputError(f"lengths of {len(lengths)} prompts are given, and the model reads {len(index)} rows")
         return [length + lens.prefix_length for length in lengths]
+    if current.generated is not None:
+        given = current.generated.prompts
+        if current.mask is None:
+            return [given] * len(index)
+        return (current.mask[:, :given] != 0).sum(1).tolist()
     if current.read_before:
         return index[:, 0].tolist()
     return real.sum(1).tolist()
 
 
 def _asked(
-    lens: Lens, function: Callable[[Tensor, int], Any], current: Pass, prompts: Sequence[int], real: Tensor
+    lens: Lens | PlainModel, function: Callable[[Tensor, int], Any], current: Pass, prompts: Sequence[int], real: Tensor
 ) -> Bool[Tensor, "batch pos"]:
     """The mask that a function of a user's gives, row by row; at a prefix nothing acts."""
     if current.tokens is None:
@@ -255,10 +263,12 @@ def _asked(
         before: Sequence[Sequence[int]] = [()] * len(real)
     elif lens.told is not None and lens.told.before is not None:
         before = lens.told.before()
+    elif current.generated is not None and lens.told is None:
+        before = _read_already(current.generated.rows, current)
     else:
         raise InputError(
             f"positions {positions_name(function)!r} asks for the tokens of whole rows, and this pass goes on from a "
-            f"cache: expected `sl.generate`, which keeps them, or a pass without a cache"
+            f"cache: expected `sl.generate`, or `generate` of a plain Hugging Face model, or a pass without a cache"
         )
     mask = torch.zeros(real.shape, dtype=torch.bool)
     for row, (tokens, read) in enumerate(zip(current.tokens.tolist(), before, strict=True)):
@@ -275,6 +285,13 @@ def _asked(
             )
         mask[row, places] = torch.tensor(chosen[len(read) :], dtype=torch.bool)
     return mask
+
+
+def _read_already(rows: Int[Tensor, "batch pos"], current: Pass) -> list[list[int]]:
+    """The tokens of each row that the cache holds, without padding."""
+    end = current.read_before
+    real = torch.ones_like(rows) if current.mask is None else current.mask.to(rows.device)
+    return [row[:end][kept[:end] != 0].tolist() for row, kept in zip(rows, real, strict=True)]
 
 
 def _called(function: Callable[[Tensor, int], Any], tokens: Sequence[int], prompt: int) -> list[bool]:

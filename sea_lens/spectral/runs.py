@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import MismatchError
-from ..models.language_model import NORMS_BEHIND
+from ..models.language_model import EMBEDDING, NORMS_BEHIND
 
-# Facts of a model that say how it rounds, and one that earlier captures do not state.
-_MAY_DIFFER = ("check", "vllm", NORMS_BEHIND)
+# Facts of a model that say how it rounds, and those that earlier captures do not state.
+_MAY_DIFFER = ("check", "vllm", NORMS_BEHIND, EMBEDDING)
 
 
 def comparable(provenance: Mapping[str, Any]) -> dict[str, Any]:
