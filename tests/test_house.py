@@ -15,7 +15,7 @@ PACKAGE = Path(sl.__file__).parent
 # A room imports only rooms above it.
 ROOMS: Sequence[str] = """
     errors _support texts models edits spectral methods plots measure contributions evaluation testbed planning paper
-    cli
+    serving cli
 """.split()
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

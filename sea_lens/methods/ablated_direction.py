@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .._support.versions import versions
-from ..edits.activation import ActivationEdit, Arithmetic
-from ..edits.saved import SavedEdit, check_units, grouped_by_layer, require
+from ..edits.activation import Arithmetic
+from ..edits.foldable import SavedActivationEdit
+from ..edits.saved import check_units, grouped_by_layer, require
 from ..edits.where import Defaults
 from ..spectral.covariance import CrossCovariance
 from .feature_directions import choose_layer, feature_direction, refuse_other_statistics
@@ -41,7 +42,7 @@ class Ablated:
 
 
 @dataclass(frozen=True, eq=False)
-class DirectionalAblation(SavedEdit, ActivationEdit):
+class DirectionalAblation(SavedActivationEdit):
     """x − α r rᵀ x: made by `directional_ablation`.
 
     Ways to combine: "ablate" takes out the component along r; "affine" makes it that of the mean positive activation,

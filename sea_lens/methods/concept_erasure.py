@@ -20,9 +20,10 @@ from torch import Tensor
 
 from .._support.arguments import as_integer
 from .._support.versions import versions
-from ..edits.activation import ActivationEdit, Arithmetic
+from ..edits.activation import Arithmetic
+from ..edits.foldable import SavedActivationEdit
 from ..edits.in_model import warn_of_installed
-from ..edits.saved import SavedEdit, check_units, grouped_by_layer, require
+from ..edits.saved import check_units, grouped_by_layer, require
 from ..edits.where import Defaults, LayerChoice, choose_layers
 from ..errors import ActivationError, MissingPackageError
 from ..models.lens import Lens
@@ -59,7 +60,7 @@ class Eraser:
 
 
 @dataclass(frozen=True, eq=False)
-class LEACE(SavedEdit, ActivationEdit):
+class LEACE(SavedActivationEdit):
     """Linear concept erasure: made by `leace`; x + α (erased(x) − x).
 
     Attributes:

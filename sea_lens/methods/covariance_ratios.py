@@ -19,8 +19,9 @@ from torch import Tensor
 from .._support.arguments import as_integer, as_number
 from .._support.saturation import saturate
 from .._support.versions import versions
-from ..edits.activation import ActivationEdit, Arithmetic
-from ..edits.saved import SavedEdit, check_units, grouped_by_layer, require
+from ..edits.activation import Arithmetic
+from ..edits.foldable import SavedActivationEdit
+from ..edits.saved import check_units, grouped_by_layer, require
 from ..edits.where import Defaults
 from ..errors import ActivationError, InputError, SeaLensWarning
 from ..spectral.covariance import CrossCovariance
@@ -63,7 +64,7 @@ _TENSORS = tuple(Ratios.__annotations__)
 
 
 @dataclass(frozen=True, eq=False)
-class GeneralisedEigen(SavedEdit, ActivationEdit):
+class GeneralisedEigen(SavedActivationEdit):
     """x − α P (x − c): made by `generalised_eigen`.
 
     Ways to combine: "drop" takes the filters' components out by the orthogonal projection, which moves an activation

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .._support.arguments import as_number
 from .._support.versions import versions
-from ..edits.activation import ActivationEdit, Arithmetic
-from ..edits.saved import SavedEdit, check_units, grouped_by_layer, require
+from ..edits.activation import Arithmetic
+from ..edits.foldable import SavedActivationEdit
+from ..edits.saved import check_units, grouped_by_layer, require
 from ..edits.where import Defaults
 from ..errors import ActivationError, InputError
 from ..models.sites import Site
@@ -47,7 +48,7 @@ class Plane:
 
 
 @dataclass(frozen=True, eq=False)
-class AngularSteering(SavedEdit, ActivationEdit):
+class AngularSteering(SavedActivationEdit):
     """Rotation in a plane: made by `angular_steering`; x + α (rotated(x) − x), whose length is kept at α = 1.
 
     Ways to combine: "rotate" sends what lies in the plane to the angle; "adaptive" does so only where the component

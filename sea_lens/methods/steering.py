@@ -7,8 +7,9 @@ from typing import Any, ClassVar, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from ..edits.activation import ActivationEdit, Arithmetic
-from ..edits.saved import SavedEdit, check_signatures, check_units, keyed_by_layer, require
+from ..edits.activation import Arithmetic
+from ..edits.foldable import SavedActivationEdit
+from ..edits.saved import check_signatures, check_units, keyed_by_layer, require
 from ..edits.where import Defaults
 
 Kind = TypeVar("Kind", bound="Steering")
@@ -18,7 +19,7 @@ STEERED = "from_last_prompt"
 
 
 @dataclass(frozen=True, eq=False)
-class Steering(SavedEdit, ActivationEdit):
+class Steering(SavedActivationEdit):
     """A vector for each layer, added α times at every position where the edit acts.
 
     Attributes:

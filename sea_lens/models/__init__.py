@@ -8,6 +8,7 @@ acted), `copies` (copies of a model in which something stands), `sites` (where a
 `predictions` (logits where they count), `readout` (norms, heads and the unembedding), `head_weights` (what heads
 write and read, by weights), `cached_pass`, `cache_probe` and
 `cache` (what has been read is not read again, where that is exact), `sampling` (the next token), `vllm_worker`,
+`vllm_modules`,
 `vllm_facts` and `vllm_engine` (a vLLM engine in place of a TransformerLens model), `decoding` (continuing prompts),
 `text_trees` (what texts share is run once), `demonstration_texts`, `tree_passes`, `vllm_reader` and `reading` (the
 activations of demonstrations); then whether the model is what it should be: `configuration` (what short texts do not
@@ -18,5 +19,5 @@ those are), `huggingface`, `conversion`, `attention` (with patterns or without) 
 hook point can make: `prefix` (tokens in front of everything) and `weight_changes`.
 
 A Hugging Face model by itself: `embedding_numbers` (which model it is), `plain_sites` (where its activations are),
-`module_hooks`, `plain_passes` and `plain_model`.
+`module_hooks`, `plain_passes`, `plain_model` and `projections` (weights that are changed for good).
 """

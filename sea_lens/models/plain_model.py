@@ -10,6 +10,7 @@ from .configuration import context_length, text_config
 from .embedding_numbers import embedding_numbers
 from .evaluation_mode import active_dropout
 from .hooks import HookFunction
+from .huggingface import load_tokenizer, quiet
 from .language_model import EMBEDDING, NORMS_BEHIND, LanguageModel, is_plain
 from .lens import Lens, end_tokens
 from .module_hooks import PlainHook
@@ -102,12 +103,16 @@ class PlainModel(LanguageModel):
 
     @property
     def tokenizer(self) -> Any:
-        """None is known to a plain model.
+        """The tokenizer of the name or folder that the model was loaded from.
 
         Raises:
-            UnsupportedModelError: always.
+            UnsupportedModelError: it was loaded from none, or there is no tokenizer there.
         """
-        raise UnsupportedModelError(f"{self.name!r} is a plain Hugging Face model, whose tokenizer is not known")
+        name = str(getattr(self.model.config, "_name_or_path", ""))
+        if not name:
+            raise UnsupportedModelError(f"model {self.name!r} was loaded from nowhere, so that it has no tokenizer")
+        with quiet():
+            return load_tokenizer(name)
 
     @property
     def ends(self) -> frozenset[int]:

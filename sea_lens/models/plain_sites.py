@@ -33,17 +33,25 @@ class Place(NamedTuple):
         module: the module that gives it or, with `before`, reads it.
         before: whether it is what the module reads.
         scale: what the block multiplies it by before it adds it.
+        projection: path of the module with one matrix that gives it, or with `before` reads it; None where there is
+            none, as behind a norm or a mixture of experts.
     """
 
     path: str
     module: torch.nn.Module
     before: bool = False
     scale: float = 1.0
+    projection: str | None = None
 
     @property
     def point(self) -> str:
         """What it is called: one module may be two places."""
         return f"{self.path} (input)" if self.before else self.path
+
+    def inside(self, path: str) -> "Place":
+        """The place of a block as one of the model that has the block at this path."""
+        projection = None if self.projection is None else f"{path}.{self.projection}"
+        return self._replace(path=f"{path}.{self.path}".rstrip("."), projection=projection)
 
 
 @dataclass
@@ -127,7 +135,7 @@ def _watch(block: torch.nn.Module, path: str, scale: float, found: list[dict[str
         before, after = (one.reshape(_TOKENS, -1) for one in (entered.pop(), first_tensor(output).detach()))
         places = _places(before, after, given, scale)
         found.append({"resid_post": Place("", block), **places})
-        found[-1] = {site: at._replace(path=f"{path}.{at.path}".rstrip(".")) for site, at in found[-1].items()}
+        found[-1] = {site: at.inside(path) for site, at in found[-1].items()}
 
     yield block.register_forward_pre_hook(enter, with_kwargs=True)
     for name, module in block.named_modules():
@@ -167,10 +175,16 @@ def _places(
     found: dict[str, Place] = {}
     for one in parts:
         site = "attn_out" if one in attention else "mlp_out"
-        found[site] = Place(one.path, one.module, scale=scale)
+        same = [other for other in given if _is_within(other.path, one.path) and torch.equal(other.gave, one.gave)]
+        projection = next((other.path for other in same if _is_projection(other.module)), None)
+        found[site] = Place(one.path, one.module, scale=scale, projection=projection)
     if heads := [one for one in attention if one.reads_tokens and _is_projection(one.module)]:
-        found["z"] = Place(heads[-1].path, heads[-1].module, before=True)
+        found["z"] = Place(heads[-1].path, heads[-1].module, before=True, projection=heads[-1].path)
     return found
+
+
+def _is_within(path: str, other: str) -> bool:
+    return path == other or path.startswith(f"{other}.")
 
 
 def _is_projection(module: torch.nn.Module) -> bool:

@@ -19,6 +19,7 @@ from .language_model import is_vllm_engine
 from .lens import Lens
 from .sampling import GREEDY, Sampling
 from .vllm_facts import EngineFacts
+from .vllm_modules import numbers_of
 from .vllm_worker import (
     Counts,
     Function,
@@ -54,6 +55,12 @@ class Engine(EngineFacts):
         if why := _unreadable(config):
             raise UnsupportedModelError(f"the activations of this vLLM engine cannot be read: {why}")
         self.family = family_of(self._apply(class_of)[0])
+        self._embedding = self._apply(numbers_of)[0]
+
+    @property
+    def embedding(self) -> list[float] | None:
+        """Some numbers of its embedding."""
+        return self._embedding
 
     @classmethod
     def of(cls, llm: Any) -> "Engine":

@@ -9,7 +9,7 @@ import torch
 
 from .configuration import context_length, text_config
 from .huggingface import load_tokenizer, quiet
-from .language_model import NORMS_BEHIND, LanguageModel
+from .language_model import EMBEDDING, NORMS_BEHIND, LanguageModel
 from .vllm_worker import Family
 
 
@@ -122,6 +122,7 @@ class EngineFacts(LanguageModel):
             "d_head": self.d_head,
             "processing": self.processing,
             NORMS_BEHIND: self.family.norms_behind,
+            EMBEDDING: self.embedding,
         }
 
     @property

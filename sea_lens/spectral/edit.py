@@ -11,9 +11,9 @@ from torch import Tensor
 from .._support.arguments import as_integer
 from .._support.saturation import saturate, widened
 from .._support.storage import read_header
-from ..edits.activation import ActivationEdit, Arithmetic
+from ..edits.activation import Arithmetic
+from ..edits.foldable import SavedActivationEdit
 from ..edits.saved import (
-    SavedEdit,
     check_signatures,
     check_units,
     grouped_by_layer,
@@ -23,7 +23,7 @@ from ..edits.saved import (
 )
 from ..edits.where import Defaults
 from ..errors import InputError
-from .arithmetic import COMBINES, edit_activation
+from .arithmetic import COMBINES, combine_projections, edit_activation
 from .factors import Factors
 from .features import FeatureMap, recorded_feature_map
 from .few_steps import edit_few
@@ -46,7 +46,7 @@ _TENSORS = (
 
 
 @dataclass(frozen=True, eq=False)
-class SpectralEdit(SavedEdit, ActivationEdit):
+class SpectralEdit(SavedActivationEdit):
     """A fitted spectral edit: call it on activations, or put it into a model with `applied` or `install`.
 
     Attributes:
@@ -164,6 +164,14 @@ class SpectralEdit(SavedEdit, ActivationEdit):
             return general(x)
 
         return edited
+
+    def unscaled(self, layer: int, combine: str) -> Callable[[Tensor], Tensor] | None:
+        if combine == "average" or not self.feature.is_identity:
+            return None
+        factors, feature = self._factors(layer, combine), self.feature
+        # A sum of two comes halved.
+        times = 1 if combine in ("positive_only", "negative_only") else 2
+        return lambda x: times * combine_projections(x, factors.beside(x)[0], feature, combine)[0]
 
     def arithmetic(self, layer: int, combine: str) -> Arithmetic:
         factors, feature = self._factors(layer, combine), self.feature

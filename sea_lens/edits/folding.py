@@ -1,0 +1,216 @@
+"""An edit written into the weights of a plain Hugging Face model (docs/method.md 12.4)."""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UnsupportedModelError
+from ..models.language_model import is_plain
+from ..models.lens import Lens
+from ..models.plain_model import PlainModel
+from ..models.projections import logits_of, projection_of, with_biases, write_map
+from ..models.reference import Probe, unwrapped
+from ..models.tokens import encode
+from ..texts.items import Demonstration
+from .affine import Affine, affine_map
+from .in_model import installed
+
+if TYPE_CHECKING:
+    from .activation import ActivationEdit
+    from .where import Where
+
+# Largest deviation of logits from those of the edited model, relative to the largest, as where models are checked.
+_LIMITS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What was written into the weights of a model; found as `sea_lens_fold` on the model.
+
+    Attributes:
+        edit: the affine edit that the weights hold, for `sl.effect` and all else that measures edits.
+        scales: what each layer's sum of projections is multiplied by in place of the norm; None for an exact fold.
+        deviation: largest difference of logits from those of the edited model, of the largest logit.
+        kl: mean of KL(edited ‖ folded) over the tokens of the texts, in nats; None without texts.
+    """
+
+    edit: Affine
+    scales: Mapping[int, float] | None
+    deviation: float
+    kl: float | None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the weights do what the edit does, up to rounding."""
+        return self.scales is None
+
+    def __str__(self) -> str:
+        kl = "" if self.kl is None else f", KL to the edited model {self.kl:.3g} nats a token"
+        if self.is_exact:
+            return f"exact: logits as those of the edited model to {self.deviation:.1e} of the largest{kl}"
+        scales = ", ".join(f"{layer}: {scale:.3f}" for layer, scale in (self.scales or {}).items())
+        return f"not exact, since no weights keep norms; scale of each layer {scales}{kl}"
+
+
+def fold(edit: "ActivationEdit", model: Any, where: "Where", texts: Iterable[Any] | None, *, in_place: bool) -> Any:
+    """`ActivationEdit.fold` with its layers, strengths and way to combine chosen."""
+    if where.positions != "all":
+        raise InputError(f"weights act at all positions, and the edit at {where.positions!r}: expected positions 'all'")
+    hf_model, rows = _huggingface(model, in_place=in_place), None
+    plain = PlainModel.of(hf_model)
+    edit.check_model(hf_model)
+    for layer in where.layers:
+        projection_of(plain, edit.site, layer)
+    exact = _exact_maps(edit, where)
+    if exact is None and texts is None:
+        raise InputError(
+            f"combine {where.combine!r} keeps the length of every activation, which no weights do: expected "
+            f"combine='average', or demonstrations= to fit the best scale of each layer to"
+        )
+    if texts is not None:
+        rows = _rows(model if not is_plain(model) else hf_model, texts)
+    probe = [row[kept.bool()].tolist() for row, kept in _probe(plain)]
+    with edit.put(hf_model, where):
+        expected = logits_of(hf_model, [*probe, *(rows or [])])
+    maps, scales = (exact, None) if exact is not None else _scaled_maps(edit, hf_model, where, rows or [])
+    written = Affine(edit.site, maps, plain.n_layers)
+    biased = any(bool(offset.any()) for _, offset in maps.values())
+    if biased and any(projection_of(plain, edit.site, layer)[1].bias is None for layer in where.layers):
+        hf_model = with_biases(plain, edit.site, list(where.layers))
+        plain = PlainModel.of(hf_model)
+    for layer, (matrix, offset) in maps.items():
+        write_map(plain, edit.site, layer, matrix, offset)
+    found = logits_of(hf_model, [*probe, *(rows or [])])
+    apart = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    deviation = apart / max(float(one.abs().max()) for one in expected)
+    limit = _LIMITS.get(hf_model.dtype, 1e-1)
+    if exact is not None and not deviation <= limit:
+        raise UnsupportedModelError(
+            f"folded into the weights of {plain.name!r} the edit gives other logits than it gives in the model: off by "
+            f"{deviation:.1e} of the largest (expected {limit:.0e})"
+        )
+    kl = None if rows is None else _divergence(expected[len(probe) :], found[len(probe) :])
+    hf_model.sea_lens_fold = Fold(written, scales, deviation, kl)
+    return hf_model
+
+
+def _huggingface(model: Any, *, in_place: bool) -> Any:
+    """The Hugging Face model to write into; a copy, unless it is to be changed itself.
+
+    Raises:
+        InputError: something stands in the model.
+        UnsupportedModelError: a HookedTransformer whose Hugging Face model is not known.
+    """
+    if installed(model):
+        raise InputError(f"an edit stands in the model already: {installed(model)}: expected one with nothing in it")
+    if is_plain(model):
+        return model if in_place else copy.deepcopy(model)
+    lens = Lens.of(model)
+    if lens.processing:
+        raise UnsupportedModelError(f"the weights of {lens.name!r} are processed ({', '.join(lens.processing)})")
+    if lens.backend == "bridge":
+        return copy.deepcopy(unwrapped(model)).eval()
+    if lens.source is None:
+        raise UnsupportedModelError(
+            f"where the weights of {lens.name!r} came from is not known: expected a model that sl.load_model loaded, "
+            f"or the Hugging Face model"
+        )
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(lens.source, dtype=lens.dtype).to(lens.device).eval()
+
+
+def _probe(plain: PlainModel) -> list[tuple[Tensor, Tensor]]:
+    probe = Probe.of(plain.d_vocab, plain.n_ctx)
+    return list(zip(probe.tokens, probe.mask, strict=True))
+
+
+def _rows(model: Any, texts: Iterable[Any]) -> list[list[int]]:
+    """Tokens of texts, or of all texts of demonstrations."""
+    known = PlainModel.of(model) if is_plain(model) else Lens.of(model)
+    found: list[str] = []
+    for one in texts:
+        found += [one.positive, one.negative] if isinstance(one, Demonstration) else [one]
+    if not found or not all(isinstance(one, str) for one in found):
+        raise InputError("a scale is fitted to demonstrations or texts: expected some of them")
+    return [encode(known, text) for text in found]
+
+
+def _exact_maps(edit: "ActivationEdit", where: "Where") -> dict[int, tuple[Tensor, Tensor]] | None:
+    """The affine map of each layer; None where one of them is not affine."""
+    maps = {}
+    for layer, alpha in where.strengths.items():
+        found = affine_map(edit.arithmetic(layer, where.combine), *edit.shape, _number(alpha))
+        if found is None:
+            return None
+        maps[layer] = found
+    return maps
+
+
+def _number(alpha: Any) -> float:
+    if isinstance(alpha, Tensor):
+        raise InputError("weights act alike on every token: expected a number as strength, got a tensor")
+    return float(alpha)
+
+
+def _scaled_maps(
+    edit: "ActivationEdit", hf_model: Any, where: "Where", rows: list[list[int]]
+) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[int, float]]:
+    """Affine maps with the direction of what the edit gives, each times the scale that is nearest to its lengths.
+
+    The scale of a layer is by least squares over the activations that it meets in the edited model.
+
+    Raises:
+        UnsupportedModelError: what the edit gives has no direction that is affine in the activation.
+    """
+    unscaled = {layer: edit.unscaled(layer, where.combine) for layer in where.layers}
+    if any(one is None for one in unscaled.values()):
+        raise UnsupportedModelError(
+            f"{type(edit).__name__} with combine {where.combine!r} is no affine map but for lengths, so that no "
+            f"weights come near it"
+        )
+    sums = {layer: [0.0, 0.0] for layer in where.layers}
+    plain, at = PlainModel.of(hf_model), edit.at
+
+    def seen(layer: int, direction: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+        whole = edit.function(layer, 1.0, where.combine)
+
+        def add(x: Tensor) -> None:
+            x = x.double()
+            wanted, found = at.to_units(whole(x)), direction(at.to_units(x))
+            sums[layer][0] += float((wanted * found).sum())
+            sums[layer][1] += float(found.square().sum())
+
+        return add
+
+    reading = [(edit.at.point(plain, layer), seen(layer, one)) for layer, one in unscaled.items() if one is not None]
+    # Read in front of the edit, which is put in behind.
+    with plain.hooks(reading), edit.put(hf_model, where):
+        logits_of(hf_model, rows)
+    maps, scales = {}, {}
+    for layer, direction in unscaled.items():
+        assert direction is not None
+        scale = scales[layer] = sums[layer][0] / sums[layer][1] if sums[layer][1] else 1.0
+        alpha = _number(where.strengths[layer])
+
+        def scaled(x: Tensor, strength: Any, direction: Any = direction, scale: float = scale) -> Tensor:
+            return x + strength * (scale * direction(x) - x)
+
+        found = affine_map(scaled, *edit.shape, alpha)
+        if found is None:
+            raise UnsupportedModelError(f"{type(edit).__name__} is no affine map but for lengths in layer {layer}")
+        maps[layer] = found
+    return maps, scales
+
+
+def _divergence(expected: list[Tensor], found: list[Tensor]) -> float:
+    """Mean KL over all tokens, in nats."""
+    total = tokens = 0.0
+    for ours, theirs in zip(expected, found, strict=True):
+        p, q = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
+        total, tokens = total + float((p.exp() * (p - q)).sum()), tokens + len(p)
+    return max(total / tokens, 0.0)

@@ -1,0 +1,4 @@
+"""Edits in other tools' servers.
+
+In reading order: `environment` (what a server is told of an edit), `vllm_plugin` (an edit in vLLM).
+"""
