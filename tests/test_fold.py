@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -13,6 +14,7 @@ from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralForCausalLM
 
 import sea_lens as sl
+from sea_lens.models.lens import Lens
 
 pytestmark = pytest.mark.model
 # Weights that no family has more of than these: transposed, with and without biases, parallel, norms in front.
@@ -44,7 +46,8 @@ def edited_logits(model, edit, tokens, **where):
 def test_an_edit_without_the_norm_is_folded_exactly(loaded, family, site):
     model, _ = loaded(family)
     edit, tokens = tiny.fitted(model, site=site, rank=4), tiny.tokens()
-    for where in ({}, {"layers": "last-2", "strength": 1.5}, {"strength": {0: 0.5, 1: -1.0, 2: 0.0}}):
+    wheres: list[dict[str, Any]] = [{}, {"layers": "last-2", "strength": 1.5}, {"strength": {0: 0.5, 1: -1.0, 2: 0.0}}]
+    for where in wheres:
         folded = edit.fold(model, combine="average", **where)
         expected = edited_logits(model, edit, tokens, combine="average", **where)
         with torch.no_grad():
@@ -117,7 +120,7 @@ def test_a_folded_model_runs_with_transformers_alone_and_its_text_is_the_edited_
         folded = edit.fold(model, combine="average", strength=0.5)
         # In several files, as large models are.
         folded.save_pretrained(tmp_path / name, max_shard_size="300KB")
-        sl.models.lens.Lens.of(model).tokenizer.save_pretrained(tmp_path / name)
+        Lens.of(model).tokenizer.save_pretrained(tmp_path / name)
         assert len(list((tmp_path / name).glob("*.safetensors"))) > 1
         script = (
             "import sys, json\n"
@@ -197,7 +200,12 @@ def test_what_no_weights_can_hold_is_refused_by_name(loaded, tmp_path):
         tiny.fitted(gemma, rank=4, centre=True).fold(gemma, combine="average")
     with pytest.raises(sl.InputError, match="stands in the model already"), edit.applied(model):
         edit.fold(model, combine="average")
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+    }
     experts = MixtralForCausalLM(MixtralConfig(vocab_size=64, **sizes, num_key_value_heads=2, num_local_experts=2))
     with pytest.raises(sl.UnsupportedModelError, match="mixture of experts"):
         edit.for_any_model().fold(experts.eval(), combine="average")

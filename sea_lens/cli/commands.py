@@ -23,7 +23,7 @@ from ..models.reading import Reading
 from ..spectral.edit import SpectralEdit
 from ..testbed.bed import load as load_testbed
 from ..testbed.behaviours import BEHAVIOURS
-from . import circuit, evaluation, fitting, generation, paper, planning, tuning
+from . import circuit, controlling, evaluation, exporting, fitting, generation, harness, paper, planning, tuning
 from . import options as opt
 from .attribution import (
     NAMES,
@@ -113,6 +113,10 @@ def effect(
     combine: opt.CombineOption = None,
     positions: opt.PositionsOption = None,
     limit: opt.LimitOption = None,
+    control: Annotated[
+        list[Path] | None,
+        typer.Option("--control", help="A control edit, or a folder of them (`control`); may be given several times."),
+    ] = None,
     batch_size: opt.BatchSizeOption = 16,
     prepend_bos: opt.PrependBosOption = True,
     backend: opt.BackendOption = "auto",
@@ -122,13 +126,14 @@ def effect(
     max_memory: opt.MaxMemoryOption = None,
 ) -> None:
     """Measure an edit's effect on contrasts, with a paired interval."""
+    controls = opt.read_controls(control or [])
     loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     items = opt.read_contrasts(contrasts, limit)
     inputs = {"--edit": edit, "--contrasts": contrasts, "--model": model}
     folder = None if out is None else output_folder(out, inputs)
     loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
     common = {"batch_size": batch_size, "prepend_bos": prepend_bos}
-    result = measure_effect(loaded, loaded_edit, items, **where, **common)
+    result = measure_effect(loaded, loaded_edit, items, **where, control=controls, **common)
     console.print(str(result), highlight=False, soft_wrap=True)
     if folder is not None:
         write_effect(folder, loaded, result, opt.settings(where, loaded_edit, edit, items, **common))
@@ -223,6 +228,26 @@ app.command(
     "--data mc_task.json --out edited.json[/bold]",
 )(evaluation.run)
 app.command(epilog="Example: [bold]sea-lens compare unedited.json edited.json --out changes[/bold]")(evaluation.compare)
+
+
+app.command(
+    "control",
+    epilog="Example: [bold]sea-lens control --edit edit.safetensors --model gpt2 --demonstrations demos.jsonl "
+    "--out controls[/bold]",
+)(controlling.run)
+
+
+app.command(
+    "export",
+    epilog="Example: [bold]sea-lens export --model gpt2 --edit edit.safetensors --combine average --out edited[/bold]",
+)(exporting.run)
+
+
+app.command(
+    "harness",
+    epilog="Example: [bold]sea-lens harness --model gpt2 --edit edit.safetensors --tasks arc_easy,piqa "
+    "--out harness[/bold]",
+)(harness.run)
 
 
 app.command(

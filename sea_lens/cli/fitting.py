@@ -1,7 +1,7 @@
 """The command `fit`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -19,6 +19,7 @@ from ..spectral.ranks import Size
 from ..spectral.store import check_store
 from . import options as opt
 from .files import check_output_file
+from .methods_to_fit import METHODS, SPECTRAL, method_of
 
 console = Console()
 
@@ -28,8 +29,12 @@ def run(
     demonstrations: Annotated[Path, typer.Option("--demonstrations", help="File of demonstrations.")],
     out: Annotated[Path, typer.Option("--out", help="The edit to write (safetensors).")],
     form: opt.FormatOption = "jsonl",
+    method: Annotated[str, typer.Option("--method", help=f"{', '.join((SPECTRAL, *METHODS))}.")] = SPECTRAL,
     energy: Annotated[str | None, typer.Option(help="K in (0, 1], or K+,K- ; 0.998 by default.")] = None,
-    rank: Annotated[str | None, typer.Option(help="Rank k, or k+,k- ; instead of --energy.")] = None,
+    rank: Annotated[
+        str | None, typer.Option(help="Rank k, or k+,k- ; instead of --energy. Also of lora and generalised_eigen.")
+    ] = None,
+    heads: Annotated[int | None, typer.Option(help="How many heads iti steers; 48 by default.", min=1)] = None,
     site: opt.SiteOption = "mlp_out",
     fit_site: Annotated[
         str | None, typer.Option(help="Read from another site; 'hidden_states' as the release.")
@@ -56,8 +61,25 @@ def run(
     device_map: opt.DeviceMapOption = None,
     max_memory: opt.MaxMemoryOption = None,
 ) -> None:
-    """Fit a spectral edit from a file of demonstrations."""
+    """Fit an edit from a file of demonstrations: a spectral one, or of another method (--method)."""
     opt.check_format(form)
+    asked = {
+        "energy": energy,
+        "rank": rank,
+        "heads": heads,
+        "site": site if site != "mlp_out" else None,
+        "fit_site": fit_site,
+        "feature": feature if feature != "identity" else None,
+        "layers": layers if layers != "all" else None,
+        "position": position if position != "last" else None,
+        "neutral": neutral if neutral != "prompt" else None,
+        "centre": centre or None,
+        "spectrum_power": spectrum_power if spectrum_power != 2.0 else None,
+        "store": store,
+        "whole_spectrum": whole_spectrum or None,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    other = method_of(method, given)
     if None not in (rank, energy):
         raise InputError("--rank and --energy: expected one of them")
     chosen_rank = None if rank is None else opt.read_pair(rank, "--rank", int)
@@ -70,6 +92,12 @@ def run(
         check_store(store)
     demos = opt.read_demonstrations(demonstrations, form, limit)
     loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
+    if other is not None:
+        of_method = {**given, **({"layers": choice} if "layers" in given else {}), **_whole(chosen_rank)}
+        found = other.fit(loaded, demos, **of_method, batch_size=batch_size, prepend_bos=prepend_bos)
+        found.save(out)
+        console.print(f"wrote {out}: {found}"[:500], highlight=False, markup=False, soft_wrap=True)
+        return
     size.check_width(Site.of(site).shape(Lens.of(loaded))[1])
     covariance = capture(
         loaded,
@@ -88,6 +116,15 @@ def run(
     edit.save(out)
     print_ranks(edit)
     console.print(f"wrote {out}", highlight=False)
+
+
+def _whole(rank: Any) -> dict[str, int]:
+    """The one rank of a method that has no two sides."""
+    if rank is None:
+        return {}
+    if not isinstance(rank, int):
+        raise InputError("--rank: this method has one rank, got two")
+    return {"rank": rank}
 
 
 def print_ranks(edit: SpectralEdit) -> None:

@@ -10,7 +10,7 @@ from .._support.arguments import LARGEST, as_number
 from ..edits.base import Edit
 from ..edits.saved import SavedEdit
 from ..edits.where import LayerChoice, check_layer_choice
-from ..errors import InputError
+from ..errors import FileError, InputError
 from ..methods.loading import load_edit
 from ..models.load import load_model
 from ..models.sites import SITES
@@ -199,6 +199,21 @@ def edit_and_where(
     except InputError as error:
         raise InputError(f"--positions {positions}: {error}") from None
     return loaded, where
+
+
+def read_controls(paths: Sequence[Path]) -> list[Edit]:
+    """Control edits from files, and from folders all that they hold, by name.
+
+    Raises:
+        FileError: a file that holds no edit, or a folder without any.
+    """
+    found: list[Edit] = []
+    for path in paths:
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not files:
+            raise FileError(f"--control {path}: the folder holds no edits (*.safetensors)")
+        found += map(load_edit, files)
+    return found
 
 
 def refuse_without_edit(**options: Any) -> None:

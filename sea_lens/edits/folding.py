@@ -20,7 +20,6 @@ from .affine import Affine, affine_map
 from .in_model import installed
 
 if TYPE_CHECKING:
-    from .activation import ActivationEdit
     from .where import Where
 
 # Largest deviation of logits from those of the edited model, relative to the largest, as where models are checked.
@@ -56,7 +55,7 @@ class Fold:
         return f"not exact, since no weights keep norms; scale of each layer {scales}{kl}"
 
 
-def fold(edit: "ActivationEdit", model: Any, where: "Where", texts: Iterable[Any] | None, *, in_place: bool) -> Any:
+def fold(edit: Any, model: Any, where: "Where", texts: Iterable[Any] | None, *, in_place: bool) -> Any:
     """`ActivationEdit.fold` with its layers, strengths and way to combine chosen."""
     if where.positions != "all":
         raise InputError(f"weights act at all positions, and the edit at {where.positions!r}: expected positions 'all'")
@@ -121,7 +120,8 @@ def _huggingface(model: Any, *, in_place: bool) -> Any:
         )
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(lens.source, dtype=lens.dtype).to(lens.device).eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(lens.source, dtype=lens.dtype)
+    return loaded.to(lens.device).eval()
 
 
 def _probe(plain: PlainModel) -> list[tuple[Tensor, Tensor]]:
@@ -140,7 +140,7 @@ def _rows(model: Any, texts: Iterable[Any]) -> list[list[int]]:
     return [encode(known, text) for text in found]
 
 
-def _exact_maps(edit: "ActivationEdit", where: "Where") -> dict[int, tuple[Tensor, Tensor]] | None:
+def _exact_maps(edit: Any, where: "Where") -> dict[int, tuple[Tensor, Tensor]] | None:
     """The affine map of each layer; None where one of them is not affine."""
     maps = {}
     for layer, alpha in where.strengths.items():
@@ -158,7 +158,7 @@ def _number(alpha: Any) -> float:
 
 
 def _scaled_maps(
-    edit: "ActivationEdit", hf_model: Any, where: "Where", rows: list[list[int]]
+    edit: Any, hf_model: Any, where: "Where", rows: list[list[int]]
 ) -> tuple[dict[int, tuple[Tensor, Tensor]], dict[int, float]]:
     """Affine maps with the direction of what the edit gives, each times the scale that is nearest to its lengths.
 

@@ -21,6 +21,7 @@ from ..models.embedding_numbers import are_of_one, shown
 from ..models.language_model import EMBEDDING, LanguageModel
 from ..models.sites import SITES, Site
 from .base import Edit
+from .hub import pull, push
 from .where import Defaults
 
 # What provenance calls the processing of the model's weights, and the word for an edit that is for any of them.
@@ -172,6 +173,36 @@ class SavedEdit(Edit):
             FileError: missing, truncated, foreign or damaged.
         """
         return read_edit(path, cls.kind, cls.from_tensors)
+
+    def push_to_hub(self, repo_id: str, *, results: Mapping[str, Any] | None = None, **options: Any) -> str:
+        """Upload the edit to the Hugging Face hub, with a card that says what it is (docs/method.md 12.5).
+
+        Args:
+            repo_id: "user/name"; made if it is not there.
+            results: by name, what was measured (`sl.effect`, `sl.compare`, …, or texts), which the card tells.
+            options: of huggingface_hub's `push_to_hub`: private, token, branch, create_pr, commit_message, ….
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            FileError: the hub cannot be reached, or refuses; says why.
+            InputError: as `save`.
+        """
+        return push(self, repo_id, results, options)
+
+    @classmethod
+    def from_pretrained(cls: type[Saved], name: str | os.PathLike[str], **options: Any) -> Saved:
+        """The edit of a repository on the hub, or of a folder with its file.
+
+        Args:
+            name: "user/name", or a folder.
+            options: of huggingface_hub's `hf_hub_download`: revision, token, cache_dir, local_files_only, ….
+
+        Raises:
+            FileError: the hub cannot be reached or has no such edit, or as `load`.
+        """
+        return pull(os.fspath(name), cls.load, options)
 
 
 def read_edit(

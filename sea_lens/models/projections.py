@@ -33,7 +33,7 @@ def projection_of(plain: PlainModel, site: str, layer: int) -> tuple[Place, Any]
             f"norm or a mixture of experts"
         )
     module = plain.model.get_submodule(place.projection)
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     plainly = type(module).__name__ in ("Linear", "Conv1D") and isinstance(weight, Tensor)
     if not plainly or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
         raise UnsupportedModelError(

@@ -4,6 +4,7 @@ A hook is not called by compiled code, a module's own `forward` is part of it. S
 its own, whose `forward` is that of its class and then the function. Names and weights of modules stay as they are.
 """
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,8 +93,7 @@ def with_every_loader(before: Callable[[Any, Any], Any], after: Callable[[torch.
         before: called with the configuration of the engine and that of the model.
         after: called with the model too, when its weights are loaded.
     """
-    from vllm.model_executor import model_loader
-
+    model_loader = importlib.import_module("vllm.model_executor.model_loader")
     for loader in _with_subclasses(model_loader.BaseModelLoader):
         if (own := vars(loader).get("load_model")) is not None and not getattr(own, "seen", False):
             setattr(loader, "load_model", _seen(own, before, after))  # noqa: B010
