@@ -30,7 +30,7 @@ from ..measure.effects import effect
 from ..models.lens import Lens
 from ..paper.findings import Finding
 from ..texts.demonstrations import Contrasts, Demonstrations
-from .circuit_words import NAMED, by_size, measured, needed_by_others, of_the_whole, sentence, signed, told_of, verdict
+from .circuit_words import NAMED, by_size, changed_most, measured, needed_by_others, of_the_whole, sentence, signed, told_of, verdict
 
 # Runs of a contrast up to which heads and places are patched one by one, for the edit and each of its controls.
 MOST_PATCHED = 30_000
@@ -245,18 +245,18 @@ def what_is_written(one: Subject) -> Finding:
     """Each token of what the edited model writes."""
     prompts = [contrast.prompt for contrast in one.contrasts][:PROMPTS]
     found = token_contributions(one.model, one.edit, prompts, **one.common, max_new_tokens=NEW_TOKENS)
-    changes = found.changes().sum(1)
     frame = found.to_frame()
     row = {"value": found.effect, **of_the_whole(found)}
     lines = [f"The log-probability of what it writes behind {len(found.texts)} prompts changes by {measured(row)}."]
+    if one.control:
+        lines.append(
+            "Each control has written its own text, and its number is the change of that. Tokens and layers have none: "
+            "on tokens that this edit has chosen no control could do as well."
+        )
+    changes = found.changes().sum(1)
     most = int(changes.abs().argmax())
-    text = found.texts[most]
-    lines.append(f"It rises most behind “{text.prompt.strip()}”, where it writes “{text.text.strip()}”.")
-    other = [(token, best) for token, best in zip(text.tokens, text.preferred, strict=True) if token != best]
-    if other:
-        token, best = other[0]
-        lines.append(f"There the unedited model prefers “{best.strip()}” to “{token.strip()}”.")
-    lines += told_of(found, "tokens and layers")
+    lines += changed_most(found.texts[most], changes[most].item())
+    lines += told_of(found, "tokens and layers", with_verdict=False)
     figures = {"tokens": found.plot(), "most": found.plot(prompt=most)}
     captions = {"tokens": "Means by place.", "most": "The continuation that is changed most."}
     return Finding(frame, "\n".join(lines), figures, captions)

@@ -8,9 +8,12 @@ import pandas as pd
 
 from .._support.tables import rows_of
 from ..contributions.base import Contributions
+from ..contributions.token_results import TextTokens
 
 # Rows of each kind that sentences name.
 NAMED = 3
+# What is smaller is shown as 0.
+LEAST_SHOWN = 5e-4
 
 
 def signed(value: float) -> str:
@@ -49,7 +52,7 @@ def verdict(frame: pd.DataFrame, what: str) -> str:
     return f"{least} of {len(frame)} {what} {'is' if least == 1 else 'are'} beyond the controls (p ≤ 0.05, corrected)."
 
 
-def told_of(found: Contributions, what: str, n: int = NAMED) -> list[str]:
+def told_of(found: Contributions, what: str, n: int = NAMED, *, with_verdict: bool = True) -> list[str]:
     """The largest parts of a result by name, and how many are beyond their controls.
 
     They are chosen on half of the contrasts where there are enough, so that chance is no reason.
@@ -58,7 +61,7 @@ def told_of(found: Contributions, what: str, n: int = NAMED) -> list[str]:
     named = dict(zip(found.labels, rows[: len(found.labels)], strict=True))
     chosen = [label for label, _ in found.top(n, held_out=found.can_split)]
     lines = [f"{sentence(found.named(label))}: {measured(named[label])}." for label in chosen]
-    return [*lines, verdict(found.to_frame().query("value != 0"), what)]
+    return [*lines, verdict(found.to_frame().query("value != 0"), what)] if with_verdict else lines
 
 
 def sentence(text: str) -> str:
@@ -77,6 +80,24 @@ def needed_by_others(needed: Sequence[int | None], told: str, ours: int | None) 
         if some
         else f"{len(needed)} {told} {reached}."
     )
+
+
+def changed_most(text: TextTokens, change: float) -> list[str]:
+    """The continuation that is changed most, its change in nats, and what the unedited model prefers there.
+
+    Nothing where nothing changes.
+    """
+    if abs(change) < LEAST_SHOWN:
+        return []
+    lines = [
+        f"The change is largest behind “{text.prompt.strip()}”, where it writes “{text.text.strip()}”: "
+        f"{signed(change)} nats."
+    ]
+    other = [(token, best) for token, best in zip(text.tokens, text.preferred, strict=True) if token != best]
+    if other:
+        token, best = other[0]
+        lines.append(f"There the unedited model prefers “{best.strip()}” to “{token.strip()}”.")
+    return lines
 
 
 def of_the_whole(found: Contributions) -> dict[str, float]:

@@ -65,7 +65,8 @@ class Contributions(ABC):
     @property
     def n_controls(self) -> int:
         """How many control edits stand beside it."""
-        return 0 if self.control_values is None else len(self.control_values)
+        beside = self.control_effects if self.control_values is None else self.control_values
+        return 0 if beside is None else len(beside)
 
     @property
     def effect(self) -> float:
