@@ -103,6 +103,21 @@ def test_planted_circuits_are_recovered_with_as_many_nodes_as_they_have(name, ne
     assert lost[needed] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("site", ["z", "mlp_out"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "pythia"])
+def test_beside_the_edit_all_nodes_lose_what_is_lost_with_attention_and_mlps_held(family, site, load_tiny):
+    model, items = load_tiny(family), contrasts(3)
+    edit = fitted(model, site=site)
+    found = sl.recovery(model, edit, items, direct=True, draws=0, sizes=[0, 15])
+    held = sl.frozen(model, edit, items)
+    expected = held.item_values[:, held.held.index("attention_and_mlps")]
+    torch.testing.assert_close(found.item_losses[:, -1], expected, rtol=1e-4, atol=2e-5)
+    # What no nodes keep is the rest, and with all of them nothing is missing.
+    torch.testing.assert_close(found.item_values[:, 0], found.item_effects - expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(found.item_values[:, -1], found.item_effects, rtol=1e-4, atol=2e-5)
+    assert found.item_values[:, 0].abs().max() > 1e-4
+
+
 def test_beside_the_edit_nodes_keep_what_is_lost_without_the_others(model):
     edit, items = fitted(model), contrasts(3)
     found = sl.recovery(model, edit, items, direct=True, draws=0)

@@ -67,7 +67,8 @@ def recovery(
             "sufficiency", that adds most to those before it.
         layers, strength, combine, positions: as in `applied`.
         direct: whether the edit itself belongs to the circuit as well: what it does to the logits with no node between
-            is then kept from the beginning, the nodes are what passes on the rest, and all of them keep all.
+            is then kept from the beginning, the nodes are what passes on the rest, and all of them keep all. An edit of
+            heads acts on the `z` of a node, whichever that is.
         mlps: whether MLPs are nodes beside heads. An MLP's value is what it gives before an edit of it: the edit itself
             is no node.
         sizes: how many nodes to take; by default every number up to 40 nodes, and from there on some of them.
@@ -102,7 +103,8 @@ def recovery(
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     study.check_control(control)
-    nodes = Nodes.of(study, mlps=mlps)
+    # Beside the edit a head is a node without what the edit does to it, as MLPs are: held, it is edited all the same.
+    nodes = Nodes.of(study, mlps=mlps, heads_unedited=direct)
     taken = _sizes(sizes, len(nodes.nodes))
     check_whole(nodes)
     kept_by = WITH_EDIT if direct else KEPT
