@@ -90,18 +90,6 @@ def test_the_continuation_that_is_changed_most_is_named_with_its_sign():
     assert words.changed_most(text, -1e-7) == []
 
 
-@pytest.mark.parametrize(
-    ("needed", "ours", "told"),
-    [
-        ([3, 5, 9], 3, "Of 3 random orders those that do need 3 to 9; 1 of 3 do with as few."),
-        ([None, 4], 2, "Of 2 random orders those that do need 4 to 4, 1 never reach it; 0 of 2 do with as few."),
-        ([None], None, "1 random orders never reach it."),
-    ],
-)
-def test_how_many_others_do_with_as_few(needed, ours, told):
-    assert words.needed_by_others(needed, "random orders", ours) == told
-
-
 def test_the_shipped_models_edits_are_the_default_and_a_second_run_measures_nothing(tmp_path):
     asked = ["circuit", "--out", str(tmp_path), "--questions", "layers,frozen", "--limit", "6", "--control-draws", "1"]
     first = CliRunner().invoke(app, asked)

@@ -213,8 +213,54 @@ def test_a_recovery_is_a_table_and_a_figure(model):
         ({"heads": "direct"}, "unknown heads 'direct': expected one of sufficiency, necessity, gradient, greedy"),
         ({"sizes": [16]}, "sizes up to 16: the model has 15 nodes"),
         ({"draws": -1}, "draws"),
+        ({"direct": "no"}, "direct 'no': expected True or False"),
+        ({"direct": None}, "direct None: expected True or False"),
+        ({"mlps": 0}, "mlps 0: expected True or False"),
     ],
 )
 def test_impossible_recoveries_are_refused(options, message, model):
+    # Without the checks of types that tests add.
+    call = sl.recovery
+    while hasattr(call, "__wrapped__"):
+        call = call.__wrapped__
     with pytest.raises(sl.InputError, match=message):
-        sl.recovery(model, fitted(model), contrasts(2), **options)
+        call(model, fitted(model), contrasts(2), **options)
+
+
+def recovered(effects, values, *, held_out=True, sizes=(0, 1, 2)):
+    """A result of two nodes by its numbers."""
+    effects, values = torch.tensor(effects, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
+    none = torch.zeros(0, len(sizes), dtype=torch.float64)
+    items = values.expand(len(effects), -1)
+    return sl.Recovery(((0, 0), (0, "mlp")), "greedy", False, sizes, effects, items, items, none, none, none, none, held_out)
+
+
+def test_no_share_is_told_of_an_effect_that_may_be_nothing():
+    doubtful = recovered([1.0, -1.0, 2.0, -1.5, 0.5], [0.0, 0.1, 0.2])
+    assert not doubtful.tells_shares
+    assert "no share of it is told, since its interval contains 0" in str(doubtful)
+    assert "area" not in str(doubtful)
+    sure = recovered([1.0, 1.1, 0.9, 1.2, 1.05], [0.0, 0.9, 1.0])
+    assert sure.tells_shares
+    assert "1 of 2 nodes keep 0.8 of it; area" in str(sure)
+    assert "on 5 contrasts that nodes were not ranked on" in str(sure)
+    same = recovered([1.0, 1.1, 0.9], [0.0, 0.9, 1.0], held_out=False)
+    assert "on 3 contrasts that nodes were ranked on too" in str(same)
+
+
+def test_rounding_has_no_shares(model):
+    found = sl.recovery(model, fitted(model), contrasts(4), strength=0, draws=2)
+    assert not found.tells_shares
+    assert found.fewest() is None
+    assert np.isnan([found.ceiling, found.auc]).all()
+    assert found.others_fewest() == {"random": [None, None], "control": []}
+    assert found.to_frame()["kept_share"].isna().all()
+    assert "there is no effect but rounding" in str(found)
+    found.plot()
+    plt.close("all")
+
+
+def test_an_area_is_that_of_the_whole_curve_only_where_sizes_span_it():
+    part = recovered([1.0, 1.1, 0.9], [0.0, 0.9], sizes=(0, 1))
+    assert not part.spans
+    assert "area" not in str(part)

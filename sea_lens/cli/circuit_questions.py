@@ -23,6 +23,7 @@ from ..contributions.recovering import DRAWS, recovery
 from ..contributions.streaming import stream_contributions
 from ..contributions.token_by_token import token_contributions
 from ..contributions.truncating import truncation
+from ..contributions.truncation_results import displaced
 from ..contributions.virtual import virtual_weights
 from ..edits.base import Edit
 from ..evaluation.dosing import dose
@@ -30,7 +31,8 @@ from ..measure.effects import effect
 from ..models.lens import Lens
 from ..paper.findings import Finding
 from ..texts.demonstrations import Contrasts, Demonstrations
-from .circuit_words import NAMED, by_size, changed_most, measured, needed_by_others, of_the_whole, sentence, signed, told_of, verdict
+from .circuit_shares import few_nodes, few_planes
+from .circuit_words import NAMED, by_size, changed_most, measured, of_the_whole, sentence, told_of, verdict
 
 # Runs of a contrast up to which heads and places are patched one by one, for the edit and each of its controls.
 MOST_PATCHED = 30_000
@@ -145,11 +147,10 @@ def which_directions(one: Subject) -> Finding:
 def how_few_directions(one: Subject) -> Finding:
     """Edits of the first net planes."""
     found = truncation(one.model, one.edit, one.contrasts, **one.common)
-    frame, fewest = found.to_frame(), found.fewest(SHARE)
-    told = "No number of planes has" if fewest is None else f"{fewest} planes of each layer have"
-    lines = [f"{told} {SHARE:.0%} of the effect of {signed(found.effect)} nats."]
+    frame = found.to_frame()
+    lines = few_planes(found, SHARE)
     for row in rows_of(frame)[: NAMED + 1]:
-        lines.append(f"{row['k']}: {measured(row, 'effect')}; {row['displacement']:.0%} of the displacement.")
+        lines.append(f"{row['k']}: {measured(row, 'effect')}; {displaced(row['displacement'])}.")
     return Finding(frame, "\n".join(lines), {"truncation": found.plot()})
 
 
@@ -220,18 +221,7 @@ def how_few_heads(one: Subject) -> Finding:
     frames, lines, figures = [], [], {}
     for direct in (True, False):
         found = recovery(one.model, one.edit, one.contrasts, "greedy", **one.common, direct=direct, draws=one.draws)
-        fewest, others = found.fewest(SHARE), found.others_fewest(SHARE)
-        kept = f"{SHARE:.0%} of the effect of {signed(found.effect)} nats"
-        number = (
-            f"{fewest} of {len(found.nodes)} heads and MLPs keep" if fewest is not None else "no number of nodes keeps"
-        )
-        lines.append(f"{'With the edit itself' if direct else 'Alone'}, {number} {kept}.")
-        if fewest is None:
-            lines.append(f"All {len(found.nodes)} keep {found.ceiling:.0%}: the edit itself does the rest.")
-        for name, told in (("random", "random orders"), ("control", "orders that control edits give")):
-            lines += [needed_by_others(others[name], told, fewest)] if others[name] else []
-        first = ", ".join(".".join(map(str, node)) for node in found.top(max(fewest or 0, NAMED)))
-        lines.append(f"The first are {first}.")
+        lines += few_nodes(found, SHARE)
         frames.append(found.to_frame().assign(circuit="with the edit" if direct else "nodes alone"))
         figures["with_edit" if direct else "alone"] = found.plot()
     captions = {

@@ -69,19 +69,6 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def needed_by_others(needed: Sequence[int | None], told: str, ours: int | None) -> str:
-    """How many nodes other orders need."""
-    some = sorted(k for k in needed if k is not None)
-    reached = f"need {some[0]} to {some[-1]}" if some else "never reach it"
-    missing = f", {len(needed) - len(some)} never reach it" if some and len(some) < len(needed) else ""
-    as_few = "" if ours is None else f"; {sum(k <= ours for k in some)} of {len(needed)} do with as few"
-    return (
-        f"Of {len(needed)} {told} those that do {reached}{missing}{as_few}."
-        if some
-        else f"{len(needed)} {told} {reached}."
-    )
-
-
 def changed_most(text: TextTokens, change: float) -> list[str]:
     """The continuation that is changed most, its change in nats, and what the unedited model prefers there.
 

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.arguments import as_integer, as_several
+from .._support.arguments import as_integer, as_several, as_truth_value
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
@@ -85,7 +85,8 @@ def recovery(
         (completeness), for every k, with those of random sets and of the controls' sets.
 
     Raises:
-        InputError: an unknown ranking, sizes that are not among the nodes, or an edit that is not of activations.
+        InputError: an unknown ranking, sizes that are not among the nodes, `direct` or `mlps` that is no truth value, or
+            an edit that is not of activations.
         UnsupportedModelError: hooks do not see what heads write, or all nodes and the edit together do not give the
             edited run; says by how much.
         Otherwise as `effect`.
@@ -99,6 +100,7 @@ def recovery(
     if heads not in METHODS:
         raise InputError(f"unknown heads {heads!r}: expected one of {', '.join(METHODS)}")
     edit, control = activation_edit(model, edit, "recovery"), checked_controls(control)
+    direct, mlps = as_truth_value(direct, "direct"), as_truth_value(mlps, "mlps")
     draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed", least=0)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
