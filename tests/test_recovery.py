@@ -232,7 +232,9 @@ def recovered(effects, values, *, held_out=True, sizes=(0, 1, 2)):
     effects, values = torch.tensor(effects, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
     none = torch.zeros(0, len(sizes), dtype=torch.float64)
     items = values.expand(len(effects), -1)
-    return sl.Recovery(((0, 0), (0, "mlp")), "greedy", False, sizes, effects, items, items, none, none, none, none, held_out)
+    return sl.Recovery(
+        ((0, 0), (0, "mlp")), "greedy", False, sizes, effects, items, items, none, none, none, none, held_out
+    )
 
 
 def test_no_share_is_told_of_an_effect_that_may_be_nothing():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from .._support.arguments import counted
 from .._support.tables import rows_of
 from ..contributions.directions import direction_contributions
 from ..contributions.freezing import frozen
@@ -25,6 +26,7 @@ from ..contributions.token_by_token import token_contributions
 from ..contributions.truncating import truncation
 from ..contributions.truncation_results import displaced
 from ..contributions.virtual import virtual_weights
+from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..evaluation.dosing import dose
 from ..measure.effects import effect
@@ -32,7 +34,17 @@ from ..models.lens import Lens
 from ..paper.findings import Finding
 from ..texts.demonstrations import Contrasts, Demonstrations
 from .circuit_shares import few_nodes, few_planes
-from .circuit_words import NAMED, by_size, changed_most, measured, of_the_whole, sentence, told_of, verdict
+from .circuit_words import (
+    NAMED,
+    by_size,
+    changed_most,
+    measured,
+    of_the_whole,
+    sentence,
+    told_of,
+    told_of_pairs,
+    verdict,
+)
 
 # Runs of a contrast up to which heads and places are patched one by one, for the edit and each of its controls.
 MOST_PATCHED = 30_000
@@ -102,10 +114,13 @@ def what_it_does(one: Subject) -> Finding:
     beside = {"batch_size": one.batch_size, "prepend_bos": one.prepend_bos, "control": one.control}
     doses = dose(one.model, one.edit, one.contrasts, STRENGTHS, **where, **beside)
     worse = float((found.items < 0).double().mean())
-    lines = [f"On {len(found.items)} contrasts: {found}.", f"It moves {worse:.0%} of them away from the target."]
+    lines = [
+        f"On {counted(len(found.items), 'contrast')}: {found}.",
+        f"It moves {worse:.0%} of them away from the target.",
+    ]
     best = max(rows_of(doses.to_frame()), key=lambda row: abs(row["effect"]))
     lines.append(
-        f"Of the strengths {', '.join(f'{s:g}' for s in STRENGTHS)} the effect is largest at {best['strength']:g}: "
+        f"Of the strengths {', '.join(f'{s:g}' for s in STRENGTHS)} the effect is furthest from 0 at {best['strength']:g}: "
         f"{measured(best, 'effect')}."
     )
     captions = {"effect": "The contrasts with the edit and without.", "dose": "The effect against the strength."}
@@ -114,18 +129,17 @@ def what_it_does(one: Subject) -> Finding:
 
 def which_layers(one: Subject) -> Finding:
     """Layers by themselves, and in pairs."""
-    found = layer_contributions(one.model, one.edit, one.contrasts, **one.common)
+    # What changes no activations has no path to follow, and layers that can be on or off.
+    method = "path" if isinstance(one.edit, ActivationEdit) else "shapley"
+    found = layer_contributions(one.model, one.edit, one.contrasts, method, **one.common)
     frame = found.to_frame().assign(what="layer")
     lines = told_of(found, "layers")
     figures = {"layers": found.plot()}
     if len(found.layers) > 1:
         pairs = interactions(one.model, one.edit, one.contrasts, **one.common)
-        of_pairs = pairs.to_frame()
         figures["pairs"] = pairs.plot()
-        frame = pd.concat([frame, of_pairs.assign(what="Shapley value or interaction")], ignore_index=True)
-        (label, _), *_ = [pair for pair in pairs.top(len(pairs.labels), held_out=pairs.can_split) if len(pair[0]) == 2]
-        row = rows_of(of_pairs)[pairs.labels.index(label)]
-        lines.append(f"Of pairs, layers {label[0]} and {label[1]} do most beyond what each does: {measured(row)}.")
+        frame = pd.concat([frame, pairs.to_frame().assign(what="Shapley value or interaction")], ignore_index=True)
+        lines.append(told_of_pairs(pairs))
     return Finding(frame, "\n".join(lines), figures)
 
 
@@ -161,12 +175,8 @@ def who_writes_and_reads(one: Subject) -> Finding:
     frame = found.to_frame().sort_values("ratio", ascending=False, kind="stable")
     lines = [str(found) + "."]
     if one.control:
-        least = frame["control_p_corrected"].min()
-        certain = int((frame["control_p_corrected"] <= 0.05).sum())
-        lines.append(
-            f"Beside directions in the same places of {len(one.control)} control edits {certain} of {len(frame)} "
-            f"entries are larger for certain (least p = {least:.2f}, corrected)."
-        )
+        about = frame.rename(columns={"control_p_corrected": "p_corrected", "p_corrected": "p_of_random"})
+        lines.append(verdict(about, "entries", found.n_controls))
     return Finding(frame, "\n".join(lines), {"weights": found.plot()})
 
 
@@ -177,9 +187,13 @@ def where_in_the_text(one: Subject) -> Finding:
     method = "sufficiency" if one.is_quick(lens.n_layers * longest * 2) else "gradient"
     found = stream_contributions(one.model, one.edit, one.contrasts, method, **one.common)
     frame = by_size(found.to_frame()).query("value != 0")
-    lines = told_of(found, "places")
+    last = lens.n_layers - 1
+    lines = [f"By {method}."]
+    if any(layer == last for layer, _ in found.labels):
+        lines.append(f"Behind layer {last} the logits alone read the stream, so that places there are no find.")
+    lines += told_of(found, "places", among=[label for label in found.labels if label[0] < last])
     caption = "The stream that is exchanged, by layer and position; 0 is the last token of the prompt."
-    return Finding(frame, "\n".join([f"By {method}.", *lines]), {"stream": found.plot()}, {"stream": caption})
+    return Finding(frame, "\n".join(lines), {"stream": found.plot()}, {"stream": caption})
 
 
 def which_heads(one: Subject) -> Finding:
@@ -213,7 +227,7 @@ def what_is_needed(one: Subject) -> Finding:
     found = frozen(one.model, one.edit, one.contrasts, **one.common)
     frame = found.to_frame()
     lines = [f"Without {FREEZES[row['held']]}, what is lost is {measured(row)}." for row in rows_of(frame)]
-    return Finding(frame, "\n".join([*lines, verdict(frame, "parts")]), {"frozen": found.plot()})
+    return Finding(frame, "\n".join([*lines, verdict(frame, "parts", found.n_controls)]), {"frozen": found.plot()})
 
 
 def how_few_heads(one: Subject) -> Finding:

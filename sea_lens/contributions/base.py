@@ -105,18 +105,26 @@ class Contributions(ABC):
     def _item_totals(self) -> Float[Tensor, " contrasts"]:
         return self.item_values.flatten(1).sum(1)
 
-    def interval(self, label: Hashable) -> Interval:
+    def interval(self, label: Hashable, *, held_out: bool = False) -> Interval:
         """Interval of one part's contribution over contrasts; paired, as each item is a difference.
 
         The source is docs/method.md 6.7.
 
+        Args:
+            label: of the part.
+            held_out: over the contrasts that `top(held_out=True)` does not choose by. Of a part that was chosen by its
+                size on the same contrasts an interval covers too seldom.
+
         Raises:
-            InputError: there is no such part.
+            InputError: there is no such part, or there are fewer than 20 contrasts to choose and report on.
         """
         places = {one: place for place, one in enumerate(self.labels)}
         if not isinstance(label, Hashable) or label not in places:
             raise InputError(f"no contribution is called {given(label)}: they are {given(list(places))}")
+        if held_out:
+            self._check_split()
         items = rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, places[label]]
+        items = items[1::2] if held_out else items
         return bootstrap(items.numpy(), kind="number")
 
     @property
@@ -175,14 +183,17 @@ class Contributions(ABC):
         k, labels = as_integer(k, "k", least=0), list(self.labels)
         chosen_by, reported = self.values.flatten(), self.values.flatten()
         if held_out:
-            if not self.can_split:
-                raise InputError(
-                    f"{len(self.item_values)} contrasts: expected at least {FEWEST_SPLIT} to choose parts on one half "
-                    f"and report them on the other"
-                )
+            self._check_split()
             chosen_by, reported = self._halves()
         order = chosen_by.abs().argsort(descending=True, stable=True)[:k]
         return [(labels[i], reported[i].item()) for i in order.tolist()]
+
+    def _check_split(self) -> None:
+        if not self.can_split:
+            raise InputError(
+                f"{len(self.item_values)} contrasts: expected at least {FEWEST_SPLIT} to choose parts on one half and "
+                f"report them on the other"
+            )
 
     def _halves(self) -> tuple[Float[Tensor, " parts"], Float[Tensor, " parts"]]:
         """Mean of each part over every other contrast, from the first and from the second on."""
