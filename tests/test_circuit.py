@@ -167,7 +167,7 @@ def test_other_demonstrations_are_warned_of_and_answers_are_not_those_of_the_fir
     assert "no p-value is below 0.33, so that they cannot show what is: that takes 19." in page
     assert "are not those that it was fitted from" not in page
     assert run(files, *asked, "--demonstrations", own).output.count("there already") == 1
-    with pytest.warns(sl.SeaLensWarning, match="not those that the edit was fitted from"):
+    with pytest.warns(sl.SeaLensWarning, match="the edit was not fitted from these"):
         second = run(files, "--questions", "directions", "--control-draws", "0", "--demonstrations", other)
     assert second.exit_code == 0, second.output
     assert "are not those that it was fitted from" in (tmp_path / "page" / "index.html").read_text()

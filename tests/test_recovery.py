@@ -1,5 +1,7 @@
 """How few heads and MLPs carry an edit's effect together."""
 
+import inspect
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -220,9 +222,7 @@ def test_a_recovery_is_a_table_and_a_figure(model):
 )
 def test_impossible_recoveries_are_refused(options, message, model):
     # Without the checks of types that tests add.
-    call = sl.recovery
-    while hasattr(call, "__wrapped__"):
-        call = call.__wrapped__
+    call = inspect.unwrap(sl.recovery)
     with pytest.raises(sl.InputError, match=message):
         call(model, fitted(model), contrasts(2), **options)
 

@@ -1,5 +1,7 @@
 """What an edit does to each token of a text, and which layers do it."""
 
+import inspect
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
@@ -86,7 +88,7 @@ def test_controls_are_measured_on_the_same_texts(model):
 
 
 def test_no_shuffled_fit_wins_by_having_chosen_the_text(model):
-    # Each fit in turn in the place of the edit, beside all others: labels say nothing, so that only one can be outermost.
+    # Each fit in turn in the place of the edit, beside all others: labels say nothing, and one alone can be outermost.
     edit = fitted(model, rank=(3, 3)).with_defaults(strength=2.0)
     fits = sl.permuted(model, edit, demonstrations(), 6)
     found = [
@@ -99,12 +101,14 @@ def test_no_shuffled_fit_wins_by_having_chosen_the_text(model):
     # What a control is compared by is what it does to its own text, as it does it in the place of the edit.
     own = [one.effect for one in found]
     for place, one in enumerate(found):
+        assert one.control_effects is not None
         assert one.control_effects.tolist() == pytest.approx([x for i, x in enumerate(own) if i != place], abs=1e-5)
         assert one.n_controls == 5
     # On the text of one of them the others do worse, which is why it is no comparison.
     texts = [one.text for one in found[0].texts]
     prompts = [one.prompt for one in found[0].texts]
     on_its_text = sl.token_contributions(model, fits[0], prompts, texts, method="only_one", control=fits[1:])
+    assert on_its_text.control_effects is not None
     assert on_its_text.effect > on_its_text.control_effects.max()
 
 
@@ -163,6 +167,6 @@ def test_tokens_are_tables_and_figures(model):
 )
 def test_impossible_texts_are_refused(arguments, options, error, message, model):
     # Without the checks of types that tests add.
-    call = getattr(sl.token_contributions, "__wrapped__", sl.token_contributions)
+    call = inspect.unwrap(sl.token_contributions)
     with pytest.raises(error, match=message):
         call(model, fitted(model), *arguments, **options)

@@ -1,5 +1,6 @@
 """Which heads write and read a direction, by weights: against products of a Hugging Face model's own matrices."""
 
+import inspect
 import math
 import warnings
 from typing import Any
@@ -360,7 +361,7 @@ def test_what_has_no_virtual_weights_is_refused(model):
     with pytest.raises(sl.InputError, match="unknown way 'o'"):
         found.top(1, "o")
     # Without the checks of types that tests add.
-    top = getattr(sl.VirtualWeights.top, "__wrapped__", sl.VirtualWeights.top)
+    top: Any = inspect.unwrap(sl.VirtualWeights.top)
     with pytest.raises(sl.InputError, match="way 5: expected one, or a list of them"):
         top(found, 1, 5)
     with pytest.raises(sl.InputError, match="need control="):
@@ -382,7 +383,7 @@ def test_what_has_no_virtual_weights_is_refused(model):
     ],
 )
 def test_labels_that_are_none_are_one_clear_error(labels, message, model):
-    call = getattr(sl.virtual_weights, "__wrapped__", sl.virtual_weights)
+    call = inspect.unwrap(sl.virtual_weights)
     with pytest.raises(sl.InputError, match=message):
         call(model, fitted(model), labels=labels)
 

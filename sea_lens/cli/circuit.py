@@ -119,8 +119,8 @@ def run(
         demos = None if demonstrations is None else opt.read_demonstrations(demonstrations, form, None)
         if demos is not None and has_other_digest(loaded_edit, demos):
             warnings.warn(
-                f"{demonstrations}: {len(demos)} demonstrations that are not those that the edit was fitted from, or not "
-                f"in their order: fits to them with labels shuffled are no draws like it",
+                f"{demonstrations}: the edit was not fitted from these {len(demos)} demonstrations, or not in their "
+                f"order: fits to them with labels shuffled are no draws like it",
                 SeaLensWarning,
                 stacklevel=2,
             )

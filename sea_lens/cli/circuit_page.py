@@ -62,14 +62,14 @@ def about(subjects: Sequence[Subject]) -> str:
         return f"{told} No control stands beside it: how much of it any edit would do is not told."
     told += (
         f" Beside it stands its control: the same measurement of {counted(n, 'edit')} fitted to demonstrations whose "
-        f"wanted and unwanted texts were swapped by the toss of a coin. What these do as well is not owed to the labels. "
+        "wanted and unwanted texts were swapped by the toss of a coin. What these do as well is not owed to labels. "
         f"With {n} of them no p-value is below {1 / (n + 1):.2g}"
     )
     if n < FEWEST_CONTROLS:
         told += f", so that they cannot show what is: that takes {FEWEST_CONTROLS}"
     return (
-        f"{told}. A p-value that is called corrected holds for all numbers of one measurement at once, of weights for all "
-        "that write or all that read; any other is that of its number alone."
+        f"{told}. A p-value that is called corrected holds for all numbers of one measurement at once, of weights for "
+        "all that write or all that read; any other is that of its number alone."
     )
 
 
@@ -77,7 +77,7 @@ def about_edit(subject: Subject) -> str:
     """What an edit is, where and how it is applied, and on what it is measured."""
     edit, where = subject.edit, subject.edit.where(**(subject.where or {}))
     told = f"{type(edit).__name__} at {edit.site}, applied in layers {list(where.layers)}"
-    ranks = {layer: pair for layer, pair in edit.ranks.items()} if isinstance(edit, SpectralEdit) else None
+    ranks = dict(edit.ranks) if isinstance(edit, SpectralEdit) else None
     strengths = {layer: f"{float(strength):g}" for layer, strength in where.strengths.items()}
     alike = next(iter(strengths.values())) if len(set(strengths.values())) == 1 else strengths
     told += f" at strength {alike}, combine {where.combine}, positions {positions_name(where.positions)}"

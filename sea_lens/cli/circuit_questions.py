@@ -119,9 +119,9 @@ def what_it_does(one: Subject) -> Finding:
         f"It moves {worse:.0%} of them away from the target.",
     ]
     best = max(rows_of(doses.to_frame()), key=lambda row: abs(row["effect"]))
+    tried = ", ".join(f"{strength:g}" for strength in STRENGTHS)
     lines.append(
-        f"Of the strengths {', '.join(f'{s:g}' for s in STRENGTHS)} the effect is furthest from 0 at {best['strength']:g}: "
-        f"{measured(best, 'effect')}."
+        f"Of the strengths {tried} the effect is furthest from 0 at {best['strength']:g}: {measured(best, 'effect')}."
     )
     captions = {"effect": "The contrasts with the edit and without.", "dose": "The effect against the strength."}
     return Finding(doses.to_frame(), "\n".join(lines), {"effect": found.plot(), "dose": doses.plot()}, captions)

@@ -72,7 +72,7 @@ def told_of(
 ) -> list[str]:
     """The largest parts of a result by name, and how many are beyond their controls.
 
-    They are chosen on half of the contrasts where there are enough, and told by the others, so that chance is no reason.
+    They are chosen on half of the contrasts where there are enough, and told by the others: chance is no reason then.
 
     Args:
         found: the result.
@@ -143,10 +143,8 @@ def changed_most(text: TextTokens, change: float) -> list[str]:
     """
     if abs(change) < LEAST_SHOWN:
         return []
-    lines = [
-        f"The change is largest behind “{text.prompt.strip()}”, where it writes “{text.text.strip()}”: "
-        f"{signed(change)} nats."
-    ]
+    where = f"behind “{text.prompt.strip()}”, where it writes “{text.text.strip()}”"
+    lines = [f"The change is largest {where}: {signed(change)} nats."]
     other = [(token, best) for token, best in zip(text.tokens, text.preferred, strict=True) if token != best]
     if other:
         token, best = other[0]

@@ -1,8 +1,8 @@
 """Heads and MLPs as nodes of a circuit, and runs in which any set of them has the values of another run.
 
 A node is (layer, head), the head's `z`, or (layer, "mlp"), what the layer's MLP gives before an edit there. The `z` is
-that behind an edit there, or in front of it where the edit itself is kept beside the nodes. Everything behind a node that
-was exchanged is computed anew (docs/method.md 9.6).
+that behind an edit there, or in front of it where the edit itself is kept beside the nodes. Everything behind a node
+that was exchanged is computed anew (docs/method.md 9.6).
 """
 
 from collections.abc import Sequence

@@ -85,8 +85,8 @@ def recovery(
         (completeness), for every k, with those of random sets and of the controls' sets.
 
     Raises:
-        InputError: an unknown ranking, sizes that are not among the nodes, `direct` or `mlps` that is no truth value, or
-            an edit that is not of activations.
+        InputError: an unknown ranking, sizes that are not among the nodes, `direct` or `mlps` that is no truth value,
+            or an edit that is not of activations.
         UnsupportedModelError: hooks do not see what heads write, or all nodes and the edit together do not give the
             edited run; says by how much.
         Otherwise as `effect`.

@@ -48,8 +48,8 @@ def truncation(
         model: a TransformerLens model.
         edit: a linear spectral edit.
         contrasts: what the effect is measured on.
-        layers, strength, combine, positions: as in `applied`; `combine` must use both sides, since planes are ordered by
-            what one side has more of, which says nothing of an edit by one side alone.
+        layers, strength, combine, positions: as in `applied`; `combine` must use both sides, since planes are ordered
+            by what one side has more of, which says nothing of an edit by one side alone.
         sizes: numbers of planes to try, as `edit.truncated` takes them; by default every number up to 16, and from
             there on some of them.
         control: linear spectral edits to cut and measure in the same way, such as `sl.permuted` ones.
@@ -77,8 +77,8 @@ def truncation(
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     if study.where.combine in ONE_SIDED:
         raise InputError(
-            f"combine {study.where.combine!r}: planes are ordered by what one side has more of than the other, and this "
-            f"uses one side alone: expected one of {', '.join(c for c in edit.combines if c not in ONE_SIDED)}"
+            f"combine {study.where.combine!r}: planes are ordered by what one side has more of than the other, and "
+            f"this uses one side alone: expected one of {', '.join(c for c in edit.combines if c not in ONE_SIDED)}"
         )
     study.check_control(control)
     shorter = [edit.truncated(k) for k in taken]
