@@ -41,7 +41,7 @@ def test_how_few_suffice_is_said_with_the_effect_that_it_is_a_share_of():
     assert shares.few_planes(truncated(SURE), 0.8)[0].endswith("nats. 1 plane of each layer has 80% of it.")
     assert "No number of planes that was tried has 80%" in shares.few_planes(truncated(SURE, 0.5), 0.8)[0]
     first, second, others, names = shares.few_nodes(recovered(SURE, [0.0, 0.9, 1.0]), 0.8)
-    assert first.startswith("Alone: On 5 contrasts that nodes were not chosen on the effect is +1.050 [")
+    assert first.startswith("Alone: on 5 contrasts that nodes were not chosen on the effect is +1.050 [")
     assert second == "1 of 2 heads and MLPs keeps 80% of it."
     assert others == "Of 2 random orders those that do need 1, 1 never reach it; 1 of 2 do with as few."
     assert names == "The first are 0.0, 0.mlp."

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from .._support.arguments import counted
 from .._support.tables import rows_of
 from ..contributions.directions import direction_contributions
 from ..contributions.freezing import frozen
@@ -115,7 +114,7 @@ def what_it_does(one: Subject) -> Finding:
     doses = dose(one.model, one.edit, one.contrasts, STRENGTHS, **where, **beside)
     worse = float((found.items < 0).double().mean())
     lines = [
-        f"On {counted(len(found.items), 'contrast')}: {found}.",
+        f"{sentence(str(found))}.",
         f"It moves {worse:.0%} of them away from the target.",
     ]
     best = max(rows_of(doses.to_frame()), key=lambda row: abs(row["effect"]))

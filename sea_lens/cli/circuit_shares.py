@@ -22,7 +22,7 @@ def few_planes(found: Truncation, share: float) -> list[str]:
 def few_nodes(found: Recovery, share: float) -> list[str]:
     """How few heads and MLPs keep this share of the effect, beside other orders, or why nobody can tell."""
     which = "that nodes were not chosen on" if found.held_out else "that nodes were chosen on too"
-    on = f"On {counted(len(found.item_effects), 'contrast')} {which} the effect is {found.effect_interval} nats"
+    on = f"on {counted(len(found.item_effects), 'contrast')} {which} the effect is {found.effect_interval} nats"
     lines = [f"{'With the edit itself' if found.direct else 'Alone'}: {on}."]
     names = [".".join(map(str, node)) for node in found.nodes]
     if found.untold:
