@@ -48,7 +48,7 @@ def answer(subject):
 def test_every_number_stands_beside_its_control(question, answer):
     found = answer(question)
     if question.name == "written":
-        # On tokens that the edit has chosen no control could do as well: the whole alone stands beside theirs.
+        # On tokens that the edit has chosen it comes first whatever labels say: the whole alone stands beside theirs.
         assert not RANGE & set(found.table.columns)
         assert "controls " in found.paragraph.splitlines()[0]
     else:

@@ -120,7 +120,7 @@ def test_tokens_that_an_edit_has_chosen_have_no_p_values(model):
     assert "p" not in found.to_frame()
     with pytest.raises(sl.InputError, match="the edit has chosen these tokens"):
         found.p_values()
-    assert "of 1 controls" in str(found)
+    assert "of 1 control)" in str(found)
     found.plot()
     plt.close("all")
     given = sl.token_contributions(model, edit, PROMPTS, GIVEN, control=[sl.randomised(edit, 0)])

@@ -237,9 +237,10 @@ def how_few_heads(one: Subject) -> Finding:
         lines += few_nodes(found, SHARE)
         frames.append(found.to_frame().assign(circuit="with the edit" if direct else "nodes alone"))
         figures["with_edit" if direct else "alone"] = found.plot()
+    on = " On the half of the contrasts that nodes were not chosen on." if found.held_out else ""
     captions = {
-        "with_edit": "The edit and k nodes act, everything else is held as it was.",
-        "alone": "The k nodes have their edited values in the unedited run.",
+        "with_edit": f"The edit and k nodes act, everything else is held as it was.{on}",
+        "alone": f"The k nodes have their edited values in the unedited run.{on}",
     }
     return Finding(pd.concat(frames, ignore_index=True), "\n".join(lines), figures, captions)
 
@@ -254,7 +255,7 @@ def what_is_written(one: Subject) -> Finding:
     if one.control:
         lines.append(
             "Each control has written its own text, and its number is the change of that. Tokens and layers have none: "
-            "on tokens that this edit has chosen no control could do as well."
+            "on tokens that this edit has chosen it comes first, whatever the labels say."
         )
     changes = found.changes().sum(1)
     most = int(changes.abs().argmax())

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._support.arguments import as_integer, given
+from .._support.arguments import as_integer, counted, given
 from .._support.resampling import bootstrap_bounds
 from .._support.significance import corrected_p_values, rank_p_values
 from .._support.statistics import Interval, bootstrap
@@ -237,7 +237,11 @@ class Contributions(ABC):
     def __str__(self) -> str:
         split = self.can_split
         top = ", ".join(f"{self.named(label)} {value:+.4g}" for label, value in self.top(held_out=split))
-        beside = "" if self.control_effects is None else f" (p {self.effect_p_value:.2g} of {self.n_controls} controls)"
+        beside = (
+            ""
+            if self.control_effects is None
+            else f" (p {self.effect_p_value:.2g} of {counted(self.n_controls, 'control')})"
+        )
         chosen = "largest on half of the contrasts, with their values on the other half: " if split else ""
         return (
             f"{type(self).__name__}({self.method}): effect {self.effect:+.4g} {self.unit}{beside}, sum "

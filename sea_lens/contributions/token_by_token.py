@@ -63,8 +63,8 @@ def token_contributions(
         permutations, seed: as in `layer_contributions`.
         control: edits to measure beside this one, such as `sl.permuted` ones. On continuations that are given all are
             measured on the same texts. Otherwise each writes its own, and the change of these as a whole stands beside
-            the effect: a text that this edit has chosen is one that it makes more probable, and no other edit does,
-            so that tokens and layers have no p-values there.
+            the effect: a text that this edit has chosen is one that it makes more probable, and other edits hardly
+            do, so that tokens and layers have no p-values there.
         progress: show a progress bar.
 
     Returns:

@@ -46,8 +46,8 @@ class TokenContributions(Contributions):
         layers: the edited layers.
         texts: the continuations, token by token, one for each prompt.
         own_texts: whether the edited model wrote them. Each control edit has then written its own, whose change as a
-            whole is in `control_effects`, and there are no `control_values`: this edit has chosen the tokens, and on
-            them no other edit could do as well.
+            whole is in `control_effects`, and there are no `control_values`: this edit has chosen the tokens, and
+            comes first on them whatever the labels say.
         Others as in `Contributions`, with prompts in the place of contrasts; a text that has no token at a place
         contributes 0 there.
     """
@@ -75,7 +75,7 @@ class TokenContributions(Contributions):
         """
         if self.own_texts:
             raise InputError(
-                "the edit has chosen these tokens, so that no control could do as well on them: expected "
+                "the edit has chosen these tokens, and comes first on them whatever the labels say: expected "
                 "effect_p_value, in which each control wrote its own text, or given continuations"
             )
         return super().p_values(corrected=corrected)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from .._support.arguments import as_integer, as_several
+from .._support.arguments import as_integer, as_several, counted
 from .._support.significance import upper_p_values
 from ..errors import InputError
 from ..models.head_weights import READ, WAYS, WRITE
@@ -164,4 +164,4 @@ class VirtualWeights:
                     f"the strongest {what} is head {layer}.{head}{by} along {name}, {self.ratios[i]:.2f} times a "
                     f"random direction ({beside})"
                 )
-        return f"VirtualWeights: of {len(self.directions)} directions {' and '.join(told)}"
+        return f"VirtualWeights: of {counted(len(self.directions), 'direction')} {' and '.join(told)}"
