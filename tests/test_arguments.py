@@ -7,6 +7,7 @@ import torch
 from tiny import contrasts, demonstrations, fitted
 
 import sea_lens as sl
+from sea_lens._support.arguments import as_truth_value
 from sea_lens.spectral.features import FEATURE_MAPS
 
 
@@ -168,3 +169,11 @@ def test_path_contributions_after_generation(model):
     fresh = fitted(model)
     sl.generate(model, "w1 w2", fresh, max_new_tokens=2)
     assert sl.layer_contributions(model, fresh, contrasts(3)).closure_error < 1e-2
+
+
+def test_truth_values_are_those_of_python_numpy_and_torch_alone():
+    for value in (True, np.True_, torch.tensor(True)):
+        assert as_truth_value(value, "direct") is True
+    for value in (0, 1, "no", None, [True], np.array([True]), torch.tensor([True])):
+        with pytest.raises(sl.InputError, match=r"direct .*: expected True or False"):
+            as_truth_value(value, "direct")

@@ -186,3 +186,14 @@ def test_an_edit_without_directions_has_a_figure(model):
     assert isinstance(figure, Figure)
     figure.canvas.draw()
     plt.close(figure)
+
+
+def test_an_interval_is_held_out_as_the_value_of_what_was_chosen_is(results):
+    found = results["layers"]
+    with pytest.raises(sl.InputError, match="expected at least 20"):
+        found.interval(found.labels[0], held_out=True)
+    items = torch.randn(30, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    many = replace(found, item_values=items, item_effects=items.sum(1), control_values=None, control_effects=None)
+    for label, value in many.top(2, held_out=True):
+        interval = many.interval(label, held_out=True)
+        assert (interval.mean, interval.n) == (pytest.approx(value), 15)

@@ -55,6 +55,7 @@ def test_an_edit_without_the_norm_is_folded_exactly(loaded, family, site):
         assert (found - expected).abs().max() <= 1e-5 * expected.abs().max(), where
         assert folded.sea_lens_fold.is_exact
         assert folded.sea_lens_fold.deviation < 1e-5
+    folded, where = edit.fold(model, combine="average", layers=[1]), {"layers": [1]}
     # What was folded is what the report holds as an edit.
     (effect, same) = (
         sl.effect(model, one, tiny.contrasts(), **how).effect
@@ -200,12 +201,8 @@ def test_what_no_weights_can_hold_is_refused_by_name(loaded, tmp_path):
         tiny.fitted(gemma, rank=4, centre=True).fold(gemma, combine="average")
     with pytest.raises(sl.InputError, match="stands in the model already"), edit.applied(model):
         edit.fold(model, combine="average")
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-    }
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+    sizes["num_attention_heads"] = 4
     experts = MixtralForCausalLM(MixtralConfig(vocab_size=64, **sizes, num_key_value_heads=2, num_local_experts=2))
     with pytest.raises(sl.UnsupportedModelError, match="mixture of experts"):
         edit.for_any_model().fold(experts.eval(), combine="average")

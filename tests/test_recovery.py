@@ -1,5 +1,7 @@
 """How few heads and MLPs carry an edit's effect together."""
 
+import inspect
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -103,6 +105,21 @@ def test_planted_circuits_are_recovered_with_as_many_nodes_as_they_have(name, ne
     assert lost[needed] == pytest.approx(1, abs=0.01)
 
 
+@pytest.mark.parametrize("site", ["z", "mlp_out"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "pythia"])
+def test_beside_the_edit_all_nodes_lose_what_is_lost_with_attention_and_mlps_held(family, site, load_tiny):
+    model, items = load_tiny(family), contrasts(3)
+    edit = fitted(model, site=site)
+    found = sl.recovery(model, edit, items, direct=True, draws=0, sizes=[0, 15])
+    held = sl.frozen(model, edit, items)
+    expected = held.item_values[:, held.held.index("attention_and_mlps")]
+    torch.testing.assert_close(found.item_losses[:, -1], expected, rtol=1e-4, atol=2e-5)
+    # What no nodes keep is the rest, and with all of them nothing is missing.
+    torch.testing.assert_close(found.item_values[:, 0], found.item_effects - expected, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(found.item_values[:, -1], found.item_effects, rtol=1e-4, atol=2e-5)
+    assert found.item_values[:, 0].abs().max() > 1e-4
+
+
 def test_beside_the_edit_nodes_keep_what_is_lost_without_the_others(model):
     edit, items = fitted(model), contrasts(3)
     found = sl.recovery(model, edit, items, direct=True, draws=0)
@@ -198,8 +215,54 @@ def test_a_recovery_is_a_table_and_a_figure(model):
         ({"heads": "direct"}, "unknown heads 'direct': expected one of sufficiency, necessity, gradient, greedy"),
         ({"sizes": [16]}, "sizes up to 16: the model has 15 nodes"),
         ({"draws": -1}, "draws"),
+        ({"direct": "no"}, "direct 'no': expected True or False"),
+        ({"direct": None}, "direct None: expected True or False"),
+        ({"mlps": 0}, "mlps 0: expected True or False"),
     ],
 )
 def test_impossible_recoveries_are_refused(options, message, model):
+    # Without the checks of types that tests add.
+    call = inspect.unwrap(sl.recovery)
     with pytest.raises(sl.InputError, match=message):
-        sl.recovery(model, fitted(model), contrasts(2), **options)
+        call(model, fitted(model), contrasts(2), **options)
+
+
+def recovered(effects, values, *, held_out=True, sizes=(0, 1, 2)):
+    """A result of two nodes by its numbers."""
+    effects, values = torch.tensor(effects, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
+    none = torch.zeros(0, len(sizes), dtype=torch.float64)
+    items = values.expand(len(effects), -1)
+    return sl.Recovery(
+        ((0, 0), (0, "mlp")), "greedy", False, sizes, effects, items, items, none, none, none, none, held_out
+    )
+
+
+def test_no_share_is_told_of_an_effect_that_may_be_nothing():
+    doubtful = recovered([1.0, -1.0, 2.0, -1.5, 0.5], [0.0, 0.1, 0.2])
+    assert not doubtful.tells_shares
+    assert "no share of it is told, since its interval contains 0" in str(doubtful)
+    assert "area" not in str(doubtful)
+    sure = recovered([1.0, 1.1, 0.9, 1.2, 1.05], [0.0, 0.9, 1.0])
+    assert sure.tells_shares
+    assert "1 of 2 nodes keep 0.8 of it; area" in str(sure)
+    assert "on 5 contrasts that nodes were not ranked on" in str(sure)
+    same = recovered([1.0, 1.1, 0.9], [0.0, 0.9, 1.0], held_out=False)
+    assert "on 3 contrasts that nodes were ranked on too" in str(same)
+
+
+def test_rounding_has_no_shares(model):
+    found = sl.recovery(model, fitted(model), contrasts(4), strength=0, draws=2)
+    assert not found.tells_shares
+    assert found.fewest() is None
+    assert np.isnan([found.ceiling, found.auc]).all()
+    assert found.others_fewest() == {"random": [None, None], "control": []}
+    assert found.to_frame()["kept_share"].isna().all()
+    assert "there is no effect but rounding" in str(found)
+    found.plot()
+    plt.close("all")
+
+
+def test_an_area_is_that_of_the_whole_curve_only_where_sizes_span_it():
+    part = recovered([1.0, 1.1, 0.9], [0.0, 0.9], sizes=(0, 1))
+    assert not part.spans
+    assert "area" not in str(part)

@@ -1,9 +1,11 @@
 """What an edit does to each token of a text, and which layers do it."""
 
+import inspect
+
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from tiny import demonstrations, fitted, sentence
+from tiny import contrasts, demonstrations, fitted, sentence
 
 import sea_lens as sl
 from sea_lens.models.lens import Lens
@@ -85,6 +87,47 @@ def test_controls_are_measured_on_the_same_texts(model):
     assert not torch.allclose(found.control_values[1], found.values)
 
 
+def test_no_shuffled_fit_wins_by_having_chosen_the_text(model):
+    # Each fit in turn in the place of the edit, beside all others: labels say nothing, and one alone can be outermost.
+    edit = fitted(model, rank=(3, 3)).with_defaults(strength=2.0)
+    fits = sl.permuted(model, edit, demonstrations(), 6)
+    found = [
+        sl.token_contributions(
+            model, one, PROMPTS, method="only_one", max_new_tokens=2, control=[x for x in fits if x is not one]
+        )
+        for one in fits
+    ]
+    assert sum(one.effect_p_value <= 1 / 6 for one in found) <= 1
+    # What a control is compared by is what it does to its own text, as it does it in the place of the edit.
+    own = [one.effect for one in found]
+    for place, one in enumerate(found):
+        assert one.control_effects is not None
+        assert one.control_effects.tolist() == pytest.approx([x for i, x in enumerate(own) if i != place], abs=1e-5)
+        assert one.n_controls == 5
+    # On the text of one of them the others do worse, which is why it is no comparison.
+    texts = [one.text for one in found[0].texts]
+    prompts = [one.prompt for one in found[0].texts]
+    on_its_text = sl.token_contributions(model, fits[0], prompts, texts, method="only_one", control=fits[1:])
+    assert on_its_text.control_effects is not None
+    assert on_its_text.effect > on_its_text.control_effects.max()
+
+
+def test_tokens_that_an_edit_has_chosen_have_no_p_values(model):
+    edit = fitted(model)
+    found = sl.token_contributions(model, edit, PROMPTS, max_new_tokens=2, control=[sl.randomised(edit, 0)])
+    assert found.own_texts
+    assert found.control_values is None
+    assert "p" not in found.to_frame()
+    with pytest.raises(sl.InputError, match="the edit has chosen these tokens"):
+        found.p_values()
+    assert "of 1 control)" in str(found)
+    found.plot()
+    plt.close("all")
+    given = sl.token_contributions(model, edit, PROMPTS, GIVEN, control=[sl.randomised(edit, 0)])
+    assert not given.own_texts
+    assert "p" in given.to_frame()
+
+
 def test_edits_of_other_methods_have_tokens_too(model):
     edit = sl.mean_difference(sl.capture(model, demonstrations(8)))
     found = sl.token_contributions(model, edit, PROMPTS[0], GIVEN[0])
@@ -113,8 +156,17 @@ def test_tokens_are_tables_and_figures(model):
         ((PROMPTS, GIVEN[:2]), {}, sl.InputError, "2 continuations of 5 prompts"),
         ((PROMPTS[:1], [""]), {}, sl.DemonstrationError, "continuation 0"),
         ((PROMPTS, GIVEN), {"method": "path"}, sl.InputError, "unknown method 'path'"),
+        ((5,), {}, sl.InputError, "prompts 5: expected a text or a list of texts"),
+        ((None,), {}, sl.InputError, "prompts None"),
+        (([1, 2],), {}, sl.InputError, "prompts: expected texts, got 1 among them"),
+        ((["w1", None],), {}, sl.InputError, "got None among them"),
+        ((contrasts(2),), {}, sl.InputError, "got Contrast"),
+        ((PROMPTS, 5), {}, sl.InputError, "continuations 5: expected a text or a list of texts"),
+        ((PROMPTS[:2], ["w1", 3]), {}, sl.InputError, "continuations: expected texts, got 3 among them"),
     ],
 )
 def test_impossible_texts_are_refused(arguments, options, error, message, model):
+    # Without the checks of types that tests add.
+    call = inspect.unwrap(sl.token_contributions)
     with pytest.raises(error, match=message):
-        sl.token_contributions(model, fitted(model), *arguments, **options)
+        call(model, fitted(model), *arguments, **options)

@@ -74,7 +74,34 @@ def test_controls_are_cut_as_well(model):
     plt.close("all")
 
 
+def test_a_layer_that_is_not_moved_has_no_share_of_the_displacement(model):
+    edit = fitted(model, rank=(3, 3))
+    found = sl.truncation(model, edit, contrasts(3), strength={0: 1.0, 1: 0.0, 2: 1.0}, sizes=[1])
+    assert found.displacements[1].isnan().all()
+    assert found.displacement.item() == pytest.approx(found.displacements[[0, 2]].mean().item())
+    still = sl.truncation(model, edit, contrasts(3), strength=0)
+    assert still.displacements.isnan().all()
+    assert still.fewest() is None
+    assert "there is no effect but rounding" in str(still)
+    assert "nothing is moved" in str(still)
+    still.plot()
+    plt.close("all")
+
+
+def test_no_share_is_told_of_an_effect_that_may_be_nothing():
+    def cut(effects):
+        effects = torch.tensor(effects, dtype=torch.float64)
+        none = torch.zeros(0, 1, dtype=torch.float64)
+        return sl.Truncation((1,), (0,), effects, effects[:, None], torch.ones(1, 1, dtype=torch.float64), none)
+
+    assert "no share of it is told, since its interval contains 0" in str(cut([1.0, -1.0, 2.0, -1.5, 0.5]))
+    assert "nats, 1 plane has 0.8 of it; 1: +1.050 (100% of the displacement)" in str(cut([1.0, 1.1, 0.9, 1.2, 1.05]))
+
+
 def test_what_cannot_be_cut_is_refused(model):
+    for combine in ("positive_only", "negative_only"):
+        with pytest.raises(sl.InputError, match=f"combine '{combine}': planes are ordered by"):
+            sl.truncation(model, fitted(model), contrasts(2), combine=combine)
     with pytest.raises(sl.InputError, match="only a linear edit can be truncated"):
         sl.truncation(model, fitted(model, feature="elu"), contrasts(2))
     with pytest.raises(sl.InputError, match="only a spectral edit"):

@@ -1,5 +1,6 @@
 """Which heads write and read a direction, by weights: against products of a Hugging Face model's own matrices."""
 
+import inspect
 import math
 import warnings
 from typing import Any
@@ -12,6 +13,7 @@ from einops import einsum, rearrange, repeat
 from plain import Plain
 from scipy.stats import binom
 from tiny import (
+    _SIZES,
     BACKENDS,
     FAMILIES,
     N_LAYERS,
@@ -341,7 +343,7 @@ def test_what_is_not_linear_is_left_out_and_said(model):
 
 def test_what_has_no_virtual_weights_is_refused(model):
     edit = fitted(model)
-    with pytest.raises(sl.InputError, match="basis 'net': an edit through 'squared_exponential'"):
+    with pytest.raises(sl.InputError, match="virtual_weights needs a linear edit: one through 'squared_exponential'"):
         sl.virtual_weights(model, fitted(model, feature="squared_exponential"))
     with pytest.raises(sl.InputError, match="only a spectral edit has singular directions"):
         sl.virtual_weights(model, sl.mean_difference(sl.capture(model, demonstrations(), progress=False)))
@@ -358,5 +360,77 @@ def test_what_has_no_virtual_weights_is_refused(model):
         found = sl.virtual_weights(model, edit)
     with pytest.raises(sl.InputError, match="unknown way 'o'"):
         found.top(1, "o")
+    # Without the checks of types that tests add.
+    top: Any = inspect.unwrap(sl.VirtualWeights.top)
+    with pytest.raises(sl.InputError, match="way 5: expected one, or a list of them"):
+        top(found, 1, 5)
     with pytest.raises(sl.InputError, match="need control="):
         found.control_p_values()
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (5, "labels 5: expected a list of labels"),
+        (math.nan, "labels nan: expected a list of labels"),
+        ({0: 1}, "labels {0: 1}: expected a list of labels"),
+        ("abc", "labels 'abc': expected a list of labels"),
+        ([1], "labels: 1 is no label"),
+        ([None], "labels: None is no label"),
+        ([([1],)], r"labels: \(\[1\],\) is no label"),
+        ([], "no label is given"),
+        ([(9, "+", 0)], "is no net direction of the edit"),
+    ],
+)
+def test_labels_that_are_none_are_one_clear_error(labels, message, model):
+    call = inspect.unwrap(sl.virtual_weights)
+    with pytest.raises(sl.InputError, match=message):
+        call(model, fitted(model), labels=labels)
+
+
+def test_controls_are_checked_as_the_edit_is_before_any_work(model, tmp_path, monkeypatch):
+    edit = fitted(model)
+    with pytest.raises(sl.InputError, match="a control edit acts through 'elu': expected a linear one"):
+        sl.virtual_weights(model, edit, control=[fitted(model, feature="elu")])
+    monkeypatch.setitem(_SIZES, "hidden_size", 16)
+    narrow = fitted(sl.load_model(str(save_tiny_model("llama", tmp_path)), BACKENDS[0], device="cpu"))
+    with pytest.raises(sl.MismatchError, match="the edit is for 'mlp_out'"):
+        sl.virtual_weights(model, edit, control=[narrow])
+    ran = []
+    point = Lens.of(model).points["blocks.0.hook_resid_pre"]
+    point.add_hook(lambda x, hook: ran.append(x))
+    try:
+        for measured in (
+            sl.effect,
+            sl.truncation,
+            sl.frozen,
+            sl.recovery,
+            sl.stream_contributions,
+            sl.layer_contributions,
+            sl.direction_contributions,
+            sl.head_contributions,
+            sl.mediation,
+            sl.interactions,
+        ):
+            with pytest.raises(sl.MismatchError, match="the edit is for 'mlp_out'"):
+                measured(model, edit, contrasts(2), control=[narrow])
+            assert not ran, measured
+        with pytest.raises(sl.MismatchError, match="the edit is for 'mlp_out'"):
+            sl.token_contributions(model, edit, ["w1 w2"], control=[narrow])
+    finally:
+        point.remove_hooks()
+    assert not ran
+
+
+@pytest.mark.skipif("hooked" not in BACKENDS, reason="HookedTransformer is of TransformerLens 3")
+@pytest.mark.parametrize(("weight", "lost"), [("W_Q", {"q", "k"}), ("_W_V", {"v", "write"}), ("W_O", {"v", "write"})])
+def test_weights_that_are_no_numbers_are_left_out_and_said(weight, lost, tmp_path):
+    model = sl.load_model(str(save_tiny_model("llama", tmp_path)), "hooked", device="cpu")
+    edit = fitted(model)
+    with torch.no_grad():
+        getattr(model.blocks[2].attn, weight)[0, 0, 0] = math.nan
+    with pytest.warns(sl.SeaLensWarning, match="by nan"):
+        found = sl.virtual_weights(model, edit, [1, 2])
+    assert {way for layer, way in found.left_out if layer == 2} == lost
+    assert np.isfinite(found.strengths).all()
+    assert np.isfinite(found.ratios).all()

@@ -72,6 +72,18 @@ def as_strength(value: Any) -> float | Tensor:
     return value
 
 
+def as_truth_value(value: Any, name: str) -> bool:
+    """True or False, numpy's and torch's own among them.
+
+    Raises:
+        InputError: it is neither; names the argument.
+    """
+    # One with axes holds several.
+    if not _is_truth_value(value) or getattr(value, "ndim", 0):
+        raise InputError(f"{name} {given(value)}: expected True or False")
+    return bool(value)
+
+
 def _is_truth_value(value: Any) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
@@ -103,6 +115,11 @@ def given(value: Any) -> str:
         return _REPR.repr(value)
     except Exception:  # as above
         return f"of type {type(value).__name__}"
+
+
+def counted(n: int, name: str) -> str:
+    """How many there are, in words: "1 plane", "2 planes"."""
+    return f"{n} {name}" if n == 1 else f"{n} {name}s"
 
 
 def listed(names: Sequence[str]) -> str:

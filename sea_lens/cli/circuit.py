@@ -1,8 +1,7 @@
 """`sea-lens circuit`: everything that tells why an edit works, on one page, with the control of every number."""
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,49 +9,26 @@ import typer
 from rich.console import Console
 
 from .._support.arguments import LARGEST
-from .._support.files import write_atomically
 from .._support.json_files import plain
 from .._support.versions import versions
 from ..edits.base import Edit
-from ..errors import InputError, SeaLensError
+from ..errors import InputError, SeaLensError, SeaLensWarning
 from ..evaluation.fingerprints import edit_identity, model_identity
 from ..models.lens import Lens
 from ..models.reading import Reading
 from ..paper.data import drawn
 from ..paper.findings import Written
 from ..paper.opening import Opening
-from ..paper.sections import body, head, links, not_run, text
-from ..spectral.controls import permuted
+from ..spectral.controls import has_other_digest, permuted
 from ..spectral.edit import SpectralEdit
 from ..texts.demonstrations import Contrasts
 from . import options as opt
+from .circuit_page import Answer, write_page
 from .circuit_questions import QUESTIONS, Question, Subject
 from .files import output_folder
 
 console = Console()
-ABOUT = (
-    "What carries the effect of an edit, from the whole of it to single ways. A number has a 95&nbsp;% interval over "
-    "contrasts, and beside it stands its control: the same measurement of the same edit fitted to demonstrations whose "
-    "wanted and unwanted texts were swapped by the toss of a coin. What these do as well is not owed to the labels. "
-    "With 19 of them no p-value is below 0.05; corrected means for all numbers of that table at once."
-)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of a question.
-
-    Attributes:
-        question: which.
-        name: of its files.
-        found: the answer; None where there is none.
-        reason: why not.
-    """
-
-    question: Question
-    name: str
-    found: Written | None
-    reason: str = ""
+CONTROLS = 19
 
 
 def run(
@@ -67,7 +43,9 @@ def run(
         Path | None, typer.Option(help="What the edit was fitted from: adds a permutation control to every number.")
     ] = None,
     form: Annotated[str | None, opt.FORMAT] = None,
-    control_draws: Annotated[int, typer.Option(help="Permuted edits to compare with.", min=0, max=LARGEST)] = 19,
+    control_draws: Annotated[
+        int | None, typer.Option(help=f"Permuted edits to compare with; {CONTROLS} by default.", min=0, max=LARGEST)
+    ] = None,
     questions: Annotated[
         str | None, typer.Option(help=f"Comma-separated, of {', '.join(q.name for q in QUESTIONS)}; all by default.")
     ] = None,
@@ -94,6 +72,7 @@ def run(
     """
     import torch
 
+    draws = CONTROLS if control_draws is None else control_draws
     known = [question.name for question in QUESTIONS]
     names = known if questions is None else opt.read_names(questions, "--questions", known)
     chosen = [question for question in QUESTIONS if question.name in names]
@@ -107,13 +86,27 @@ def run(
             raise InputError(
                 "the shipped model's edits act where they were chosen to: expected --edit with these options"
             )
+        of_model = {
+            "--format": form,
+            "--no-prepend-bos": None if prepend_bos else False,
+            "--device-map": device_map,
+            "--max-memory": max_memory,
+        }
+        if given := [name for name, value in of_model.items() if value is not None]:
+            raise InputError(
+                f"{', '.join(given)}: the shipped model is read as it is: expected --edit with these options"
+            )
         folder = output_folder(out, {})
-        opening = Opening(draws=control_draws, batch_size=batch_size, backend=backend, device=device, dtype=dtype)
+        opening = Opening(draws=draws, batch_size=batch_size, backend=backend, device=device, dtype=dtype)
         subjects = _shipped(opening, folder, limit)
     else:
         if model is None or contrasts is None:
             raise InputError("--edit needs --model and --contrasts")
         loaded_edit, where = opt.edit_and_where(edit, layers, strength, combine, positions)
+        if demonstrations is None and control_draws is not None:
+            raise InputError("--control-draws is about demonstrations: expected --demonstrations")
+        if demonstrations is None and form is not None:
+            raise InputError("--format is about demonstrations: expected --demonstrations")
         form = "jsonl" if form is None else form
         opt.check_format(form)
         if demonstrations is not None:
@@ -124,16 +117,23 @@ def run(
             Reading.recorded(loaded_edit.site, loaded_edit.provenance)
         items = opt.read_contrasts(contrasts, None)
         demos = None if demonstrations is None else opt.read_demonstrations(demonstrations, form, None)
+        if demos is not None and has_other_digest(loaded_edit, demos):
+            warnings.warn(
+                f"{demonstrations}: the edit was not fitted from these {len(demos)} demonstrations, or not in their "
+                f"order: fits to them with labels shuffled are no draws like it",
+                SeaLensWarning,
+                stacklevel=2,
+            )
         folder = output_folder(out, {**own, "--demonstrations": demonstrations})
         loaded = opt.open_model(model, backend, device, dtype, device_map, max_memory)
         batch_size = batch_size or 16
         control: Sequence[Edit] = ()
         if demos is not None and isinstance(loaded_edit, SpectralEdit):
-            control = permuted(loaded, loaded_edit, demos, control_draws, batch_size=batch_size)
+            control = permuted(loaded, loaded_edit, demos, draws, batch_size=batch_size)
         picked = Contrasts(items[place] for place in drawn(limit, len(items)))
         subjects = {"": Subject(loaded, loaded_edit, picked, control, where, demos, batch_size, prepend_bos)}
     answers = {name: _answers(chosen, name, subject, folder) for name, subject in subjects.items()}
-    page = _write(answers, subjects, folder)
+    page = write_page(answers, subjects, folder)
     console.print(f"page: {page}", highlight=False, soft_wrap=True)
 
 
@@ -185,28 +185,11 @@ def _settings(subject: Subject) -> dict[str, Any]:
             "edit": edit_identity(subject.edit),
             "controls": [edit_identity(one) for one in subject.control],
             "contrasts": subject.contrasts.digest,
+            "demonstrations": None if subject.demonstrations is None else subject.demonstrations.digest,
+            "draws": subject.draws,
             "where": {name: str(value) for name, value in (subject.where or {}).items()},
             "batch_size": subject.batch_size,
             "prepend_bos": subject.prepend_bos,
             "versions": versions(),
         }
     )
-
-
-def _write(answers: Mapping[str, Sequence[Answer]], subjects: Mapping[str, Subject], folder: Path) -> Path:
-    """Write `index.html`; the same bytes for the same answers."""
-    parts = [head("The circuit of an edit"), "<h1>The circuit of an edit</h1>", f"<p>{ABOUT}</p>"]
-    parts.append(links([one.name for of in answers.values() for one in of]))
-    for name, of_edit in answers.items():
-        subject = subjects[name]
-        about = f"{type(subject.edit).__name__} at {subject.edit.site} of layers {list(subject.edit.layers)}"
-        ranks = f", ranks {subject.edit.ranks}" if isinstance(subject.edit, SpectralEdit) else ""
-        told = f"{about}{ranks}, on {len(subject.contrasts)} contrasts, beside {len(subject.control)} control edits."
-        parts.append(f"<h1>{text((name or os.fspath(folder.name)).capitalize())}</h1><p>{text(told)}</p>")
-        for one in of_edit:
-            parts.append(f"<h2 id='{text(one.name)}'>{text(one.question.asked)}</h2>")
-            shown = not_run(one.reason) if one.found is None else body(one.found, folder, one.name, one.question.asked)
-            parts.append(shown)
-    path = folder / "index.html"
-    write_atomically(path, "\n".join([*parts, "</html>"]) + "\n")
-    return path

@@ -23,14 +23,27 @@ from ..contributions.recovering import DRAWS, recovery
 from ..contributions.streaming import stream_contributions
 from ..contributions.token_by_token import token_contributions
 from ..contributions.truncating import truncation
+from ..contributions.truncation_results import displaced
 from ..contributions.virtual import virtual_weights
+from ..edits.activation import ActivationEdit
 from ..edits.base import Edit
 from ..evaluation.dosing import dose
 from ..measure.effects import effect
 from ..models.lens import Lens
 from ..paper.findings import Finding
 from ..texts.demonstrations import Contrasts, Demonstrations
-from .circuit_words import NAMED, by_size, measured, needed_by_others, of_the_whole, sentence, signed, told_of, verdict
+from .circuit_shares import few_nodes, few_planes
+from .circuit_words import (
+    NAMED,
+    by_size,
+    changed_most,
+    measured,
+    of_the_whole,
+    sentence,
+    told_of,
+    told_of_pairs,
+    verdict,
+)
 
 # Runs of a contrast up to which heads and places are patched one by one, for the edit and each of its controls.
 MOST_PATCHED = 30_000
@@ -100,11 +113,14 @@ def what_it_does(one: Subject) -> Finding:
     beside = {"batch_size": one.batch_size, "prepend_bos": one.prepend_bos, "control": one.control}
     doses = dose(one.model, one.edit, one.contrasts, STRENGTHS, **where, **beside)
     worse = float((found.items < 0).double().mean())
-    lines = [f"On {len(found.items)} contrasts: {found}.", f"It moves {worse:.0%} of them away from the target."]
+    lines = [
+        f"{sentence(str(found))}.",
+        f"It moves {worse:.0%} of them away from the target.",
+    ]
     best = max(rows_of(doses.to_frame()), key=lambda row: abs(row["effect"]))
+    tried = ", ".join(f"{strength:g}" for strength in STRENGTHS)
     lines.append(
-        f"Of the strengths {', '.join(f'{s:g}' for s in STRENGTHS)} the effect is largest at {best['strength']:g}: "
-        f"{measured(best, 'effect')}."
+        f"Of the strengths {tried} the effect is furthest from 0 at {best['strength']:g}: {measured(best, 'effect')}."
     )
     captions = {"effect": "The contrasts with the edit and without.", "dose": "The effect against the strength."}
     return Finding(doses.to_frame(), "\n".join(lines), {"effect": found.plot(), "dose": doses.plot()}, captions)
@@ -112,18 +128,17 @@ def what_it_does(one: Subject) -> Finding:
 
 def which_layers(one: Subject) -> Finding:
     """Layers by themselves, and in pairs."""
-    found = layer_contributions(one.model, one.edit, one.contrasts, **one.common)
+    # What changes no activations has no path to follow, and layers that can be on or off.
+    method = "path" if isinstance(one.edit, ActivationEdit) else "shapley"
+    found = layer_contributions(one.model, one.edit, one.contrasts, method, **one.common)
     frame = found.to_frame().assign(what="layer")
     lines = told_of(found, "layers")
     figures = {"layers": found.plot()}
     if len(found.layers) > 1:
         pairs = interactions(one.model, one.edit, one.contrasts, **one.common)
-        of_pairs = pairs.to_frame()
         figures["pairs"] = pairs.plot()
-        frame = pd.concat([frame, of_pairs.assign(what="Shapley value or interaction")], ignore_index=True)
-        (label, _), *_ = [pair for pair in pairs.top(len(pairs.labels), held_out=pairs.can_split) if len(pair[0]) == 2]
-        row = rows_of(of_pairs)[pairs.labels.index(label)]
-        lines.append(f"Of pairs, layers {label[0]} and {label[1]} do most beyond what each does: {measured(row)}.")
+        frame = pd.concat([frame, pairs.to_frame().assign(what="Shapley value or interaction")], ignore_index=True)
+        lines.append(told_of_pairs(pairs))
     return Finding(frame, "\n".join(lines), figures)
 
 
@@ -145,11 +160,10 @@ def which_directions(one: Subject) -> Finding:
 def how_few_directions(one: Subject) -> Finding:
     """Edits of the first net planes."""
     found = truncation(one.model, one.edit, one.contrasts, **one.common)
-    frame, fewest = found.to_frame(), found.fewest(SHARE)
-    told = "No number of planes has" if fewest is None else f"{fewest} planes of each layer have"
-    lines = [f"{told} {SHARE:.0%} of the effect of {signed(found.effect)} nats."]
+    frame = found.to_frame()
+    lines = few_planes(found, SHARE)
     for row in rows_of(frame)[: NAMED + 1]:
-        lines.append(f"{row['k']}: {measured(row, 'effect')}; {row['displacement']:.0%} of the displacement.")
+        lines.append(f"{row['k']}: {measured(row, 'effect')}; {displaced(row['displacement'])}.")
     return Finding(frame, "\n".join(lines), {"truncation": found.plot()})
 
 
@@ -160,12 +174,8 @@ def who_writes_and_reads(one: Subject) -> Finding:
     frame = found.to_frame().sort_values("ratio", ascending=False, kind="stable")
     lines = [str(found) + "."]
     if one.control:
-        least = frame["control_p_corrected"].min()
-        certain = int((frame["control_p_corrected"] <= 0.05).sum())
-        lines.append(
-            f"Beside directions in the same places of {len(one.control)} control edits {certain} of {len(frame)} "
-            f"entries are larger for certain (least p = {least:.2f}, corrected)."
-        )
+        about = frame.rename(columns={"control_p_corrected": "p_corrected", "p_corrected": "p_of_random"})
+        lines.append(verdict(about, "entries", found.n_controls))
     return Finding(frame, "\n".join(lines), {"weights": found.plot()})
 
 
@@ -176,9 +186,13 @@ def where_in_the_text(one: Subject) -> Finding:
     method = "sufficiency" if one.is_quick(lens.n_layers * longest * 2) else "gradient"
     found = stream_contributions(one.model, one.edit, one.contrasts, method, **one.common)
     frame = by_size(found.to_frame()).query("value != 0")
-    lines = told_of(found, "places")
+    last = lens.n_layers - 1
+    lines = [f"By {method}."]
+    if any(layer == last for layer, _ in found.labels):
+        lines.append(f"Behind layer {last} the logits alone read the stream, so that places there are no find.")
+    lines += told_of(found, "places", among=[label for label in found.labels if label[0] < last])
     caption = "The stream that is exchanged, by layer and position; 0 is the last token of the prompt."
-    return Finding(frame, "\n".join([f"By {method}.", *lines]), {"stream": found.plot()}, {"stream": caption})
+    return Finding(frame, "\n".join(lines), {"stream": found.plot()}, {"stream": caption})
 
 
 def which_heads(one: Subject) -> Finding:
@@ -212,7 +226,7 @@ def what_is_needed(one: Subject) -> Finding:
     found = frozen(one.model, one.edit, one.contrasts, **one.common)
     frame = found.to_frame()
     lines = [f"Without {FREEZES[row['held']]}, what is lost is {measured(row)}." for row in rows_of(frame)]
-    return Finding(frame, "\n".join([*lines, verdict(frame, "parts")]), {"frozen": found.plot()})
+    return Finding(frame, "\n".join([*lines, verdict(frame, "parts", found.n_controls)]), {"frozen": found.plot()})
 
 
 def how_few_heads(one: Subject) -> Finding:
@@ -220,23 +234,13 @@ def how_few_heads(one: Subject) -> Finding:
     frames, lines, figures = [], [], {}
     for direct in (True, False):
         found = recovery(one.model, one.edit, one.contrasts, "greedy", **one.common, direct=direct, draws=one.draws)
-        fewest, others = found.fewest(SHARE), found.others_fewest(SHARE)
-        kept = f"{SHARE:.0%} of the effect of {signed(found.effect)} nats"
-        number = (
-            f"{fewest} of {len(found.nodes)} heads and MLPs keep" if fewest is not None else "no number of nodes keeps"
-        )
-        lines.append(f"{'With the edit itself' if direct else 'Alone'}, {number} {kept}.")
-        if fewest is None:
-            lines.append(f"All {len(found.nodes)} keep {found.ceiling:.0%}: the edit itself does the rest.")
-        for name, told in (("random", "random orders"), ("control", "orders that control edits give")):
-            lines += [needed_by_others(others[name], told, fewest)] if others[name] else []
-        first = ", ".join(".".join(map(str, node)) for node in found.top(max(fewest or 0, NAMED)))
-        lines.append(f"The first are {first}.")
+        lines += few_nodes(found, SHARE)
         frames.append(found.to_frame().assign(circuit="with the edit" if direct else "nodes alone"))
         figures["with_edit" if direct else "alone"] = found.plot()
+    on = " On the half of the contrasts that nodes were not chosen on." if found.held_out else ""
     captions = {
-        "with_edit": "The edit and k nodes act, everything else is held as it was.",
-        "alone": "The k nodes have their edited values in the unedited run.",
+        "with_edit": f"The edit and k nodes act, everything else is held as it was.{on}",
+        "alone": f"The k nodes have their edited values in the unedited run.{on}",
     }
     return Finding(pd.concat(frames, ignore_index=True), "\n".join(lines), figures, captions)
 
@@ -245,18 +249,18 @@ def what_is_written(one: Subject) -> Finding:
     """Each token of what the edited model writes."""
     prompts = [contrast.prompt for contrast in one.contrasts][:PROMPTS]
     found = token_contributions(one.model, one.edit, prompts, **one.common, max_new_tokens=NEW_TOKENS)
-    changes = found.changes().sum(1)
     frame = found.to_frame()
     row = {"value": found.effect, **of_the_whole(found)}
     lines = [f"The log-probability of what it writes behind {len(found.texts)} prompts changes by {measured(row)}."]
+    if one.control:
+        lines.append(
+            "Each control has written its own text, and its number is the change of that. Tokens and layers have none: "
+            "on tokens that this edit has chosen it comes first, whatever the labels say."
+        )
+    changes = found.changes().sum(1)
     most = int(changes.abs().argmax())
-    text = found.texts[most]
-    lines.append(f"It rises most behind “{text.prompt.strip()}”, where it writes “{text.text.strip()}”.")
-    other = [(token, best) for token, best in zip(text.tokens, text.preferred, strict=True) if token != best]
-    if other:
-        token, best = other[0]
-        lines.append(f"There the unedited model prefers “{best.strip()}” to “{token.strip()}”.")
-    lines += told_of(found, "tokens and layers")
+    lines += changed_most(found.texts[most], changes[most].item())
+    lines += told_of(found, "tokens and layers", with_verdict=False)
     figures = {"tokens": found.plot(), "most": found.plot(prompt=most)}
     captions = {"tokens": "Means by place.", "most": "The continuation that is changed most."}
     return Finding(frame, "\n".join(lines), figures, captions)

@@ -9,8 +9,8 @@ In reading order: `base` and `results` (what every analysis returns), `study` (w
 writes, and scores of it), `token_results` and `token_by_token` (its single tokens), `stability_results` and
 `resampled_fits` (how far all of it depends on the demonstrations).
 
-Behind them: `games` (who plays), `integral` (the path integral), `alignment` (positions of texts of different lengths),
-`direct`, `patching`, `nodes` and `joint_patching` (heads and MLPs, and sets of them), `edges`, `edge_slopes` and
-`path_patching` (ways into them), `direction_parts` (the bases that an edit is taken apart in) and `describe` (what a
-direction stands for).
+Behind them: `shares` (of an effect), `games` (who plays), `integral` (the path integral), `alignment` (positions of
+texts of different lengths), `direct`, `patching`, `nodes` and `joint_patching` (heads and MLPs, and sets of them),
+`edges`, `edge_slopes` and `path_patching` (ways into them), `direction_parts` (the bases that an edit is taken apart
+in) and `describe` (what a direction stands for).
 """

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .._support.arguments import as_integer, given
+from .._support.arguments import as_integer, counted, given
 from .._support.resampling import bootstrap_bounds
 from .._support.significance import corrected_p_values, rank_p_values
 from .._support.statistics import Interval, bootstrap
@@ -65,7 +65,8 @@ class Contributions(ABC):
     @property
     def n_controls(self) -> int:
         """How many control edits stand beside it."""
-        return 0 if self.control_values is None else len(self.control_values)
+        beside = self.control_effects if self.control_values is None else self.control_values
+        return 0 if beside is None else len(beside)
 
     @property
     def effect(self) -> float:
@@ -104,18 +105,26 @@ class Contributions(ABC):
     def _item_totals(self) -> Float[Tensor, " contrasts"]:
         return self.item_values.flatten(1).sum(1)
 
-    def interval(self, label: Hashable) -> Interval:
+    def interval(self, label: Hashable, *, held_out: bool = False) -> Interval:
         """Interval of one part's contribution over contrasts; paired, as each item is a difference.
 
         The source is docs/method.md 6.7.
 
+        Args:
+            label: of the part.
+            held_out: over the contrasts that `top(held_out=True)` does not choose by. Of a part that was chosen by its
+                size on the same contrasts an interval covers too seldom.
+
         Raises:
-            InputError: there is no such part.
+            InputError: there is no such part, or there are fewer than 20 contrasts to choose and report on.
         """
         places = {one: place for place, one in enumerate(self.labels)}
         if not isinstance(label, Hashable) or label not in places:
             raise InputError(f"no contribution is called {given(label)}: they are {given(list(places))}")
+        if held_out:
+            self._check_split()
         items = rearrange(self.item_values, "contrasts ... -> contrasts (...)")[:, places[label]]
+        items = items[1::2] if held_out else items
         return bootstrap(items.numpy(), kind="number")
 
     @property
@@ -174,14 +183,17 @@ class Contributions(ABC):
         k, labels = as_integer(k, "k", least=0), list(self.labels)
         chosen_by, reported = self.values.flatten(), self.values.flatten()
         if held_out:
-            if not self.can_split:
-                raise InputError(
-                    f"{len(self.item_values)} contrasts: expected at least {FEWEST_SPLIT} to choose parts on one half "
-                    f"and report them on the other"
-                )
+            self._check_split()
             chosen_by, reported = self._halves()
         order = chosen_by.abs().argsort(descending=True, stable=True)[:k]
         return [(labels[i], reported[i].item()) for i in order.tolist()]
+
+    def _check_split(self) -> None:
+        if not self.can_split:
+            raise InputError(
+                f"{len(self.item_values)} contrasts: expected at least {FEWEST_SPLIT} to choose parts on one half and "
+                f"report them on the other"
+            )
 
     def _halves(self) -> tuple[Float[Tensor, " parts"], Float[Tensor, " parts"]]:
         """Mean of each part over every other contrast, from the first and from the second on."""
@@ -225,7 +237,11 @@ class Contributions(ABC):
     def __str__(self) -> str:
         split = self.can_split
         top = ", ".join(f"{self.named(label)} {value:+.4g}" for label, value in self.top(held_out=split))
-        beside = "" if self.control_effects is None else f" (p {self.effect_p_value:.2g} of {self.n_controls} controls)"
+        beside = (
+            ""
+            if self.control_effects is None
+            else f" (p {self.effect_p_value:.2g} of {counted(self.n_controls, 'control')})"
+        )
         chosen = "largest on half of the contrasts, with their values on the other half: " if split else ""
         return (
             f"{type(self).__name__}({self.method}): effect {self.effect:+.4g} {self.unit}{beside}, sum "

@@ -32,6 +32,7 @@ OTHERS = ("embedding", "attention_bias", "mlp", "edit")
 
 def direct_contributions(study: Study, tolerance: float | None, control: Sequence[Edit] = ()) -> HeadContributions:
     """`head_contributions` with method "direct"; errors as there."""
+    study.check_control(control)
     lens = study.lens
     pairs = first_tokens(study.contrasts)
     allowed = tolerance if tolerance is not None else 1e-4 if lens.dtype.itemsize >= 4 else 0.03

@@ -110,10 +110,10 @@ def direction_contributions(
 
 
 def check_control_ranks(edit: Edit, layers: Sequence[int], control: Sequence[Edit]) -> None:
-    """Refuse control edits whose directions are not as many as the edit's.
+    """Refuse control edits whose directions are not as many as the edit's, or not of activations where the edit's are.
 
     Raises:
-        InputError: naming the edit's ranks.
+        InputError: naming the edit's ranks, or a control's feature map.
     """
     check_control_places(edit, layers, control)
     own = spectral_edit(edit)
@@ -122,6 +122,10 @@ def check_control_ranks(edit: Edit, layers: Sequence[int], control: Sequence[Edi
     for other in control:
         if not isinstance(other, SpectralEdit) or any(other.ranks[key] != pair for key, pair in ranks.items()):
             raise InputError(f"a control edit has other ranks than the edit, {ranks}")
+        if own.feature.is_identity and not other.feature.is_identity:
+            raise InputError(
+                f"a control edit acts through {other.feature.name!r}: expected a linear one, as the edit is"
+            )
 
 
 def by_direction(study: Study, basis: str | None = None) -> Splitter:

@@ -75,6 +75,7 @@ def frozen(
     edit, control = activation_edit(model, edit, "frozen"), checked_controls(control)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
+    study.check_control(control)
     check_z(study)
     held = _parts(study.lens)
     return measured_with(

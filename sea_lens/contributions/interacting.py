@@ -92,6 +92,7 @@ def interactions(
         edit = activation_edit(model, edit, "interactions of heads and MLPs")
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
+    study.check_control(control)
     players = _nodes(study, of) if by_nodes else _parts(study, str(of))
     if len(players) < 2:
         raise InputError(f"interactions need at least two players, got {list(players)}")

@@ -90,6 +90,7 @@ def mediation(
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     default = TOLERANCE if study.lens.dtype.itemsize >= 4 else 0.1
     allowed = default if tolerance is None else as_number(tolerance, "tolerance", least=0.0)
+    study.check_control(control)
     check_z(study)
     refuse_inference_tensors(study.lens)
 

@@ -1,7 +1,8 @@
 """Heads and MLPs as nodes of a circuit, and runs in which any set of them has the values of another run.
 
-A node is (layer, head), the head's `z`, or (layer, "mlp"), what the layer's MLP gives before an edit there. Everything
-behind a node that was exchanged is computed anew (docs/method.md 9.6).
+A node is (layer, head), the head's `z`, or (layer, "mlp"), what the layer's MLP gives before an edit there. The `z` is
+that behind an edit there, or in front of it where the edit itself is kept beside the nodes. Everything behind a node
+that was exchanged is computed anew (docs/method.md 9.6).
 """
 
 from collections.abc import Sequence
@@ -56,16 +57,18 @@ class Nodes:
     Attributes:
         study: the edit and its contrasts.
         nodes: which.
+        heads_unedited: whether a head's `z` is that in front of an edit of it, which then acts on what is put there.
     """
 
     study: Study
     nodes: tuple[Node, ...]
+    heads_unedited: bool = False
 
     @classmethod
-    def of(cls, study: Study, *, mlps: bool = True) -> "Nodes":
+    def of(cls, study: Study, *, mlps: bool = True, heads_unedited: bool = False) -> "Nodes":
         """All nodes; raises UnsupportedModelError where hooks do not see the `z` that attention is made of."""
         check_z(study)
-        return cls(study, tuple(all_nodes(study.lens, mlps=mlps)))
+        return cls(study, tuple(all_nodes(study.lens, mlps=mlps)), heads_unedited)
 
     def edit_hooks(self, study: Study) -> Hooks:
         """What a study's edit does."""
@@ -86,8 +89,8 @@ class Nodes:
             log_probs = self._log_probs(
                 batch,
                 edit,
-                before=[(self._point(MLP, layer), save(mlp, layer)) for layer in self._mlp_layers],
-                behind=[(self._point("z", layer), save(z, layer)) for layer in range(self.study.lens.n_layers)],
+                mlps=[(self._point(MLP, layer), save(mlp, layer)) for layer in self._mlp_layers],
+                heads=[(self._point("z", layer), save(z, layer)) for layer in range(self.study.lens.n_layers)],
             )
         return Run(by_row(batch, log_probs), z, mlp)
 
@@ -128,10 +131,10 @@ class Nodes:
             log_probs = self._log_probs(
                 repeated(batch, len(sets)),
                 edit,
-                before=[
+                mlps=[
                     (self._point(MLP, layer), mlp(layer)) for layer in sorted({at for at, n in anywhere if n == MLP})
                 ],
-                behind=[
+                heads=[
                     (self._point("z", layer), heads(layer)) for layer in sorted({at for at, n in anywhere if n != MLP})
                 ],
             )
@@ -155,7 +158,7 @@ class Nodes:
         z = {self._point("z", layer): layer for layer in range(self.study.lens.n_layers)}
         mlp = {self._point(MLP, layer): layer for layer in self._mlp_layers}
         with torch.no_grad():
-            log_probs = self._log_probs(batch, (), before=[], behind=[(name, record(name)) for name in (*z, *mlp)])
+            log_probs = self._log_probs(batch, (), mlps=[], heads=[(name, record(name)) for name in (*z, *mlp)])
             slopes = gradients_of(signed(batch, log_probs).sum(), list(seen.values()))
         found: dict[Node, Tensor] = {}
         for (name, x), slope in zip(seen.items(), slopes, strict=True):
@@ -177,7 +180,8 @@ class Nodes:
     def _point(self, kind: str, layer: int) -> str:
         return self.study.lens.point("mlp_out" if kind == MLP else kind, layer)
 
-    def _log_probs(self, batch: ScoringBatch, edit: Hooks, *, before: list[Any], behind: list[Any]) -> Tensor:
-        # An MLP is a node without what an edit does to its output, a head is one with it.
-        with self.study.lens.hooks([*before, *edit, *behind]):
+    def _log_probs(self, batch: ScoringBatch, edit: Hooks, *, mlps: list[Any], heads: list[Any]) -> Tensor:
+        # An MLP is a node without what an edit does to its output, a head is one with it, or without.
+        hooks = [*mlps, *heads, *edit] if self.heads_unedited else [*mlps, *edit, *heads]
+        with self.study.lens.hooks(hooks):
             return self.study.scorer.batch_log_probs(batch)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.arguments import as_integer, as_several
+from .._support.arguments import as_integer, as_several, as_truth_value
 from ..edits.base import Edit
 from ..edits.where import LayerChoice, Positions, Strength
 from ..errors import InputError
@@ -67,7 +67,8 @@ def recovery(
             "sufficiency", that adds most to those before it.
         layers, strength, combine, positions: as in `applied`.
         direct: whether the edit itself belongs to the circuit as well: what it does to the logits with no node between
-            is then kept from the beginning, the nodes are what passes on the rest, and all of them keep all.
+            is then kept from the beginning, the nodes are what passes on the rest, and all of them keep all. An edit of
+            heads acts on the `z` of a node, whichever that is.
         mlps: whether MLPs are nodes beside heads. An MLP's value is what it gives before an edit of it: the edit itself
             is no node.
         sizes: how many nodes to take; by default every number up to 40 nodes, and from there on some of them.
@@ -84,7 +85,8 @@ def recovery(
         (completeness), for every k, with those of random sets and of the controls' sets.
 
     Raises:
-        InputError: an unknown ranking, sizes that are not among the nodes, or an edit that is not of activations.
+        InputError: an unknown ranking, sizes that are not among the nodes, `direct` or `mlps` that is no truth value,
+            or an edit that is not of activations.
         UnsupportedModelError: hooks do not see what heads write, or all nodes and the edit together do not give the
             edited run; says by how much.
         Otherwise as `effect`.
@@ -98,11 +100,13 @@ def recovery(
     if heads not in METHODS:
         raise InputError(f"unknown heads {heads!r}: expected one of {', '.join(METHODS)}")
     edit, control = activation_edit(model, edit, "recovery"), checked_controls(control)
+    direct, mlps = as_truth_value(direct, "direct"), as_truth_value(mlps, "mlps")
     draws, seed = as_integer(draws, "draws", least=0), as_integer(seed, "seed", least=0)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
     study.check_control(control)
-    nodes = Nodes.of(study, mlps=mlps)
+    # Beside the edit a head is a node without what the edit does to it, as MLPs are: held, it is edited all the same.
+    nodes = Nodes.of(study, mlps=mlps, heads_unedited=direct)
     taken = _sizes(sizes, len(nodes.nodes))
     check_whole(nodes)
     kept_by = WITH_EDIT if direct else KEPT

@@ -1,6 +1,5 @@
 """How few heads and MLPs carry an edit's effect together: the result (docs/method.md 9.6)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, SupportsFloat
 
@@ -9,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.arguments import as_integer, as_number
+from .._support.arguments import as_integer, as_number, counted
 from .._support.resampling import bootstrap_bounds
 from .nodes import Node
+from .shares import SharesOfEffect, fewest_that_keep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Recovery:
+class Recovery(SharesOfEffect):
     """The effect with the k first nodes alone, and without them, in nats.
 
     Attributes:
@@ -50,11 +50,6 @@ class Recovery:
     held_out: bool
 
     @property
-    def effect(self) -> float:
-        """Δ: mean effect of the whole edit on the contrasts that are reported."""
-        return self.item_effects.mean().item()
-
-    @property
     def values(self) -> Float[Tensor, " sizes"]:
         """Mean effect that is kept with the k first nodes alone."""
         return self.item_values.mean(0)
@@ -66,7 +61,11 @@ class Recovery:
 
     @property
     def auc(self) -> float:
-        """Area under the kept share of the effect against the share of nodes: near 1 where few suffice."""
+        """Area under the kept share of the effect against the share of nodes: near 1 where few suffice.
+
+        It is that from the smallest to the largest number of nodes that was taken: of the whole curve only where
+        `sizes` contain 0 and all nodes (`spans`). NaN where there is no effect but rounding.
+        """
         return self._area(self.values)
 
     @property
@@ -81,27 +80,37 @@ class Recovery:
 
     def _area(self, values: Float[Tensor, " sizes"]) -> float:
         shares = np.asarray(self.sizes) / len(self.nodes)
-        return float(np.trapezoid((values / self.effect).numpy(), shares))
+        return float(np.trapezoid(self.shares(values).numpy(), shares))
 
     @property
     def ceiling(self) -> float:
         """Share of the effect that is kept with as many nodes as were taken at most.
 
-        With all of them what is missing from 1 goes past heads and MLPs: from the edit to the logits directly, or
-        against what is kept. With `direct` it is 1.
+        Where `sizes` contain all of them what is missing from 1 goes past heads and MLPs: from the edit to the logits
+        directly, or against what is kept; and with `direct` it is 1. With fewer it is no ceiling but theirs. NaN where
+        there is no effect but rounding.
         """
-        return (self.values[-1] / self.effect).item()
+        return self.shares(self.values[-1]).item()
+
+    @property
+    def spans(self) -> bool:
+        """Whether sizes go from no nodes to all of them."""
+        return self.sizes[0] == 0 and self.sizes[-1] == len(self.nodes)
 
     def fewest(self, share: SupportsFloat = 0.8) -> int | None:
-        """The smallest k that keeps this share of the effect; None where none does."""
-        return fewest_that_keep(as_number(share, "share"), self.sizes, self.values / self.effect)
+        """The smallest k that keeps this share of the effect on the contrasts that are reported; None where none does.
+
+        It means nothing where the effect on them cannot be told from 0 (`tells_shares`), and is None where that is
+        rounding.
+        """
+        return fewest_that_keep(as_number(share, "share"), self.sizes, self.shares(self.values))
 
     def others_fewest(self, share: SupportsFloat = 0.8) -> dict[str, list[int | None]]:
         """The same of each random order ("random") and of the order of each control edit ("control")."""
         share = as_number(share, "share")
         drawn = {"random": self.random_values, "control": self.control_values}
         return {
-            name: [fewest_that_keep(share, self.sizes, one / self.effect) for one in values]
+            name: [fewest_that_keep(share, self.sizes, self.shares(one)) for one in values]
             for name, values in drawn.items()
         }
 
@@ -124,10 +133,10 @@ class Recovery:
             "kept": self.values.numpy(),
         }
         columns["low"], columns["high"] = bootstrap_bounds(self.item_values.numpy())
-        columns["kept_share"] = (self.values / self.effect).numpy()
+        columns["kept_share"] = self.shares(self.values).numpy()
         columns["lost"] = self.losses.numpy()
         columns["lost_low"], columns["lost_high"] = bootstrap_bounds(self.item_losses.numpy())
-        columns["lost_share"] = (self.losses / self.effect).numpy()
+        columns["lost_share"] = self.shares(self.losses).numpy()
         for name, drawn in (("random", self.random_values), ("control", self.control_values)):
             if len(drawn):
                 columns[f"{name}_low"], columns[f"{name}_high"] = drawn.amin(0).numpy(), drawn.amax(0).numpy()
@@ -141,6 +150,15 @@ class Recovery:
         return recovery_curve(self.to_frame(), self.effect, self.ranked_by, **beside, ax=ax)
 
     def __str__(self) -> str:
+        which = "nodes were not ranked on" if self.held_out else "nodes were ranked on too"
+        first = ", ".join(".".join(map(str, node)) for node in self.top())
+        return (
+            f"Recovery(ranked by {self.ranked_by}): effect {self.effect_interval} nats on "
+            f"{counted(len(self.item_effects), 'contrast')} that {which}, {self.untold or self._told()}; first {first}"
+        )
+
+    def _told(self) -> str:
+        """How few keep most of the effect, and the areas, in words."""
         fewest = self.fewest()
         beside_them = "the edit itself and " if self.direct else ""
         told = (
@@ -148,19 +166,11 @@ class Recovery:
             if fewest is not None
             else (f"no number of {len(self.nodes)} nodes keeps 0.8 of it ({self.ceiling:.2f} with {self.sizes[-1]})")
         )
+        if not self.spans:
+            return told
         beside = "".join(
             f"; {len(areas)} {name} {areas.min():.2f} to {areas.max():.2f}"
             for name, areas in (("random orders", self.random_aucs), ("controls' orders", self.control_aucs))
             if len(areas)
         )
-        first = ", ".join(".".join(map(str, node)) for node in self.top())
-        where = "other contrasts" if self.held_out else "the same contrasts"
-        return (
-            f"Recovery(ranked by {self.ranked_by} on {where}): effect {self.effect:+.4g} nats, {told}; area "
-            f"{self.auc:.2f}{beside}; first {first}"
-        )
-
-
-def fewest_that_keep(share: float, sizes: Sequence[int], kept: Float[Tensor, " sizes"]) -> int | None:
-    """The first size that keeps this share; None where none does."""
-    return next((k for k, value in zip(sizes, kept.tolist(), strict=True) if value >= share), None)
+        return f"{told}; area {self.auc:.2f}{beside}"

@@ -86,6 +86,7 @@ def stream_contributions(
     edit, control = activation_edit(model, edit, "stream_contributions"), checked_controls(control)
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos, "progress": progress}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
+    study.check_control(control)
     _check_whole(study)
 
     def measure(one: Study) -> list[PositionContributions]:

@@ -174,12 +174,15 @@ class Study:
         return replace(self, contrasts=encoded, scorer=scorer, _unedited=unedited, _runs={}, _others={})
 
     def check_control(self, control: Sequence[Edit]) -> None:
-        """Refuse control edits that could not stand beside the edit.
+        """Refuse control edits that could not stand beside the edit, all of them before anything is measured.
 
         Raises:
             InputError: a control edits another site, or lacks a layer; names what it has.
+            Otherwise as `Edit.applied` for each of them.
         """
         check_control_places(self.edit, self.layers, control)
+        for other in control:
+            self.under(other)
 
 
 def check_control_places(edit: Edit, layers: Sequence[int], control: Sequence[Edit]) -> None:

@@ -1,15 +1,15 @@
 """What an edit does to each token of what the model writes, layer by layer (docs/method.md 7.7)."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._support.arguments import as_integer
+from .._support.arguments import as_integer, given
 from .._support.processes import mine, summed
 from .._support.progress import tracked
 from ..edits.base import Edit, as_edit
@@ -61,7 +61,10 @@ def token_contributions(
         batch_size: sequences at a time.
         prepend_bos: one BOS in front of every text, where the tokenizer has one.
         permutations, seed: as in `layer_contributions`.
-        control: edits to measure on the same texts, such as `sl.permuted` ones.
+        control: edits to measure beside this one, such as `sl.permuted` ones. On continuations that are given all are
+            measured on the same texts. Otherwise each writes its own, and the change of these as a whole stands beside
+            the effect: a text that this edit has chosen is one that it makes more probable, and other edits hardly
+            do, so that tokens and layers have no p-values there.
         progress: show a progress bar.
 
     Returns:
@@ -69,8 +72,10 @@ def token_contributions(
         log-probability before and after, and what each layer adds.
 
     Raises:
-        InputError: an unknown method, or other than one continuation for each prompt.
-        DemonstrationError: no prompts, none that is continued by anything, or a given continuation without tokens.
+        InputError: an unknown method, prompts or continuations that are no texts, or other than one continuation for
+            each prompt.
+        DemonstrationError: no prompts, none that is continued by anything under the edit or under a control, or a given
+            continuation without tokens.
         Otherwise as `generate` and `layer_contributions`.
 
     Warns:
@@ -89,25 +94,32 @@ def token_contributions(
         raise InputError(f"unknown method {method!r}: expected one of {', '.join(METHODS)}")
     edit, control = as_edit(edit), checked_controls(control)
     drawn = {"permutations": as_integer(permutations, "permutations", least=1), "seed": as_integer(seed, "seed")}
-    where = edit.check(model, layers, strength, combine, positions, scoring=True)
-    places = [(one, one.check(model, **control_places(one, where, combine), scoring=True)) for one in control]
-    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    asked = _texts(prompts, "prompts")
     if not asked:
         raise DemonstrationError("expected at least one prompt")
+    pairs = None if continuations is None else _given(asked, _texts(continuations, "continuations"))
+    max_new_tokens = as_integer(max_new_tokens, "max_new_tokens", least=1)
+    where = edit.check(model, layers, strength, combine, positions, scoring=True)
+    places = [(one, one.check(model, **control_places(one, where, combine), scoring=True)) for one in control]
+    for one, at in [(edit, where), *places]:
+        check_parts(one, model, at, scoring=True)
     warn_of_overlap(edit, asked, "prompts")
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
-    if continuations is None:
-        where_asked = {"layers": layers, "strength": strength, "combine": combine, "positions": positions}
-        written = generate(model, asked, edit, **where_asked, max_new_tokens=max_new_tokens, **common)
-        pairs = _continued(asked, written)
+
+    def written(one: Edit, at: Where, who: str) -> _Texts:
+        with one.put(model, at):
+            found = generate(model, asked, max_new_tokens=max_new_tokens, **common)
+        return _Texts.of(Lens.of(model), _continued(asked, found, who), **common)
+
+    if pairs is None:
+        # All write before anything is measured, so that one that writes nothing is found at once.
+        texts = written(edit, where, "the edited model")
+        of_controls = [written(one, at, f"the model under control edit {i}") for i, (one, at) in enumerate(places)]
     else:
-        pairs = _given(asked, continuations)
-    texts = _Texts.of(Lens.of(model), pairs, **common)
+        texts, of_controls = _Texts.of(Lens.of(model), pairs, **common), []
     unedited, preferred = texts.log_probs(), texts.preferred()
 
     def measure(one: Edit, at: Where) -> TokenContributions:
-        check_parts(one, model, at, scoring=True)
-
         def worths(sets: Sequence[Coalition], what: str) -> Worths:
             found = {}
             for some in tracked(sets, what, len(sets), show=progress):
@@ -129,26 +141,42 @@ def token_contributions(
             details={name: value for name, value in told.items() if name != "sampling_errors"},
         )
 
-    return with_control(measure(edit, where), [measure(one, at) for one, at in places])
+    if pairs is not None:
+        return with_control(measure(edit, where), [measure(one, at) for one, at in places])
+    found = replace(measure(edit, where), own_texts=True)
+    if not places:
+        return found
+    effects = [own.change(model, one, at).mean() for own, (one, at) in zip(of_controls, places, strict=True)]
+    return replace(found, control_effects=torch.stack(effects))
 
 
-def _continued(prompts: Sequence[str], written: Sequence[str]) -> list[tuple[str, str]]:
+def _texts(given_texts: Any, name: str) -> list[str]:
+    """One text, or a list of them; raises InputError for anything else, naming the argument."""
+    found = [given_texts] if isinstance(given_texts, str) else given_texts
+    found = list(found) if isinstance(found, Iterable) and not isinstance(found, (bytes, Mapping)) else None
+    if found is None:
+        raise InputError(f"{name} {given(given_texts)}: expected a text or a list of texts")
+    if others := [one for one in found if not isinstance(one, str)]:
+        raise InputError(f"{name}: expected texts, got {given(others[0])} among them")
+    return found
+
+
+def _continued(prompts: Sequence[str], written: Sequence[str], who: str) -> list[tuple[str, str]]:
     """Prompts with what is written behind them, without those behind which nothing is."""
     found = [(prompt, text) for prompt, text in zip(prompts, written, strict=True) if text.strip()]
     if not found:
-        raise DemonstrationError(f"the edited model writes nothing behind any of {len(prompts)} prompts")
+        raise DemonstrationError(f"{who} writes nothing behind any of {len(prompts)} prompts")
     if len(found) < len(prompts):
         warnings.warn(
-            f"{len(prompts) - len(found)} of {len(prompts)} prompts are left out: nothing is written behind them",
+            f"{len(prompts) - len(found)} of {len(prompts)} prompts are left out: {who} writes nothing behind them",
             SeaLensWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return found
 
 
-def _given(prompts: Sequence[str], continuations: Iterable[str]) -> list[tuple[str, str]]:
+def _given(prompts: Sequence[str], texts: Sequence[str]) -> list[tuple[str, str]]:
     """Prompts with the continuations that the user gives."""
-    texts = [continuations] if isinstance(continuations, str) else list(continuations)
     if len(texts) != len(prompts):
         raise InputError(f"{len(texts)} continuations of {len(prompts)} prompts: expected one for each")
     return list(zip(prompts, texts, strict=True))
@@ -186,6 +214,13 @@ class _Texts:
         found = self._of_tokens(lambda batch: self.scorer.batch_log_probs(batch).double().cpu())
         check_log_probs(found)
         return found
+
+    def change(self, model: Any, edit: Edit, where: Where) -> Float[Tensor, " texts"]:
+        """Change of each text's log-probability by an edit, in nats."""
+        before = self.log_probs()
+        with edit.put(model, where):
+            after = self.log_probs()
+        return self.table(after - before).sum(1)
 
     def preferred(self) -> Int[Tensor, " tokens"]:
         """The most probable token at the place of every token, under the model as it is now."""

@@ -45,6 +45,9 @@ class TokenContributions(Contributions):
     Attributes:
         layers: the edited layers.
         texts: the continuations, token by token, one for each prompt.
+        own_texts: whether the edited model wrote them. Each control edit has then written its own, whose change as a
+            whole is in `control_effects`, and there are no `control_values`: this edit has chosen the tokens, and
+            comes first on them whatever the labels say.
         Others as in `Contributions`, with prompts in the place of contrasts; a text that has no token at a place
         contributes 0 there.
     """
@@ -52,6 +55,7 @@ class TokenContributions(Contributions):
     item_values: Float[Tensor, "prompts layers places"]
     layers: tuple[int, ...] = field(kw_only=True)
     texts: tuple[TextTokens, ...] = field(kw_only=True, repr=False)
+    own_texts: bool = field(default=False, kw_only=True)
 
     @property
     def labels(self) -> list[tuple[int, int]]:
@@ -62,6 +66,19 @@ class TokenContributions(Contributions):
         """The layer, and which token."""
         layer, place = label
         return f"layer {layer}, token {place + 1}"
+
+    def p_values(self, *, corrected: bool = False) -> Float[Tensor, "*parts"]:
+        """As in `Contributions`, of continuations that were given.
+
+        Raises:
+            InputError: there are no control edits, or the edited model wrote the texts.
+        """
+        if self.own_texts:
+            raise InputError(
+                "the edit has chosen these tokens, and comes first on them whatever the labels say: expected "
+                "effect_p_value, in which each control wrote its own text, or given continuations"
+            )
+        return super().p_values(corrected=corrected)
 
     def changes(self) -> Float[Tensor, "prompts places"]:
         """Change of each token's log-probability; 0 where a text has no token."""

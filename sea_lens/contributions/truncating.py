@@ -1,5 +1,6 @@
 """How few of an edit's net directions have its effect, and make its displacement (docs/method.md 8.6)."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ from ..measure.scorer import ScoringBatch
 from ..models.lens import HookFunction
 from ..spectral.edit import SpectralEdit
 from ..texts.items import Contrast
-from .direction_parts import spectral_edit
-from .study import Study
+from .direction_parts import ONE_SIDED, spectral_edit
+from .study import Study, activation_edit
 from .truncation_results import Truncation
 
 # Planes up to which every number of them is tried.
@@ -47,7 +48,8 @@ def truncation(
         model: a TransformerLens model.
         edit: a linear spectral edit.
         contrasts: what the effect is measured on.
-        layers, strength, combine, positions: as in `applied`.
+        layers, strength, combine, positions: as in `applied`; `combine` must use both sides, since planes are ordered
+            by what one side has more of, which says nothing of an edit by one side alone.
         sizes: numbers of planes to try, as `edit.truncated` takes them; by default every number up to 16, and from
             there on some of them.
         control: linear spectral edits to cut and measure in the same way, such as `sl.permuted` ones.
@@ -58,7 +60,8 @@ def truncation(
         The effect of each shorter edit with its interval, and the share of the whole displacement that it makes.
 
     Raises:
-        InputError: an edit, or a control, that is not spectral or acts through a feature map; sizes below 1.
+        InputError: an edit, or a control, that is not spectral or acts through a feature map; `combine` of one side
+            alone; sizes below 1.
         Otherwise as `effect`.
 
     Example:
@@ -67,13 +70,19 @@ def truncation(
         >>> abs(found.values[-1].item() - found.effect) < 1e-5, round(found.displacements.mean(0)[-1].item(), 3)
         (True, 1.0)
     """
-    edit, control = spectral_edit(edit), [spectral_edit(one) for one in checked_controls(control)]
+    edit = spectral_edit(activation_edit(model, edit, "truncation"))
+    control = [spectral_edit(one) for one in checked_controls(control)]
     taken = _sizes(sizes, max(max(pair) for pair in edit.ranks.values()))
-    shorter = [edit.truncated(k) for k in taken]
-    shorter_controls = [[one.truncated(k) for k in taken] for one in control]
     common: dict[str, Any] = {"batch_size": batch_size, "prepend_bos": prepend_bos}
     study = Study.of(model, edit, contrasts, layers, strength, combine, positions, **common)
+    if study.where.combine in ONE_SIDED:
+        raise InputError(
+            f"combine {study.where.combine!r}: planes are ordered by what one side has more of than the other, and "
+            f"this uses one side alone: expected one of {', '.join(c for c in edit.combines if c not in ONE_SIDED)}"
+        )
     study.check_control(control)
+    shorter = [edit.truncated(k) for k in taken]
+    shorter_controls = [[one.truncated(k) for k in taken] for one in control]
     controls = [[study.under(one).effects.mean().item() for one in some] for some in shorter_controls]
     return Truncation(
         sizes=taken,
@@ -96,8 +105,12 @@ def _sizes(sizes: Iterable[int] | None, most: int) -> tuple[int, ...]:
 
 
 def _displacements(study: Study, shorter: Sequence[SpectralEdit]) -> Float[Tensor, "layers sizes"]:
-    """Share of the displacement of each layer that each shorter edit makes, in the run under the whole edit."""
+    """Share of the displacement of each layer that each shorter edit makes, in the run under the whole edit.
+
+    NaN of a layer that is not moved but by rounding.
+    """
     whole = torch.zeros(len(study.layers), dtype=torch.float64)
+    lengths = torch.zeros(len(study.layers), dtype=torch.float64)
     missed = torch.zeros(len(study.layers), len(shorter), dtype=torch.float64)
     functions = study.activation_edit("truncation").functions(study.model, study.where)
     of_shorter = [one.functions(study.model, study.under(one).where) for one in shorter]
@@ -110,6 +123,7 @@ def _displacements(study: Study, shorter: Sequence[SpectralEdit]) -> Float[Tenso
             assert out is not None
             moved = _chosen(out - x, counted)
             whole[place] += moved.square().sum().item()
+            lengths[place] += _chosen(x, counted).square().sum().item()
             for size, one in enumerate(of_shorter):
                 cut = one[place][1](x)
                 assert cut is not None
@@ -123,10 +137,12 @@ def _displacements(study: Study, shorter: Sequence[SpectralEdit]) -> Float[Tenso
             hooks = [(name, watching(place, batch, one)) for place, (name, one) in enumerate(functions)]
             with torch.no_grad(), study.lens.hooks(hooks):
                 study.scorer.batch_log_probs(batch)
-        return [whole, missed]
+        return [whole, lengths, missed]
 
     summed(added)
-    return 1 - missed / rearrange(whole, "layers -> layers 1").clamp(min=1e-300)
+    rounding = torch.finfo(study.lens.dtype).eps ** 2 * lengths
+    moved = torch.where(whole > rounding, whole, math.nan)
+    return 1 - missed / rearrange(moved, "layers -> layers 1")
 
 
 def _counted(batch: ScoringBatch) -> Bool[Tensor, "batch pos"]:

@@ -1,15 +1,16 @@
 """How few directions carry an edit: the result (docs/method.md 8.6)."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from jaxtyping import Float
 from torch import Tensor
 
-from .._support.arguments import as_number
+from .._support.arguments import as_number, counted
 from .._support.resampling import bootstrap_bounds
 from ..measure.effects import effect_p_value
-from .recovery_results import fewest_that_keep
+from .shares import SharesOfEffect, fewest_that_keep
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Truncation:
+class Truncation(SharesOfEffect):
     """Effect and displacement of an edit of its k first net planes, from `truncation`.
 
     Attributes:
@@ -26,7 +27,8 @@ class Truncation:
         item_effects: effect of the whole edit on each contrast, in nats.
         item_values: effect of the edit of k planes.
         displacements: share of each layer's displacement that the k planes make: 1 − Σ|whole − of k planes|² /
-            Σ|whole|², over the tokens of the contrasts but the first of each text, in the run under the whole edit.
+            Σ|whole|², over the tokens of the contrasts but the first of each text, in the run under the whole edit; NaN
+            of a layer that the edit does not move.
         control_values: mean effect of each control edit, cut to k planes as well.
     """
 
@@ -38,24 +40,27 @@ class Truncation:
     control_values: Float[Tensor, "controls sizes"]
 
     @property
-    def effect(self) -> float:
-        """Δ: mean effect of the whole edit."""
-        return self.item_effects.mean().item()
-
-    @property
     def values(self) -> Float[Tensor, " sizes"]:
         """Mean effect of the edit of k planes."""
         return self.item_values.mean(0)
 
+    @property
+    def displacement(self) -> Float[Tensor, " sizes"]:
+        """Share of the displacement, mean over the layers that the edit moves; NaN where it moves none."""
+        return self.displacements.nanmean(0)
+
     def fewest(self, share: SupportsFloat = 0.8) -> int | None:
-        """The smallest k whose edit has this share of the effect; None where none has."""
-        return fewest_that_keep(as_number(share, "share"), self.sizes, self.values / self.effect)
+        """The smallest k whose edit has this share of the effect; None where none has.
+
+        It means nothing where the effect cannot be told from 0 (`tells_shares`), and is None where that is rounding.
+        """
+        return fewest_that_keep(as_number(share, "share"), self.sizes, self.shares(self.values))
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per k.
 
         Columns: k, effect with low and high in nats, share (of the whole effect), displacement (share of the whole one,
-        mean over layers); with controls control_low, control_high and p.
+        mean over the layers that are moved); with controls control_low, control_high and p.
         """
         import pandas as pd
 
@@ -65,8 +70,8 @@ class Truncation:
             "effect": self.values.numpy(),
             "low": low,
             "high": high,
-            "share": (self.values / self.effect).numpy(),
-            "displacement": self.displacements.mean(0).numpy(),
+            "share": self.shares(self.values).numpy(),
+            "displacement": self.displacement.numpy(),
         }
         if len(self.control_values):
             columns["control_low"] = self.control_values.amin(0).numpy()
@@ -84,12 +89,18 @@ class Truncation:
 
     def __str__(self) -> str:
         fewest = self.fewest()
-        told = (
-            "no number of planes that was tried has 0.8 of it" if fewest is None else f"{fewest} planes have 0.8 of it"
-        )
-        shares = self.displacements.mean(0).tolist()
+        has = "has" if fewest in (None, 1) else "have"
+        told = f"{'no number of planes that was tried' if fewest is None else counted(fewest, 'plane')} {has}"
         rows = "; ".join(
-            f"{k}: {value:+.3f} ({moved:.0%} of the displacement)"
-            for k, value, moved in zip(self.sizes, self.values.tolist(), shares, strict=True)
+            f"{k}: {value:+.3f} ({displaced(moved)})"
+            for k, value, moved in zip(self.sizes, self.values.tolist(), self.displacement.tolist(), strict=True)
         )
-        return f"Truncation over {len(self.item_effects)} contrasts: effect {self.effect:+.4g} nats, {told}; {rows}"
+        return (
+            f"Truncation over {counted(len(self.item_effects), 'contrast')}: effect {self.effect_interval} nats, "
+            f"{self.untold or f'{told} 0.8 of it'}; {rows}"
+        )
+
+
+def displaced(share: float) -> str:
+    """A share of the displacement in words."""
+    return "nothing is moved" if math.isnan(share) else f"{share:.0%} of the displacement"

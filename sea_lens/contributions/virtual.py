@@ -7,7 +7,7 @@ heads: how much of what a head writes lies along it, and what a head's scores an
 import functools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,11 @@ from .._support.significance import upper_p_values
 from ..edits.base import Edit
 from ..edits.where import LayerChoice
 from ..errors import InputError, SeaLensWarning, UnsupportedModelError
-from ..measure.effects import checked_controls
+from ..measure.effects import checked_controls, control_places
 from ..models.head_weights import READ, WRITE, HeadWeights, head_weights, written_weight
 from ..models.lens import Lens
 from ..spectral.direction_terms import Label
-from .direction_parts import DirectionParts, Part, chosen_basis, spectral_edit
+from .direction_parts import DirectionParts, Part, spectral_edit
 from .directions import check_control_ranks
 from .edges import is_parallel
 from .study import activation_edit
@@ -69,12 +69,15 @@ def virtual_weights(
 
     Returns:
         Strengths and ratios by (direction, to_layer, head, way). Writers are heads whose output enters the stream in
-        front of the edited point, readers those of the layers behind it. At site `z` a direction is what its own head
+        front of the edited point, readers those of the layers behind it; at `attn_out` heads of the edited layer alone
+        are terms of what is edited, at `mlp_out` none is. At site `z` a direction is what its own head
         writes by it, and has readers alone.
 
     Raises:
-        InputError: the edit is not a spectral one, or one through a feature map; a label that it does not have; a
-            control edit of another site, other ranks, or without a layer; or no head writes or reads at all.
+        InputError: the edit is not a spectral one, or one through a feature map; labels that are none, or that it does
+            not have; a control edit of another site, other ranks, through a feature map, or without a layer; or no
+            head writes or reads at all.
+        MismatchError: the edit, or a control, is for another model.
         UnsupportedModelError: nothing can be told of the model's heads; says why.
         Otherwise as `effect`.
 
@@ -88,14 +91,20 @@ def virtual_weights(
         ['k', 'q', 'v', 'write']
     """
     edit = spectral_edit(activation_edit(model, edit, "virtual_weights"))
+    if not edit.feature.is_identity:
+        raise InputError(
+            f"virtual_weights needs a linear edit: one through {edit.feature.name!r} has no net directions"
+        )
     control = [spectral_edit(other) for other in checked_controls(control)]
+    wanted = None if labels is None else _labels(labels)
     directions, draws = as_integer(directions, "directions", least=1), as_integer(draws, "draws", least=1)
     seed, where = as_integer(seed, "seed"), edit.check(model, layers, combine=combine)
-    chosen_basis(edit, where.combine, "net")
     check_control_ranks(edit, where.layers, control)
+    for other in control:
+        other.check(model, **control_places(other, where, combine))
     lens = Lens.of(model)
     taken = [DirectionParts(one, where.combine, "net") for one in (edit, *control)]
-    parts = _chosen(taken[0], where.layers, directions, labels)
+    parts = _chosen(taken[0], where.layers, directions, wanted)
     ways = {at: [_ways(lens, edit.site, part.label[0], at) for part in parts] for at in range(lens.n_layers)}
     needed = [at for at, of_parts in ways.items() if any(of_parts)]
     if not needed:
@@ -104,6 +113,8 @@ def virtual_weights(
     random = torch.randn(draws, lens.d_model, generator=generator, dtype=torch.float64)
     rows = [one for of_edit in taken for one in _rows(lens, of_edit, parts)]
     vectors = torch.cat([*rows, torch.nn.functional.normalize(random, dim=-1)])
+    if not vectors.isfinite().all():
+        raise UnsupportedModelError(f"model {lens.name!r}: what heads write by its weights is not finite")
     gathered = _Gathered(parts, [len(one) for one in rows], _drawn(parts, draws, generator))
     measured = head_weights(lens, needed, vectors)
     for at, weights in tracked(measured, "weights of heads", len(needed), show=progress):
@@ -121,7 +132,25 @@ def virtual_weights(
     return result
 
 
-def _chosen(taken: DirectionParts, layers: Sequence[int], most: int, labels: Iterable[Label] | None) -> list[Part]:
+def _labels(labels: Any) -> list[Label]:
+    """Labels of directions, each once.
+
+    Raises:
+        InputError: they are no list of tuples, or none is given; says what was expected.
+    """
+    expected = "expected a list of labels, such as (0, '+', 0)"
+    if not isinstance(labels, Iterable) or isinstance(labels, (str, bytes, Mapping)):
+        raise InputError(f"labels {given(labels)}: {expected}")
+    found = list(labels)
+    if not found:
+        raise InputError("labels: no label is given, and so no direction is asked for")
+    for label in found:
+        if not isinstance(label, (tuple, list)) or not all(isinstance(part, Hashable) for part in label):
+            raise InputError(f"labels: {given(label)} is no label: {expected}")
+    return list(dict.fromkeys(map(tuple, found)))
+
+
+def _chosen(taken: DirectionParts, layers: Sequence[int], most: int, labels: Sequence[Label] | None) -> list[Part]:
     """The wanted directions, that of the largest eigenvalue first.
 
     Raises:
@@ -131,10 +160,9 @@ def _chosen(taken: DirectionParts, layers: Sequence[int], most: int, labels: Ite
     if labels is None:
         return sorted((part for parts in of_layers for part in parts[:most]), key=_size)
     known = {part.label: part for parts in of_layers for part in parts}
-    wanted = list(dict.fromkeys(map(tuple, labels)))
-    if unknown := [label for label in wanted if label not in known]:
+    if unknown := [label for label in labels if label not in known]:
         raise InputError(f"{given(unknown[0])} is no net direction of the edit in layers {list(layers)}")
-    return sorted((known[label] for label in wanted), key=_size)
+    return sorted((known[label] for label in labels), key=_size)
 
 
 def _size(part: Part) -> float:

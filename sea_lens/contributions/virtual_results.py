@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from .._support.arguments import as_integer
+from .._support.arguments import as_integer, as_several, counted
 from .._support.significance import upper_p_values
 from ..errors import InputError
 from ..models.head_weights import READ, WAYS, WRITE
@@ -94,10 +94,10 @@ class VirtualWeights:
             way: one of "write", "q", "k" and "v", or several; all by default.
 
         Raises:
-            InputError: an unknown way.
+            InputError: an unknown way, or what is none.
         """
         k = as_integer(k, "k", least=0)
-        ways = WAYS if way is None else (way,) if isinstance(way, str) else tuple(way)
+        ways = list(WAYS) if way is None else as_several(way, "way", str)
         if unknown := [one for one in ways if one not in WAYS]:
             raise InputError(f"unknown way {unknown[0]!r}: expected one of {', '.join(WAYS)}")
         return [(self.entries[i], float(self.ratios[i])) for i in self._order(ways)[:k]]
@@ -164,4 +164,4 @@ class VirtualWeights:
                     f"the strongest {what} is head {layer}.{head}{by} along {name}, {self.ratios[i]:.2f} times a "
                     f"random direction ({beside})"
                 )
-        return f"VirtualWeights: of {len(self.directions)} directions {' and '.join(told)}"
+        return f"VirtualWeights: of {counted(len(self.directions), 'direction')} {' and '.join(told)}"

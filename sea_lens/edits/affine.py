@@ -62,12 +62,13 @@ class Affine(ActivationEdit):
 
 
 def affine_map(
-    arithmetic: Arithmetic, units: int, width: int, strength: float
+    arithmetic: Arithmetic, shape: tuple[int, int], strength: float
 ) -> tuple[Float64[Tensor, "units d d"], Float64[Tensor, "units d"]] | None:
     """M and b of an edit's arithmetic at a strength, read off at 0 and at unit vectors; None where it is not affine.
 
     Whether it is, is seen at vectors drawn at random, of several lengths.
     """
+    units, width = shape
     basis = torch.eye(width, dtype=torch.float64)[:, None].expand(width, units, width).contiguous()
     offset = arithmetic(torch.zeros(1, units, width, dtype=torch.float64), strength)[0]
     matrix = (arithmetic(basis, strength) - offset).permute(1, 2, 0).contiguous()

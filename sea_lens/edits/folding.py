@@ -144,7 +144,7 @@ def _exact_maps(edit: Any, where: "Where") -> dict[int, tuple[Tensor, Tensor]] |
     """The affine map of each layer; None where one of them is not affine."""
     maps = {}
     for layer, alpha in where.strengths.items():
-        found = affine_map(edit.arithmetic(layer, where.combine), *edit.shape, _number(alpha))
+        found = affine_map(edit.arithmetic(layer, where.combine), edit.shape, _number(alpha))
         if found is None:
             return None
         maps[layer] = found
@@ -200,7 +200,7 @@ def _scaled_maps(
         def scaled(x: Tensor, strength: Any, direction: Any = direction, scale: float = scale) -> Tensor:
             return x + strength * (scale * direction(x) - x)
 
-        found = affine_map(scaled, *edit.shape, alpha)
+        found = affine_map(scaled, edit.shape, alpha)
         if found is None:
             raise UnsupportedModelError(f"{type(edit).__name__} is no affine map but for lengths in layer {layer}")
         maps[layer] = found

@@ -11,6 +11,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from .._support.arguments import counted
 from .._support.significance import rank_p_values
 from .._support.statistics import Interval, bootstrap
 from ..edits.base import Edit, as_edit
@@ -97,7 +98,7 @@ class Effect:
             least, most = self.control_effects.min(), self.control_effects.max()
             beside = f", {len(self.control_effects)} controls {least:+.3f} to {most:+.3f}, p {self.p_value:.2g}"
         return (
-            f"effect {self.interval} nats over {len(self.items)} contrasts{beside} "
+            f"effect {self.interval} nats over {counted(len(self.items), 'contrast')}{beside} "
             f"(before {self.before:+.3f}, after {self.after:+.3f}; mass on the two answers "
             f"{self.before_mass.mean():.2f} → {self.after_mass.mean():.2f})"
         )

@@ -238,17 +238,18 @@ def _wrong(
     """By way, why sums over the basis do not tell what the heads do."""
     if missing := [kind for kind in SEEN if kind not in seen]:
         return dict.fromkeys(WAYS, f"its hook points of {', '.join(missing)} are never reached")
+    # NaN is within no tolerance.
     allowed = TOLERANCE if lens.dtype.itemsize >= 4 else HALF_TOLERANCE
     found: dict[str, str] = {}
     for way in READ:
         direct = seen[way][1:, 0] - seen[way][:1, 0]
         off = _off(direct.flatten(1), sums[way].readings[-PROBES:].flatten(1))
-        if off > allowed:
+        if not off <= allowed:
             found[way] = f"what is read of a sum is not the sum of what is read (off by {off:.1e})"
     behind = [seen[way][1:, 0] if norm is None else norm(seen[way][1:, 0]) for way, norm in norms.items()]
     query, key = (_each(one, lens.n_heads) for one in behind)
     off = _falling(seen["attn_scores"][1:, :, 0, 0], reduce(query * key, "rows heads a -> rows heads", "sum"))
-    if off > allowed:
+    if not off <= allowed:
         found |= dict.fromkeys((QUERY, KEY), f"scores do not rise with the product of query and key (by {off:.1e})")
     z = seen["z"][1:, 0]
     off = _off(z, _each(seen[VALUE][1:, 0], lens.n_heads))
@@ -257,8 +258,8 @@ def _wrong(
     written, output = written + attention_bias(lens, layer), seen["attn_out"][1:, 0].to(written)
     if norm is not None:
         written, output = norm.apply_linearly(written, torch.ones_like(written[:, :1])), output - norm.bias
-    off = max(off, _off(output, written))
-    if off > allowed:
+    off = torch.tensor([off, _off(output, written)]).max().item()
+    if not off <= allowed:
         found |= dict.fromkeys(
             (WRITE, VALUE), f"what is written is not what the weights make of values (off by {off:.1e})"
         )

@@ -10,6 +10,7 @@ import torch
 
 from .._support.arguments import as_integer
 from .._support.progress import tracked
+from ..edits.base import Edit
 from ..errors import InputError, SeaLensWarning
 from ..models.reading import Reading
 from ..texts.demonstrations import Demonstrations
@@ -139,6 +140,18 @@ def resampled(
         fitted = fit(covariance, rank=edit.ranks, centre=centre, spectrum_power=power)
         edits.append(replace(fitted, defaults=edit.defaults))
     return edits
+
+
+def has_other_digest(edit: Edit, demonstrations: Demonstrations) -> bool:
+    """Whether an edit knows that it was fitted from others than these, or from these in another order.
+
+    False where it does not know: of an edit without provenance, and of one that was fitted from several parts.
+    """
+    sources = edit.provenance.get("demonstrations") if isinstance(edit, SpectralEdit) else None
+    if not isinstance(sources, list) or len(sources) != 1 or not isinstance(sources[0], Mapping):
+        return False
+    known = sources[0].get("sha256")
+    return known is not None and known != demonstrations.digest
 
 
 def _refuse_other_edits(edit: Any, what: str) -> None:
