@@ -81,7 +81,7 @@ def pinned(name: str) -> dict[str, str]:
     return {"Python": python[1]} | dict(line.split("==") for line in lines[1:])
 
 
-@pytest.mark.parametrize("name", LOCKS)
+@pytest.mark.parametrize("name", [*LOCKS, "constraints-vllm.txt"])
 def test_a_lock_file_holds_versions_alone(name):
     # No addresses, no folders of the machine that wrote it, no builds for one kind of machine.
     assert [line for line in text(name).splitlines()[1:] if not re.fullmatch(r"[\w.-]+==[\w.]+", line)] == []

@@ -42,11 +42,16 @@ def _from_statistics(method: Callable[..., SavedEdit], own: Iterable[str] = ()) 
     return Method(fit, (*_CAPTURE, *own))
 
 
+def _lora(model: Any, demonstrations: Demonstrations, batch_size: int, **options: Any) -> SavedEdit:
+    """Trained with batches of its own: their size is part of what is trained, not of what fits into memory."""
+    return lora(model, demonstrations, **options)
+
+
 METHODS: Mapping[str, Method] = {
     "mean_difference": _from_statistics(mean_difference),
     "iti": Method(iti, ("heads",)),
     "leace": Method(leace, ("site", "layers", "position")),
-    "lora": Method(lora, ("rank", "layers")),
+    "lora": Method(_lora, ("rank", "layers")),
     "directional_ablation": _from_statistics(directional_ablation),
     "generalised_eigen": _from_statistics(generalised_eigen, ("rank",)),
     "angular_steering": _from_statistics(angular_steering),

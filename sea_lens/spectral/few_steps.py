@@ -13,6 +13,9 @@ from torch.autograd.forward_ad import unpack_dual
 from .._support.saturation import saturate
 from .arithmetic import LOW, ThinProducts, are_moderate, length
 
+# Rows that are looked at one by one.
+_FEW = 32
+
 
 def edit_few(
     x: Float[Tensor, "*batch d"], products: ThinProducts, strength: float | int
@@ -57,6 +60,11 @@ def _ratio(rows: Float[Tensor, "n d"], y: Float[Tensor, "n d"], rounding: float)
         return math.sqrt(squared / edited) if usual else None
     x_norm = length(rows)
     ratio = x_norm / length(y)
+    if len(rows) <= _FEW:
+        # Two lists take less time than the smallest and the largest of a tensor.
+        norms, ratios = x_norm.flatten().tolist(), ratio.flatten().tolist()
+        usual = all(2**-30 <= norm <= 2**30 for norm in norms) and all(one < 1 / least for one in ratios)
+        return ratio if usual else None
     return ratio if are_moderate(x_norm, 1) and ratio.max().item() < 1 / least else None
 
 
