@@ -112,7 +112,7 @@ def _huggingface(model: Any, *, in_place: bool) -> Any:
     if lens.processing:
         raise UnsupportedModelError(f"the weights of {lens.name!r} are processed ({', '.join(lens.processing)})")
     if lens.backend == "bridge":
-        return copy.deepcopy(unwrapped(model)).eval()
+        return _as_configured(copy.deepcopy(unwrapped(model)).eval())
     if lens.source is None:
         raise UnsupportedModelError(
             f"where the weights of {lens.name!r} came from is not known: expected a model that sl.load_model loaded, "
@@ -121,7 +121,29 @@ def _huggingface(model: Any, *, in_place: bool) -> Any:
     from transformers import AutoModelForCausalLM
 
     loaded: Any = AutoModelForCausalLM.from_pretrained(lens.source, dtype=lens.dtype)
-    return loaded.to(lens.device).eval()
+    loaded = loaded.to(lens.device).eval()
+    probe = Probe.of(lens.d_vocab, lens.n_ctx)
+    with torch.no_grad():
+        ours = lens.forward(probe.tokens[:1], torch.ones_like(probe.tokens[:1]))[0].float().cpu()
+    (theirs,) = logits_of(loaded, [probe.tokens[0].tolist()])
+    if not (ours - theirs).abs().max() <= _LIMITS.get(lens.dtype, 1e-1) * theirs.abs().max():
+        raise UnsupportedModelError(
+            f"the weights of {lens.name!r} are not those of {lens.source} any more: expected the Hugging Face model"
+        )
+    return loaded
+
+
+def _as_configured(hf_model: Any) -> Any:
+    """The model without weights that its configuration does not have, such as the bias of 0 that a bridge adds."""
+    with torch.device("meta"):
+        own = set(type(hf_model)(hf_model.config).state_dict())
+    for name in set(hf_model.state_dict()) - own:
+        path, _, last = name.rpartition(".")
+        module = hf_model.get_submodule(path)
+        module._buffers.pop(last, None)
+        # As torch's own layers have a bias that is not there.
+        module.register_parameter(last, None)
+    return hf_model
 
 
 def _probe(plain: PlainModel) -> list[tuple[Tensor, Tensor]]:
