@@ -108,45 +108,47 @@ def test_the_scale_of_an_edit_that_keeps_norms_is_the_best_one(loaded):
     assert sl.effect(model, edit, tiny.contrasts(), layers=[1]).before == pytest.approx(unedited)
 
 
+SCRIPT = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+found = []
+for folder, rows in json.load(open(sys.argv[1])):
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    AutoTokenizer.from_pretrained(folder)
+    for ids in rows:
+        given = torch.tensor([ids])
+        out = model.generate(
+            input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=16, do_sample=False
+        )
+        found.append(out[0, len(ids):].tolist())
+assert not any(one.startswith(("sea_lens", "transformer_lens")) for one in sys.modules)
+print(json.dumps(found))
+"""
+
+
 def test_a_folded_model_runs_with_transformers_alone_and_its_text_is_the_edited_models(shared, tmp_path):
-    models = [("testbed", str(sl.testbed.PATH))]
-    if (shared / "models" / "stories260K").is_dir():
-        models.append(("stories", str(shared / "models" / "stories260K")))
-    for name, path in models:
-        model = sl.load_model(path)
-        bed = name == "testbed"
-        demos = list(sl.testbed.load().demonstrations)[:200] if bed else _stories()
+    bed = sl.testbed.load()
+    cases = [(bed.model, list(bed.demonstrations)[:200], ["Q: what is the river of Delkeld ? A:"])]
+    if (stories := shared / "models" / "stories260K").is_dir():
+        cases.append((sl.load_model(stories), _stories(), ["Once upon a time", "The little dog"]))
+    asked, wanted = [], []
+    for place, (model, demos, prompts) in enumerate(cases):
+        folder = tmp_path / str(place)
         edit = sl.fit(sl.capture(model, demos, progress=False), rank=4)
-        prompts = ["Q: what is the river of Delkeld ? A:"] if bed else ["Once upon a time", "The little dog"]
-        folded = edit.fold(model, combine="average", strength=0.5)
         # In several files, as large models are.
-        folded.save_pretrained(tmp_path / name, max_shard_size="300KB")
-        Lens.of(model).tokenizer.save_pretrained(tmp_path / name)
-        assert len(list((tmp_path / name).glob("*.safetensors"))) > 1
-        script = (
-            "import sys, json\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-            f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path / name)!r}).eval()\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / name)!r})\n"
-            "found = []\n"
-            f"for ids in {[model.to_tokens(prompt, prepend_bos=True)[0].tolist() for prompt in prompts]!r}:\n"
-            "    import torch\n"
-            "    given = torch.tensor([ids])\n"
-            "    out = model.generate(input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=16,\n"
-            "                         do_sample=False)\n"
-            "    found.append(out[0, len(ids):].tolist())\n"
-            "assert not any(one.startswith(('sea_lens', 'transformer_lens')) for one in sys.modules)\n"
-            "print(json.dumps(found))\n"
-        )
-        # Away from this folder, so that nothing of it can be imported.
-        printed = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
-        ).stdout
-        found = json.loads(printed.splitlines()[-1])
-        wanted = sl.generate(
-            model, prompts, edit, combine="average", strength=0.5, max_new_tokens=16, return_tokens=True
-        )
-        assert [row[: len(one)] for row, one in zip(found, wanted, strict=True)] == wanted
+        edit.fold(model, combine="average", strength=0.5).save_pretrained(folder, max_shard_size="300KB")
+        Lens.of(model).tokenizer.save_pretrained(folder)
+        assert len(list(folder.glob("*.safetensors"))) > 1
+        asked.append((str(folder), [model.to_tokens(prompt, prepend_bos=True)[0].tolist() for prompt in prompts]))
+        options: dict[str, Any] = {"combine": "average", "strength": 0.5, "max_new_tokens": 16}
+        wanted += sl.generate(model, prompts, edit, **options, return_tokens=True)
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    # Away from this folder, so that nothing of it can be imported.
+    command = [sys.executable, "-c", SCRIPT, "asked.json"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    found = json.loads(printed.splitlines()[-1])
+    assert [row[: len(one)] for row, one in zip(found, wanted, strict=True)] == wanted
 
 
 def _stories() -> list[sl.Demonstration]:
