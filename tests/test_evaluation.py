@@ -717,3 +717,21 @@ def test_a_real_model_answers_real_questions(shared, backend):
         model, "crows_pairs", data / "crows_pairs" / "crows_pairs_anonymized.csv", limit=5, progress=False
     )
     assert all(item["log_prob_more"] < 0 for item in pairs.items)
+
+
+def test_scores_are_reported_to_whoever_asks(model, tmp_path):
+    rows = [
+        {"query": sentence(i, 4), "choices": [sentence(50 + i, 1), sentence(90 + i, 2)], "gold": i % 2}
+        for i in range(6)
+    ]
+    path = tmp_path / "choices.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told: list[Any] = []
+    found = sl.evaluate(model, "capability", path, progress=False, report=told.append)
+    assert told == [{f"capability/{name}": value for name, value in found.scores.items()}]
+    task = sl.Task.read("capability", path)
+    trials: list[Any] = []
+    grid: dict[str, Any] = {"energies": (0.9,), "centres": (False,), "strengths": (0.5, 1.0)}
+    tuned = sl.tune(model, demonstrations(), task, maximise="accuracy", **grid, progress=False, report=trials.append)
+    assert [one["strength"] for one in trials] == [0.5, 1.0]
+    assert [one["accuracy"] for one in trials] == tuned.table["accuracy"].tolist()

@@ -247,9 +247,15 @@ def test_a_model_with_adapters_is_edited_behind_them(both):
     model, _, _ = both("llama")
     edit, tokens = tiny.fitted(model, rank=4), tiny.tokens()
     fresh = AutoModelForCausalLM.from_pretrained(folder_of(model)).eval()
-    adapted = get_peft_model(fresh, LoraConfig(target_modules=["down_proj", "q_proj"], init_lora_weights=False)).eval()
+    # Edited before there were adapters, so that the places were found in other modules.
+    sl.hf.install(fresh, tiny.fitted(model, site="z", rank=2)).remove()
+    adapted = get_peft_model(
+        fresh, LoraConfig(target_modules=["down_proj", "q_proj", "o_proj"], init_lora_weights=False)
+    ).eval()
     merged = AutoModelForCausalLM.from_pretrained(folder_of(model)).eval()
-    merged = get_peft_model(merged, LoraConfig(target_modules=["down_proj", "q_proj"], init_lora_weights=False)).eval()
+    merged = get_peft_model(
+        merged, LoraConfig(target_modules=["down_proj", "q_proj", "o_proj"], init_lora_weights=False)
+    ).eval()
     merged.load_state_dict(adapted.state_dict())
     merged = merged.merge_and_unload()
     with torch.no_grad(), sl.hf.applied(adapted, edit, **WHERE), sl.hf.applied(merged, edit, **WHERE):

@@ -3,14 +3,14 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, TypeAlias
 
 from .._support.arguments import as_integer
 from .._support.json_files import plain
-from .._support.processes import count, shared
+from .._support.processes import count, is_first, shared
 from .._support.progress import tracked
 from .._support.text_rows import has_half_character
 from .._support.versions import versions
@@ -34,6 +34,8 @@ from .results import Evaluation
 
 # Items that are scored in one go, and noted in the journal together.
 PART = 64
+Report: TypeAlias = Callable[[Mapping[str, Any]], object]
+"""What is told of numbers as they come, by name; a tracker of experiments, or anything else."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def evaluate(
     journal: str | os.PathLike[str] | None = None,
     progress: bool = True,
     seed: SupportsIndex = 0,
+    report: Report | None = None,
 ) -> Evaluation:
     """Run a benchmark on a model, with an edit in it if one is given.
 
@@ -139,6 +142,8 @@ def evaluate(
             with the same results; delete it when they are safe.
         progress: show a progress bar.
         seed: of the bootstrap intervals.
+        report: called at the end with the scores by "benchmark/score", as trackers of experiments take them
+            (`report=wandb.log`).
 
     Returns:
         Scores with intervals, and one row for each item.
@@ -225,7 +230,10 @@ def evaluate(
             if notes is not None:
                 notes.add(len(finished), found)
             finished.append(found)
-    return Evaluation(chosen, [row for found in finished for row in found], provenance, seed)
+    evaluation = Evaluation(chosen, [row for found in finished for row in found], provenance, seed)
+    if report is not None and is_first():
+        report({f"{chosen.name}/{name}": value for name, value in evaluation.scores.items()})
+    return evaluation
 
 
 def _noted(notes: Journal | None, number: int, part: Sequence[Item]) -> list[dict[str, Any]] | None:

@@ -7,6 +7,7 @@ from typing import Any, SupportsIndex
 
 from .._support.arguments import as_integer, as_number
 from .._support.json_files import plain
+from .._support.processes import is_first
 from .._support.progress import tracked
 from .._support.statistics import Interval
 from .._support.versions import versions
@@ -28,7 +29,7 @@ from .choosing import check_choose, check_scores, check_tasks, choose_setting, c
 from .fingerprints import model_identity
 from .journal import Journal
 from .results import Evaluation, compare
-from .run import Task, evaluate
+from .run import Report, Task, evaluate
 from .tuning_results import Tuning
 
 
@@ -53,6 +54,7 @@ def tune(
     progress: bool = True,
     journal: str | os.PathLike[str] | None = None,
     store: str | os.PathLike[str] | None = None,
+    report: Report | None = None,
 ) -> Tuning:
     """Try every setting of a grid on a dev split and take the best that a budget allows.
 
@@ -79,6 +81,7 @@ def tune(
         progress: show a progress bar.
         journal: a file in which finished settings are noted. A tuning that was interrupted goes on from it, and ends
             with the same results; delete it when they are safe.
+        report: called with each setting and its scores as they are known, as trackers of experiments take them.
         store: a folder to keep the activations of the demonstrations in, as in `capture`. Without it, sums over as many
             demonstrations as activations are wide, or more, are in memory for all sites and feature maps at once.
 
@@ -149,6 +152,8 @@ def tune(
         scores = _noted(notes, number, tried, unedited)
         allowed = all(scores[name] <= limit for name, limit in limits.items())
         rows.append({**options, **applied, **scores, "allowed": allowed})
+        if report is not None and is_first():
+            report(rows[-1])
     table = pd.DataFrame(rows)
     rule = f"largest {maximise}" + "".join(f", {name} at most {limit:g}" for name, limit in limits.items())
     if not table["allowed"].any():

@@ -167,7 +167,7 @@ class PlainModel(LanguageModel):
             InputError: the model drops out units at random.
             UnsupportedModelError: it cannot be run on a few tokens, or its blocks do not run once each, in order.
         """
-        if self._places is None:
+        if self._places is None or not self._are_there():
             self.refuse_dropout()
             try:
                 with self.observer.set_aside():
@@ -182,6 +182,11 @@ class PlainModel(LanguageModel):
                 )
             self._places = found
         return self._places
+
+    def _are_there(self) -> bool:
+        """Whether the modules of the places are those that run: adapters may have been put around them since."""
+        modules = dict(self.model.named_modules())
+        return all(modules.get(one.path) is one.module for sites in self._places or () for one in sites.values())
 
     def refuse_dropout(self) -> None:
         """Refuse a model whose passes are random.
