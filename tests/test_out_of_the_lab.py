@@ -97,7 +97,7 @@ def test_controls_are_written_and_an_effect_stands_beside_them(run, files, kind)
     needed = [] if kind == "random" else ["--model", files["model"], "--demonstrations", files["demos"]]
     code, _, error = run("control", "--edit", files["edit"], "--out", out, "--kind", kind, "--draws", 3, *needed)
     assert code == 0, error
-    edits = [sl.load_edit(path) for path in sorted(out.glob("*.safetensors"))]
+    edits = [sl.SpectralEdit.load(path) for path in sorted(out.glob("*.safetensors"))]
     own = sl.SpectralEdit.load(files["edit"])
     assert len(edits) == 3
     assert all(isinstance(one, sl.SpectralEdit) and one.ranks == own.ranks for one in edits)
@@ -139,7 +139,7 @@ def test_export_writes_a_checkpoint_that_does_what_the_edit_does(run, files):
     code, printed, error = run(*arguments, "--combine", "average", "--shard-size", "40KB")
     assert code == 0, error
     assert "exact" in printed
-    tokens, edit = tiny.tokens(), sl.load_edit(files["edit"])
+    tokens, edit = tiny.tokens(), sl.SpectralEdit.load(files["edit"])
     found = AutoModelForCausalLM.from_pretrained(out).eval()
     with torch.no_grad(), edit.applied(files["loaded"], combine="average"):
         expected = files["loaded"](tokens, return_type="logits")
@@ -164,7 +164,7 @@ def test_export_tells_how_near_the_scaled_fold_is(run, files):
     assert "KL to the edited model" in printed
     about = json.loads((out / "sea_lens.json").read_text())
     assert set(about["scales"]) == {"1", "2"}
-    edit = sl.load_edit(files["edit"])
+    edit = sl.SpectralEdit.load(files["edit"])
     effect = sl.effect(files["loaded"], edit, contrasts()).effect
     assert about["effects"]["edit"] == pytest.approx(effect, abs=1e-5)
     # What the file says of the folded weights, measured on the checkpoint itself.
@@ -205,7 +205,7 @@ def test_the_harness_by_command_finds_what_evaluate_finds(run, files, edited):
     assert code == 0, error
     assert "local_choices" in printed
     found = json.loads((out / "results.json").read_text())
-    edit = sl.load_edit(files["edit"]) if edited else None
+    edit = sl.SpectralEdit.load(files["edit"]) if edited else None
     options = {"edit": edit, "strength": 2.0} if edited else {}
     ours = sl.evaluate(files["loaded"], "capability", data, **options, progress=False)
     assert found["results"]["local_choices"]["acc,none"] == ours.scores["accuracy"]
@@ -213,7 +213,7 @@ def test_the_harness_by_command_finds_what_evaluate_finds(run, files, edited):
     for item, sample in zip(ours.items, samples, strict=True):
         scores = [float(response[0][0]) for response in sample["resps"]]
         assert scores == pytest.approx(item["log_probs"], abs=1e-4)
-    assert found["sea_lens"]["edit"]["sha256"] == (sl.load_edit(files["edit"]).digest if edited else None)
+    assert found["sea_lens"]["edit"]["sha256"] == (sl.SpectralEdit.load(files["edit"]).digest if edited else None)
     if edited:
         return
     # Lists all that the harness has.

@@ -213,6 +213,9 @@ def test_the_demo_finds_an_effect_above_its_control(bed, tmp_path, monkeypatch):
     for name in ("layers_path", "layers_shapley", "layers_only_one", "heads_necessity"):
         assert found[name].effect == pytest.approx(effect.mean, abs=1e-6)
     demo_report.write_demo(result, bed, tmp_path)
+    saved = sl.load_edit(tmp_path / "edit.safetensors")
+    remembered = sl.effect(bed.model, saved, bed.behaviours["truth"].asked("test"))
+    assert remembered.effect == pytest.approx(result.spectral.effect.effect, abs=1e-5)
     written = json.loads((tmp_path / "results.json").read_text())
     assert written["spectral"]["effect"]["interval"]["mean"] == effect.mean
     assert written["verdict"].startswith("The edit moves the model towards the truth")

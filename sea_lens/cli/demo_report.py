@@ -19,6 +19,8 @@ from ..testbed.demo import DemoResult, MethodResult
 from .attribution import contribution_numbers, section
 from .files import markdown_table, spectra_figure
 
+# The edit, with the layers and the strength that were chosen for it.
+EDIT = "edit.safetensors"
 FIGURES = {
     "comparison.png": "The edit beside its controls, on the test questions",
     "effect.png": "Contrast of every test question, before and after",
@@ -161,7 +163,7 @@ def print_demo(result: DemoResult, folder: Path, console: Console) -> None:
             highlight=False,
         )
     console.print(verdict(result), highlight=False, style="bold")
-    console.print(f"Report: {folder / 'report.md'}", highlight=False)
+    console.print(f"Report: {folder / 'report.md'}; the edit: {folder / EDIT}", highlight=False)
 
 
 def _cell(text: str, *, narrow: bool) -> str:
@@ -178,7 +180,7 @@ def _shuffled(result: DemoResult) -> list[float]:
 
 
 def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
-    """Write results.json, report.md and the figures; the same bytes every time on one machine."""
+    """Write results.json, report.md, the edit and the figures; the same bytes every time on one machine."""
     from ..plots import edits as plots
 
     effects = {
@@ -217,6 +219,7 @@ def write_demo(result: DemoResult, bed: Testbed, folder: Path) -> None:
             "versions": versions(),
         },
     )
+    result.edit.save(folder / EDIT)
     write_atomically(folder / "report.md", _markdown(result))
 
 

@@ -103,7 +103,9 @@ def run_demo(bed: Testbed, name: str = "truth", *, anew: bool = False, progress:
         chosen = choose(bed, behaviour, progress=progress)
     else:
         chosen = as_noted(bed, behaviour, record, progress=progress)
-    edit, acting = chosen.edit, where(chosen.options)
+    acting = where(chosen.options)
+    # Whoever takes it from here applies it as it was chosen.
+    edit = chosen.edit.with_defaults(**acting)
 
     test = contrast_scorer(model, behaviour.asked("test"), batch_size=BATCH_SIZE)
     measure = _test_measure(bed, behaviour, test)
