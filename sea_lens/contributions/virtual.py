@@ -212,7 +212,7 @@ class _Gathered:
         drawn: which random directions stand beside each.
     """
 
-    def __init__(self, parts: Sequence[Part], lengths: Sequence[int], drawn: Sequence[Int[Tensor, "draws n"]]) -> None:
+    def __init__(self, parts: Sequence[Part], lengths: Sequence[int], drawn: Sequence[Int[Tensor, "draws _"]]) -> None:
         self._parts, self._lengths, self._drawn = parts, lengths, drawn
         self._draws = len(drawn[0])
         self._entries: list[Entry] = []
