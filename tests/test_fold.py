@@ -187,7 +187,7 @@ def test_what_no_weights_can_hold_is_refused_by_name(loaded, tmp_path):
     edit = tiny.fitted(model, rank=4)
     with pytest.raises(sl.InputError, match=r"combine 'norm' keeps the length.*combine='average'.*demonstrations"):
         edit.fold(model)
-    with pytest.raises(sl.InputError, match="all positions"):
+    with pytest.raises(sl.InputError, match="positions='all'"):
         edit.with_defaults(positions="prompt").fold(model, combine="average")
     with pytest.raises(sl.InputError, match="got a tensor"):
         edit.fold(model, combine="average", strength=torch.ones(3))
@@ -218,6 +218,48 @@ def _config(folder: Path):
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(folder)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_a_model_with_adapters_is_refused_before_anything_is_written(loaded):
+    peft = pytest.importorskip("peft")
+    model, folder = loaded("llama")
+    hf_model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    config = peft.LoraConfig(target_modules=["down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(hf_model, config).eval()
+    edit = tiny.fitted(model, rank=4)
+    before = adapted(tiny.tokens()).logits
+    for given in (adapted, adapted.get_base_model()):
+        with pytest.raises(sl.UnsupportedModelError, match="merge_and_unload"):
+            edit.fold(given, combine="average", in_place=True)
+    torch.testing.assert_close(adapted(tiny.tokens()).logits, before, rtol=0, atol=0)
+    merged = adapted.merge_and_unload()
+    assert edit.fold(merged, combine="average").sea_lens_fold.is_exact
+
+
+def test_a_fold_in_place_that_fails_leaves_the_model_as_it_was(loaded, monkeypatch):
+    model, folder = loaded("llama")
+    edit, tokens = tiny.fitted(model, rank=4, centre=True), tiny.tokens()
+    hf_model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    before, names = hf_model(tokens).logits, set(hf_model.state_dict())
+    monkeypatch.setattr("sea_lens.edits.folding._LIMITS", {torch.float32: 0.0})
+    with pytest.raises(sl.UnsupportedModelError, match="other logits"):
+        edit.fold(hf_model, combine="average", in_place=True)
+    torch.testing.assert_close(hf_model(tokens).logits, before, rtol=0, atol=0)
+    assert set(hf_model.state_dict()) == names
+    assert hf_model.config.mlp_bias is False
+    monkeypatch.undo()
+    # And one that does not fail changes this very model, biases included.
+    assert edit.fold(hf_model, combine="average", in_place=True) is hf_model
+    assert hf_model.config.mlp_bias is True
+    assert hf_model.model.layers[0].mlp.gate_proj.bias.abs().max() == 0
+
+
+def test_rotations_stay_in_float32_where_a_model_gets_biases(loaded):
+    model, folder = loaded("llama")
+    half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    folded = tiny.fitted(model, rank=4, centre=True).fold(half, combine="average")
+    assert folded.model.rotary_emb.inv_freq.dtype == half.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
 def test_a_matrix_that_two_layers_share_is_refused(loaded):

@@ -175,13 +175,21 @@ def test_what_is_pushed_is_pulled_byte_by_byte(hub, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_other_methods_are_pushed_and_pulled_and_what_is_not_there_is_one_clear_error(hub, tmp_path):
+def test_other_methods_are_pushed_and_pulled_and_what_is_not_there_is_one_clear_error(hub, tmp_path, monkeypatch):
     folder = tiny.save_tiny_model("llama", tmp_path / "llama")
     model = sl.load_model(folder)
     edit = sl.mean_difference(sl.capture(model, tiny.demonstrations(), progress=False))
     edit.push_to_hub("user/mean")
     pulled = sl.MeanDifference.from_pretrained("user/mean")
     assert pulled.digest == edit.digest
+    # Its card offers what works: at positions of its own no server has it.
+    told = hub.files["user/mean"]["README.md"].decode()
+    assert 'sl.MeanDifference.from_pretrained("user/mean")' in told
+    assert "vllm serve" not in told
+    with monkeypatch.context() as unplugged:
+        unplugged.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(sl.FileError, match="user/mean on the hub"):
+            edit.push_to_hub("user/mean")
     with pytest.raises(sl.FileError, match="user/nothing on the hub"):
         sl.SpectralEdit.from_pretrained("user/nothing")
     hub.files["user/empty"] = {}

@@ -224,6 +224,30 @@ def test_a_function_of_positions_follows_the_beams(both):
     assert cached != generated(hf_model, prompts, num_beams=3)
 
 
+@pytest.mark.parametrize("positions", ["prompt", "from_last_prompt", "last_prompt"])
+@pytest.mark.model
+def test_a_prompt_that_is_read_in_parts_or_drafted_behind_is_known_whole(both, positions):
+    model, hf_model, _ = both("llama")
+    edit, where = tiny.fitted(model, rank=4), {"strength": 4.0, "positions": positions}
+    prompt = [[5, 9, 13, 17, 8, 5, 9]]
+    with sl.hf.applied(hf_model, edit, **where):
+        expected = generated(hf_model, prompt)
+        assert generated(hf_model, prompt, prompt_lookup_num_tokens=2) == expected
+        assert generated(hf_model, prompt, prefill_chunk_size=3) == expected
+        # Another generation of another length, behind one that somebody else's method began.
+        assert generated(hf_model, [prompt[0][:4]]) == generated(hf_model, [prompt[0][:4]], use_cache=False)
+
+
+@pytest.mark.model
+def test_a_mask_that_is_given_by_place_is_heeded(both):
+    model, hf_model, _ = both("llama")
+    edit = tiny.fitted(model, rank=4)
+    ids, mask = torch.tensor([[5, 9, 13, 0, 0], [7, 8, 9, 10, 11]]), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    with torch.no_grad(), sl.hf.applied(hf_model, edit, strength=3.0, positions="last_prompt"):
+        found, expected = hf_model(ids, mask).logits, hf_model(input_ids=ids, attention_mask=mask).logits
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.model
 def test_a_pipeline_runs_with_the_edit(both):
     model, hf_model, tokenizer = both("llama")

@@ -31,6 +31,7 @@ def run(
         Path | None, typer.Option("--demonstrations", help="What it was fitted from; not for random.")
     ] = None,
     form: opt.FormatOption = "jsonl",
+    limit: opt.LimitOption = None,
     batch_size: opt.BatchSizeOption = 16,
     backend: opt.BackendOption = "auto",
     device: opt.DeviceOption = None,
@@ -51,6 +52,8 @@ def run(
             raise InputError(f"{', '.join(given)}: random subspaces are drawn from the edit alone: expected neither")
     elif missing := [name for name, value in needed.items() if value is None]:
         raise InputError(f"--kind {kind}: the edit is fitted anew: expected {' and '.join(missing)}")
+    if out.is_dir() and any(out.glob("*.safetensors")):
+        raise InputError(f"--out {out}: it holds edits already, which would be taken for controls of this one")
     folder = output_folder(out, {"--edit": edit, **needed})
     paths = [folder / f"{kind}_{number:0{len(str(draws - 1))}}.safetensors" for number in range(draws)]
     for path in paths:
@@ -59,7 +62,7 @@ def run(
     if model is None or demonstrations is None:
         edits = [randomised(loaded, seed * draws + number).with_defaults() for number in range(draws)]
     else:
-        demos = opt.read_demonstrations(demonstrations, form, None)
+        demos = opt.read_demonstrations(demonstrations, form, limit)
         opened = opt.open_model(model, backend, device, dtype, device_map, max_memory)
         made = permuted if kind == "permuted" else resampled
         edits = made(opened, loaded, demos, draws, seed, batch_size=batch_size, progress=True)

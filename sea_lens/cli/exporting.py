@@ -17,6 +17,7 @@ from ..models.huggingface import failures_named, load_tokenizer, quiet
 from ..models.load import DTYPES, resolved
 from ..testbed.bed import PATH as TESTBED
 from . import options as opt
+from .files import output_folder
 
 console = Console()
 ABOUT = "sea_lens.json"
@@ -29,6 +30,7 @@ def run(
     layers: opt.LayersOption = None,
     strength: opt.StrengthOption = None,
     combine: opt.CombineOption = None,
+    positions: opt.PositionsOption = None,
     demonstrations: Annotated[
         Path | None,
         typer.Option("--demonstrations", help="Where the edit keeps norms: what the scale of each layer is fitted to."),
@@ -48,15 +50,18 @@ def run(
     --demonstrations for the nearest one, of which is told how near it is.
     """
     opt.check_format(form)
-    loaded, where = opt.edit_and_where(edit, layers, strength, combine, None)
+    loaded, where = opt.edit_and_where(edit, layers, strength, combine, positions)
     if not isinstance(loaded, SavedActivationEdit):
         raise InputError(f"--edit {edit}: {type(loaded).__name__} acts on the {loaded.site}, which no fold writes")
     _refuse_full(out)
+    out = output_folder(out, {"--edit": edit, "--model": model, "--demonstrations": demonstrations})
     demos = None if demonstrations is None else opt.read_demonstrations(demonstrations, form, limit)
     items = None if contrasts is None else opt.read_contrasts(contrasts, None)
     name = resolved(str(TESTBED) if model == "testbed" else model)
+    with quiet():
+        tokenizer = load_tokenizer(name)
     hf_model = _load(name, dtype, device)
-    options = {key: where[key] for key in ("layers", "strength", "combine")}
+    options = {key: where[key] for key in ("layers", "strength", "combine", "positions")}
     folded = loaded.fold(hf_model, demonstrations=demos, **options, in_place=True)
     report: Fold = folded.sea_lens_fold
     console.print(str(report), highlight=False, markup=False, soft_wrap=True)
@@ -70,10 +75,9 @@ def run(
     }
     if items is not None:
         about["effects"] = _effects(name, device, loaded, report, items, options)
-    out.mkdir(parents=True, exist_ok=True)
     with quiet():
         folded.save_pretrained(out, max_shard_size=shard_size)
-        load_tokenizer(name).save_pretrained(out)
+        tokenizer.save_pretrained(out)
     write_json(out / ABOUT, plain({**about, "versions": versions()}))
     console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
 

@@ -1,8 +1,12 @@
 """The card of an edit: what it is, how it was made, what it does and how it is used, as Markdown."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+# What may stand in a card's head and code: a name as the hub has them, or of a folder.
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def card(edit: Any, file: str, repo_id: str | None = None, results: Mapping[str, Any] | None = None) -> str:
@@ -16,7 +20,8 @@ def card(edit: Any, file: str, repo_id: str | None = None, results: Mapping[str,
             as it says itself, with its interval and its controls.
     """
     model, name = edit.provenance.get("model", {}), repo_id or "user/name"
-    base = model.get("name", "unknown")
+    base = model.get("name")
+    base = base if isinstance(base, str) and _NAME.fullmatch(base) else "unknown"
     head = ["---", "library_name: sea-lens", "tags:", "- sea-lens", "- activation-editing", "- steering"]
     # The hub links models by names of its own alone, which have an owner.
     head += [f"base_model: {base}", "base_model_relation: adapter"] if "/" in base else []
@@ -28,7 +33,7 @@ def card(edit: Any, file: str, repo_id: str | None = None, results: Mapping[str,
             f"# An edit of {base}",
             "",
             f"{_kind(edit)} at `{edit.site}` of layers {_ranges(edit.layers)}, made by sea_lens.",
-            "It changes what the model computes while it runs; weights stay as they are.",
+            "It changes what the model computes for as long as it is applied.",
             "",
             "## What it is",
             "",
@@ -40,7 +45,7 @@ def card(edit: Any, file: str, repo_id: str | None = None, results: Mapping[str,
             "",
             "## How to use it",
             "",
-            *_usage(name, file, base, hub=repo_id is not None),
+            *_usage(edit, name, file, base, hub=repo_id is not None),
         ]
     )
 
@@ -52,7 +57,7 @@ def _kind(edit: Any) -> str:
 def _facts(edit: Any, model: Mapping[str, Any]) -> list[tuple[str, str]]:
     about = edit.provenance
     sizes = ", ".join(f"{model[name]} {words}" for name, words in _SIZES.items() if model.get(name) is not None)
-    rows = [("model", f"{model.get('name', 'unknown')}: {sizes}" if sizes else str(model.get("name", "unknown")))]
+    rows = [("model", f"{model.get('name')}: {sizes}" if sizes else str(model.get("name")))]
     rows += [("weights", ", ".join(model["processing"]) or "as trained")] if _is_list(model.get("processing")) else []
     for source in about.get("demonstrations") or []:
         rows.append(("demonstrations", ", ".join(f"{key} {value}" for key, value in source.items() if key in _SOURCE)))
@@ -68,7 +73,8 @@ def _facts(edit: Any, model: Mapping[str, Any]) -> list[tuple[str, str]]:
     remembered = edit.defaults.record
     rows.append(("used by default", ", ".join(f"{key} {value}" for key, value in remembered.items()) or "as fitted"))
     rows.append(("digest", f"`{edit.digest[:16]}`"))
-    rows += [("made with", ", ".join(f"{key} {value}" for key, value in about.get("versions", {}).items()))]
+    if isinstance(made := about.get("versions"), Mapping):
+        rows.append(("made with", ", ".join(f"{key} {value}" for key, value in made.items())))
     return [(name, value) for name, value in rows if value]
 
 
@@ -105,9 +111,9 @@ def _told(results: Mapping[str, Any] | None) -> list[str]:
     return lines[:-1]
 
 
-def _usage(name: str, file: str, base: str, *, hub: bool) -> list[str]:
-    read = f'sl.SpectralEdit.from_pretrained("{name}")' if hub else f'sl.load_edit("{file}")'
-    return [
+def _usage(edit: Any, name: str, file: str, base: str, *, hub: bool) -> list[str]:
+    read = f'sl.{type(edit).__name__}.from_pretrained("{name}")' if hub else f'sl.load_edit("{file}")'
+    lines = [
         "With TransformerLens, where it can be measured and explained:",
         "",
         "```python",
@@ -118,20 +124,23 @@ def _usage(name: str, file: str, base: str, *, hub: bool) -> list[str]:
         "with edit.applied(model):",
         '    sl.generate(model, "…")',
         "```",
-        "",
-        "With transformers alone:",
-        "",
-        "```python",
-        "from transformers import AutoModelForCausalLM",
-        "",
-        f'model = AutoModelForCausalLM.from_pretrained("{base}").eval()',
-        f"with sl.hf.applied(model, {read}):",
-        "    model.generate(…)",
-        "```",
-        "",
-        "Served by vLLM:",
-        "",
-        "```",
-        f"SEA_LENS_EDIT={file} vllm serve {base}",
-        "```",
     ]
+    if edit.of_activations:
+        lines += [
+            "",
+            "With transformers alone:",
+            "",
+            "```python",
+            "import sea_lens as sl",
+            "from transformers import AutoModelForCausalLM",
+            "",
+            f'model = AutoModelForCausalLM.from_pretrained("{base}").eval()',
+            f"with sl.hf.applied(model, {read}):",
+            "    model.generate(…)",
+            "```",
+        ]
+    # What the plug-in refuses is not offered.
+    if edit.of_activations and edit.site in ("mlp_out", "attn_out", "resid_post") and edit.where().positions == "all":
+        fetch = [f"hf download {name} {file} --local-dir ."] if hub else []
+        lines += ["", "Served by vLLM:", "", "```", *fetch, f"SEA_LENS_EDIT={file} vllm serve {base}", "```"]
+    return lines

@@ -8,7 +8,7 @@ from torch import Tensor
 from .activation import ActivationEdit
 from .folding import fold
 from .saved import SavedEdit
-from .where import LayerChoice, Strength
+from .where import LayerChoice, Positions, Strength
 
 
 class SavedActivationEdit(SavedEdit, ActivationEdit):
@@ -29,6 +29,7 @@ class SavedActivationEdit(SavedEdit, ActivationEdit):
         strength: Strength | None = None,
         demonstrations: Iterable[Any] | None = None,
         *,
+        positions: Positions | None = None,
         in_place: bool = False,
     ) -> Any:
         """A plain Hugging Face model with the edit written into its weights (docs/method.md 12.4).
@@ -41,6 +42,7 @@ class SavedActivationEdit(SavedEdit, ActivationEdit):
             model: the Hugging Face model; or a TransformerLens model that `sl.load_model` loaded.
             combine, layers, strength: as in `applied`; a strength is a number, or one for each layer.
             demonstrations: or texts, where lengths are kept: what scales are fitted and divergence is measured on.
+            positions: "all", where the edit remembers others, as mean difference and ITI do.
             in_place: change the weights of the given Hugging Face model itself, where memory has no room for two.
 
         Returns:
@@ -62,4 +64,4 @@ class SavedActivationEdit(SavedEdit, ActivationEdit):
             >>> type(folded).__name__, folded.sea_lens_fold.is_exact
             ('LlamaForCausalLM', True)
         """
-        return fold(self, model, self.where(layers, strength, combine), demonstrations, in_place=in_place)
+        return fold(self, model, self.where(layers, strength, combine, positions), demonstrations, in_place=in_place)

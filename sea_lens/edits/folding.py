@@ -12,7 +12,7 @@ from ..errors import InputError, UnsupportedModelError
 from ..models.language_model import is_plain
 from ..models.lens import Lens
 from ..models.plain_model import PlainModel
-from ..models.projections import logits_of, projection_of, with_biases, write_map
+from ..models.projections import give_biases, logits_of, projection_of, write_map
 from ..models.reference import Probe, unwrapped
 from ..models.tokens import encode
 from ..texts.items import Demonstration
@@ -58,7 +58,10 @@ class Fold:
 def fold(edit: Any, model: Any, where: "Where", texts: Iterable[Any] | None, *, in_place: bool) -> Any:
     """`ActivationEdit.fold` with its layers, strengths and way to combine chosen."""
     if where.positions != "all":
-        raise InputError(f"weights act at all positions, and the edit at {where.positions!r}: expected positions 'all'")
+        raise InputError(
+            f"weights act at all positions, and the edit acts at {where.positions!r}: expected positions='all', which "
+            f"for most edits is another edit"
+        )
     hf_model, rows = _huggingface(model, in_place=in_place), None
     plain = PlainModel.of(hf_model)
     edit.check_model(hf_model)
@@ -77,24 +80,44 @@ def fold(edit: Any, model: Any, where: "Where", texts: Iterable[Any] | None, *, 
         expected = logits_of(hf_model, [*probe, *(rows or [])])
     maps, scales = (exact, None) if exact is not None else _scaled_maps(edit, hf_model, where, rows or [])
     written = Affine(edit.site, maps, plain.n_layers)
-    biased = any(bool(offset.any()) for _, offset in maps.values())
-    if biased and any(projection_of(plain, edit.site, layer)[1].bias is None for layer in where.layers):
-        hf_model = with_biases(plain, edit.site, list(where.layers))
-        plain = PlainModel.of(hf_model)
-    for layer, (matrix, offset) in maps.items():
-        write_map(plain, edit.site, layer, matrix, offset)
-    found = logits_of(hf_model, [*probe, *(rows or [])])
-    apart = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
-    deviation = apart / max(float(one.abs().max()) for one in expected)
-    limit = _LIMITS.get(hf_model.dtype, 1e-1)
-    if exact is not None and not deviation <= limit:
-        raise UnsupportedModelError(
-            f"folded into the weights of {plain.name!r} the edit gives other logits than it gives in the model: off by "
-            f"{deviation:.1e} of the largest (expected {limit:.0e})"
-        )
+    held = expected
+    if exact is None:
+        with written.put(hf_model, written.where()):
+            held = logits_of(hf_model, [*probe, *(rows or [])])
+    undo = []
+    try:
+        if _needs_biases(plain, edit.site, maps):
+            undo.append(give_biases(plain, edit.site, list(where.layers)))
+        for layer, (matrix, offset) in maps.items():
+            undo.append(write_map(plain, edit.site, layer, matrix, offset))
+        found = logits_of(hf_model, [*probe, *(rows or [])])
+        off, limit = _apart(found, held), _LIMITS.get(hf_model.dtype, 1e-1)
+        if not off <= limit:
+            raise UnsupportedModelError(
+                f"folded into the weights of {plain.name!r} the edit gives other logits than it gives in the model: "
+                f"off by {off:.1e} of the largest (expected {limit:.0e})"
+            )
+    except BaseException:
+        # The user's own model may be the one that is written into.
+        for one in reversed(undo):
+            one()
+        raise
+    deviation = _apart(found, expected)
     kl = None if rows is None else _divergence(expected[len(probe) :], found[len(probe) :])
     hf_model.sea_lens_fold = Fold(written, scales, deviation, kl)
     return hf_model
+
+
+def _apart(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Largest difference of logits, of the largest logit."""
+    apart = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    return apart / max(float(one.abs().max()) for one in expected)
+
+
+def _needs_biases(plain: PlainModel, site: str, maps: Mapping[int, tuple[Tensor, Tensor]]) -> bool:
+    """Whether an offset has no bias to go to."""
+    offsets = any(bool(offset.any()) for _, offset in maps.values())
+    return offsets and any(projection_of(plain, site, layer)[1].bias is None for layer in maps)
 
 
 def _huggingface(model: Any, *, in_place: bool) -> Any:
@@ -107,6 +130,11 @@ def _huggingface(model: Any, *, in_place: bool) -> Any:
     if installed(model):
         raise InputError(f"an edit stands in the model already: {installed(model)}: expected one with nothing in it")
     if is_plain(model):
+        if hasattr(model, "get_base_model") or any(hasattr(one, "base_layer") for one in model.modules()):
+            raise UnsupportedModelError(
+                "the model has adapters, beside which nothing is saved of its own weights: expected them merged "
+                "(merge_and_unload)"
+            )
         return model if in_place else copy.deepcopy(model)
     lens = Lens.of(model)
     if lens.processing:

@@ -53,7 +53,10 @@ def _failures_named(what: str) -> Iterator[None]:
         yield
     except LocalEntryNotFoundError as error:
         raise FileError(f"{what} cannot be reached, and is not in the cache of this machine: {FILE}") from error
-    # Answers of the hub, and what the network does, are errors of the operating system.
-    except (HFValidationError, OSError) as error:
+    # What the network does is an error of the hub's client, or of the operating system.
+    except Exception as error:
+        theirs = any(one.__module__.split(".")[0] in ("httpx", "httpx2", "requests") for one in type(error).__mro__)
+        if not theirs and not isinstance(error, (HFValidationError, OSError)):
+            raise
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise FileError(f"{what}: {reason}") from error

@@ -32,11 +32,11 @@ class Generated:
     """What Hugging Face's own `generate` is about to read.
 
     Attributes:
-        rows: tokens of whole rows, those that the cache holds too.
+        rows: tokens of whole rows, those that the cache holds too; None where the pass reads others.
         prompts: how many positions of each row were given to it, padding counted.
     """
 
-    rows: Int[Tensor, "batch pos"]
+    rows: Int[Tensor, "batch pos"] | None
     prompts: int
 
 
@@ -296,18 +296,20 @@ class _ObservedForward(ForwardStandIn):
         )
 
     def _huggingface_pass(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pass:
-        tokens = args[0] if args else kwargs.get("input_ids")
-        past = kwargs.get("past_key_values")
+        given = self._parameters.bind_partial(self._module, *args, **kwargs).arguments
+        given = {**given, **given.get("kwargs", {})}
+        tokens, past = given.get("input_ids"), given.get("past_key_values")
         get_length = getattr(past, "get_seq_length", None)
         read_before = 0 if get_length is None else int(get_length())
         n_layers, shape = self._observer.n_layers, getattr(_as_tokens(tokens), "shape", None)
         generated, self._observer.generated = self._observer.generated, None
-        if generated is not None and (shape is None or generated.rows.shape != (shape[0], read_before + shape[1])):
-            generated = None
+        whole = None if shape is None else (shape[0], read_before + shape[1])
+        if generated is not None and (generated.rows is None or generated.rows.shape != whole):
+            generated = Generated(None, generated.prompts)
         # A pass that stops early ends by an exception.
         return Pass(
             _as_tokens(tokens),
-            kwargs.get("attention_mask"),
+            given.get("attention_mask"),
             read_before,
             range(self._observer.model.cfg.n_layers if n_layers is None else n_layers),
             generated=generated,

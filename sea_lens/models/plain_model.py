@@ -1,6 +1,7 @@
 """A Hugging Face model by itself, with edits in it: no TransformerLens is imported (docs/method.md 12.1)."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class PlainModel(LanguageModel):
     def name(self) -> str:
         """The model's hub name, or the name of its folder or class."""
         name = str(getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__)
-        return name.rstrip("/").rsplit("/", 1)[-1] if name.startswith((".", "/", "~")) else name
+        return Path(name).resolve().name if Path(name).is_dir() else name
 
     @property
     def n_layers(self) -> int:

@@ -9,47 +9,60 @@ from torch import Tensor
 from .copies import mark, stands_in
 from .passes import Generated, Observer
 
+_GENERATES, _PREPARES = "generate", "prepare_inputs_for_generation"
+
 
 class PlainObserver(Observer):
     """Sees every pass of a plain model while something of sea_lens's stands in it; attributes as in `Observer`.
 
-    `generate` hands whole rows to `prepare_inputs_for_generation` before each pass, of which the pass itself gets the
-    tokens that are not in the cache: so they are kept from there.
+    `generate` is given the prompts, and hands whole rows to `prepare_inputs_for_generation` before each pass, of which
+    the pass itself gets the tokens that are not in the cache: so both are kept from there. A pass that drafts ahead or
+    reads a prompt in parts reads other rows; how long the prompts are is known in these too.
     """
+
+    _prompts: int | None = None
 
     def _attach(self) -> None:
         super()._attach()
-        self._prompts: int | None = None
-        for name, seen in (("generate", self._begins), (_PREPARES, self._prepares)):
-            if (own := getattr(self.model, name, None)) is not None and name not in vars(self.model):
-                vars(self.model)[name] = _seen_by(own, seen)
+        for name, seen in ((_GENERATES, self._generates), (_PREPARES, self._prepares)):
+            own = getattr(self.model, name, None)
+            if own is not None and not stands_in(own):
+                self._own[name] = vars(self.model).get(name)
+                vars(self.model)[name] = seen(own)
 
     def _detach(self) -> None:
-        for name in ("generate", _PREPARES):
-            # What the class has comes forth again.
+        for name in (_GENERATES, _PREPARES):
             if stands_in(vars(self.model).get(name)):
                 del vars(self.model)[name]
+                # Present only where somebody else had put in a method of theirs.
+                if (own := self._own.pop(name, None)) is not None:
+                    vars(self.model)[name] = own
         self.generated = None
         super()._detach()
 
-    def _begins(self, *_: Any, **__: Any) -> None:
-        self._prompts = None
+    @functools.cached_property
+    def _own(self) -> dict[str, Any]:
+        return {}
 
-    def _prepares(self, input_ids: Tensor, *_: Any, **__: Any) -> None:
-        if self._prompts is None:
-            self._prompts = input_ids.shape[1]
-        self.generated = Generated(input_ids, self._prompts)
+    def _generates(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        # Hugging Face looks at the parameters of both methods.
+        @functools.wraps(own)
+        def generate(*args: Any, **kwargs: Any) -> Any:
+            given = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+            outer = self._prompts
+            try:
+                self._prompts = given.shape[1] if isinstance(given, Tensor) and given.ndim == 2 else None
+                return own(*args, **kwargs)
+            finally:
+                self._prompts, self.generated = outer, None
 
+        return mark(generate)
 
-_PREPARES = "prepare_inputs_for_generation"
+    def _prepares(self, own: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(own)
+        def prepare(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+            known = self._prompts is not None and isinstance(input_ids, Tensor)
+            self.generated = Generated(input_ids, self._prompts) if known and self._prompts is not None else None
+            return own(input_ids, *args, **kwargs)
 
-
-def _seen_by(own: Callable[..., Any], seen: Callable[..., None]) -> Callable[..., Any]:
-    """A method that is seen as it is called; Hugging Face looks at its parameters, which are those of its own."""
-
-    @functools.wraps(own)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        seen(*args, **kwargs)
-        return own(*args, **kwargs)
-
-    return mark(called)
+        return mark(prepare)

@@ -1,6 +1,7 @@
 """The matrices with which a plain model's MLPs and attention write, changed for good (docs/method.md 12.4)."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,8 +35,15 @@ def projection_of(plain: PlainModel, site: str, layer: int) -> tuple[Place, Any]
         )
     module = plain.model.get_submodule(place.projection)
     weight: Any = getattr(module, "weight", None)
-    plainly = type(module).__name__ in ("Linear", "Conv1D") and isinstance(weight, Tensor)
-    if not plainly or weight.ndim != 2 or not weight.is_floating_point() or weight.is_meta:
+    home = type(module).__module__.split(".")[0]
+    plainly = (home, type(module).__name__) in (("torch", "Linear"), ("transformers", "Conv1D"))
+    if (
+        not plainly
+        or not isinstance(weight, Tensor)
+        or weight.ndim != 2
+        or not weight.is_floating_point()
+        or weight.is_meta
+    ):
         raise UnsupportedModelError(
             f"{where}: {place.projection} is a {type(module).__name__} of {getattr(weight, 'dtype', None)}: expected a "
             f"matrix of floating-point numbers in memory (adapters merged, no quantisation)"
@@ -52,11 +60,14 @@ def write_map(
     layer: int,
     matrix: Float[Tensor, "units d d"],
     offset: Float[Tensor, "units d"],
-) -> None:
+) -> Callable[[], None]:
     """Change a projection so that the site's activation x is matrix x + offset; computed in float64, rounded once.
 
+    Returns:
+        What puts the numbers back that were there.
+
     Raises:
-        UnsupportedModelError: as `projection_of`, or an offset where the module has no bias (`with_biases`).
+        UnsupportedModelError: as `projection_of`, or an offset where the module has no bias (`give_biases`).
     """
     place, module = projection_of(plain, site, layer)
     transposed = type(module).__name__ == "Conv1D"
@@ -70,35 +81,52 @@ def write_map(
         weight = torch.einsum("ohd,hde->ohe", columns, matrix).flatten(1)
     else:
         weight, bias = matrix[0] @ weight, matrix[0] @ bias + offset[0] / place.scale
+    if module.bias is None and bool(bias.any()):
+        raise UnsupportedModelError(f"{place.projection} has no bias, and the edit adds one")
+    held = [(one, one.data) for one in (module.weight, module.bias) if one is not None]
     module.weight.data = (weight.T if transposed else weight).contiguous().to(module.weight.dtype)
     if module.bias is not None:
         module.bias.data = bias.to(module.bias.dtype)
-    elif bool(bias.any()):
-        raise UnsupportedModelError(f"{place.projection} has no bias, and the edit adds one")
+
+    def put_back() -> None:
+        for one, data in held:
+            one.data = data
+
+    return put_back
 
 
-def with_biases(plain: PlainModel, site: str, layers: list[int]) -> Any:
-    """The model made anew with biases of 0 where a site's projections have none, by its configuration's own option.
+def give_biases(plain: PlainModel, site: str, layers: list[int]) -> Callable[[], None]:
+    """Give the projections of a site a bias of 0, by the option of the model's own configuration that has them.
+
+    Returns:
+        What takes them away again.
 
     Raises:
         UnsupportedModelError: its configuration has no such option.
     """
     model = plain.model
+    needed = {f"{projection_of(plain, site, layer)[0].projection}.bias" for layer in layers}
     for name in _BIASES:
         if getattr(model.config, name, None) is not False:
             continue
         config = copy.deepcopy(model.config)
         setattr(config, name, True)
-        made = type(model)(config).to(dtype=model.dtype, device=model.device).eval()
-        missing, unexpected = made.load_state_dict(model.state_dict(), strict=False)
-        if unexpected or not all(one.endswith("bias") for one in missing):
+        with torch.device("meta"):
+            more = set(type(model)(config).state_dict()) - set(model.state_dict())
+        if not needed <= more or not all(one.endswith(".bias") for one in more):
             continue
-        for one in missing:
-            made.get_parameter(one).data.zero_()
-        made.generation_config = model.generation_config
-        other = PlainModel.of(made)
-        if all(projection_of(other, site, layer)[1].bias is not None for layer in layers):
-            return made
+        modules = [model.get_submodule(one.removesuffix(".bias")) for one in more]
+        for module in modules:
+            zeros = module.weight.new_zeros(module.weight.shape[0])
+            module.register_parameter("bias", torch.nn.Parameter(zeros, requires_grad=False))
+        setattr(model.config, name, True)
+
+        def take_away(name: str = name, modules: list[Any] = modules) -> None:
+            setattr(model.config, name, False)
+            for module in modules:
+                module.register_parameter("bias", None)
+
+        return take_away
     raise UnsupportedModelError(
         f"the edit adds a vector at {site!r}, the projections of model {plain.name!r} have no bias, and its "
         f"configuration has no option that gives them one: expected an edit without an offset (centre=False)"

@@ -243,7 +243,8 @@ def _prompts(
         given = current.generated.prompts
         if current.mask is None:
             return [given] * len(index)
-        return (current.mask[:, :given] != 0).sum(1).tolist()
+        # A prompt that is read in parts has a mask of what was read so far.
+        return (given - (current.mask[:, :given] == 0).sum(1)).tolist()
     if current.read_before:
         return index[:, 0].tolist()
     return real.sum(1).tolist()
@@ -263,7 +264,7 @@ def _asked(
         before: Sequence[Sequence[int]] = [()] * len(real)
     elif lens.told is not None and lens.told.before is not None:
         before = lens.told.before()
-    elif current.generated is not None and lens.told is None:
+    elif current.generated is not None and current.generated.rows is not None and lens.told is None:
         before = _read_already(current.generated.rows, current)
     else:
         raise InputError(

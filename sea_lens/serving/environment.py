@@ -83,8 +83,8 @@ def _served(path: str, layers: str | None, strength: str | None, combine: str | 
     where = edit.where(_layers(layers), number, combine)
     if where.positions != "all":
         raise InputError(
-            f"{path}: the edit acts at positions {where.positions!r}, and in a server at every token: expected an edit "
-            f"with_defaults(positions='all')"
+            f"{path}: the edit acts at positions {where.positions!r}, and in a server at every token: expected one "
+            f"that was saved as edit.with_defaults(positions='all')"
         )
     return Served(path, edit, where)
 

@@ -22,6 +22,8 @@ from ..models.vllm_modules import numbers_of, put_into, with_every_loader
 from ..models.vllm_worker import family_of
 from .environment import Served, served_edits
 
+_PUT_IN = "_sea_lens_edits"
+
 
 def register(environment: Mapping[str, str] = os.environ) -> None:
     """Put the edits that the environment names into every model that vLLM loads in this process from now on.
@@ -56,9 +58,16 @@ def _name(edits: list[Served]) -> str:
     return f"sea_lens {digest.hexdigest()[:16]}"
 
 
+def _is_draft(vllm_config: Any, model_config: Any) -> bool:
+    """Whether a model writes ahead of the one that is served: it writes as it is."""
+    speculative = getattr(vllm_config, "speculative_config", None)
+    drafts = getattr(speculative, "draft_model_config", None)
+    return vllm_config.model_config is not model_config or (drafts is not None and drafts is model_config)
+
+
 def _mark(vllm_config: Any, model_config: Any, name: str) -> None:
     """Let compiled code of this model be kept by the name of its edits: what was compiled without them is another."""
-    if vllm_config.model_config is not model_config:
+    if _is_draft(vllm_config, model_config):
         return
     given = vllm_config.additional_config
     if not isinstance(given, dict):
@@ -67,9 +76,10 @@ def _mark(vllm_config: Any, model_config: Any, name: str) -> None:
 
 
 def _put(model: torch.nn.Module, vllm_config: Any, model_config: Any, edits: list[Served], name: str) -> None:
-    # A model that writes ahead of the one that is served writes as it is.
-    if vllm_config.model_config is not model_config:
+    # A loader may call another one, which has put them in already.
+    if _is_draft(vllm_config, model_config) or getattr(model, _PUT_IN, None) == name:
         return
+    setattr(model, _PUT_IN, name)
     facts = _ServedFacts(vllm_config, model)
     functions: dict[str, list[Any]] = {}
     for one in edits:
