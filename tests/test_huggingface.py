@@ -130,7 +130,7 @@ ODD += ["phi", "cohere", "mixtral", "gpt_oss", "stablelm parallel", "exaone4", "
 
 @pytest.mark.parametrize("name", ODD)
 def test_the_places_of_a_family_are_found_without_knowing_its_names(name):
-    # Of each site an independent property: an edit that leaves nothing changes what the block adds by just that.
+    # On other tokens than those that they were found by, their activations add up to what the block adds.
     (case,) = [case for case in CASES if case.name == name]
     hf_model = case.huggingface().requires_grad_(False)
     plain, tokens = PlainModel.of(hf_model), torch.randint(4, 500, (1, 7), generator=torch.Generator().manual_seed(0))

@@ -83,7 +83,7 @@ def run(
 
 
 def _refuse_full(out: Path) -> None:
-    """Refuse a folder that holds something, or that cannot be made, before any work is done.
+    """Refuse a folder that holds something, before any work is done.
 
     Raises:
         FileError: it is a file, or holds files.
@@ -108,7 +108,7 @@ def _effects(name: str, device: str | None, edit: Any, report: Fold, items: Any,
     model = opt.open_model(name, "auto", device, "auto")
     whole, held = effect(model, edit, items, **options), effect(model, report.edit, items)
     console.print(f"effect of the edit: {whole}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"effect of the folded weights: {held}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"effect of the map that the weights hold: {held}", highlight=False, markup=False, soft_wrap=True)
     if whole.interval.low > 0 or whole.interval.high < 0:
         share = held.effect / whole.effect
         console.print(f"that is {share:.0%} of the edit's effect", highlight=False, markup=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from jaxtyping import Float64
 from torch import Tensor
 
@@ -71,7 +72,8 @@ def affine_map(
     units, width = shape
     basis = torch.eye(width, dtype=torch.float64)[:, None].expand(width, units, width).contiguous()
     offset = arithmetic(torch.zeros(1, units, width, dtype=torch.float64), strength)[0]
-    matrix = (arithmetic(basis, strength) - offset).permute(1, 2, 0).contiguous()
+    columns = arithmetic(basis, strength) - offset
+    matrix = rearrange(columns, "d_in units d_out -> units d_out d_in").contiguous()
     drawn = torch.randn(16, units, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = drawn * torch.logspace(-1, 2, 16, dtype=torch.float64)[:, None, None]
     found, expected = torch.einsum("nud,ued->nue", drawn, matrix) + offset, arithmetic(drawn, strength)

@@ -56,7 +56,7 @@ class Fold:
 
 
 def fold(edit: Any, model: Any, where: "Where", texts: Iterable[Any] | None, *, in_place: bool) -> Any:
-    """`ActivationEdit.fold` with its layers, strengths and way to combine chosen."""
+    """`SavedActivationEdit.fold` with its layers, strengths and way to combine chosen."""
     if where.positions != "all":
         raise InputError(
             f"weights act at all positions, and the edit acts at {where.positions!r}: expected positions='all', which "
@@ -75,7 +75,8 @@ def fold(edit: Any, model: Any, where: "Where", texts: Iterable[Any] | None, *, 
         )
     if texts is not None:
         rows = _rows(model if not is_plain(model) else hf_model, texts)
-    probe = [row[kept.bool()].tolist() for row, kept in _probe(plain)]
+    both = Probe.of(plain.d_vocab, plain.n_ctx)
+    probe = [row[kept.bool()].tolist() for row, kept in zip(both.tokens, both.mask, strict=True)]
     with edit.put(hf_model, where):
         expected = logits_of(hf_model, [*probe, *(rows or [])])
     maps, scales = (exact, None) if exact is not None else _scaled_maps(edit, hf_model, where, rows or [])
@@ -172,11 +173,6 @@ def _as_configured(hf_model: Any) -> Any:
         # As torch's own layers have a bias that is not there.
         module.register_parameter(last, None)
     return hf_model
-
-
-def _probe(plain: PlainModel) -> list[tuple[Tensor, Tensor]]:
-    probe = Probe.of(plain.d_vocab, plain.n_ctx)
-    return list(zip(probe.tokens, probe.mask, strict=True))
 
 
 def _rows(model: Any, texts: Iterable[Any]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """The edge to models: the only room that knows TransformerLens and the names of its hook points, and vLLM.
 
-In reading order: `language_model` (what the rest asks of any model), `lens` (a TransformerLens model as the rest sees
+In reading order: `language_model` (what the rest asks of any model), `configured` (its sizes by a
+configuration), `lens` (a TransformerLens model as the rest sees
 it), `parts`, `hook_points`, `hooks`, `hookable`, `passes` and `standing` (what stands in a model, and the proof that it
 acted), `copies` (copies of a model in which something stands), `sites` (where activations are read and edited),
 `tokens` (texts to tokens), `token_positions` (which tokens of a text are meant), `forward_stand_in`, `logit_hooks`

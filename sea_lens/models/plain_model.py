@@ -8,11 +8,12 @@ import torch
 
 from ..errors import InputError, UnsupportedModelError
 from .configuration import context_length, text_config
+from .configured import Configured
 from .embedding_numbers import embedding_numbers
 from .evaluation_mode import active_dropout
 from .hooks import HookFunction
 from .huggingface import load_tokenizer, quiet
-from .language_model import EMBEDDING, NORMS_BEHIND, LanguageModel, is_plain
+from .language_model import EMBEDDING, NORMS_BEHIND, is_plain
 from .lens import Lens, end_tokens
 from .module_hooks import PlainHook
 from .passes import Pass
@@ -23,7 +24,7 @@ from .standing import Held, Standing
 _KEPT_AS = "_sea_lens_plain"
 
 
-class PlainModel(LanguageModel):
+class PlainModel(Configured):
     """A causal language model of transformers as edits see it.
 
     Attributes:
@@ -40,8 +41,8 @@ class PlainModel(LanguageModel):
     checked = None
 
     def __init__(self, model: Any) -> None:
-        self.model, self._text = model, text_config(model.config)
-        if getattr(model.config, "is_encoder_decoder", False) or not hasattr(self._text, "num_hidden_layers"):
+        self.model, self.text = model, text_config(model.config)
+        if getattr(model.config, "is_encoder_decoder", False) or not hasattr(self.text, "num_hidden_layers"):
             raise UnsupportedModelError(f"{type(model).__name__} is no causal language model: expected one")
         found = blocks_of(model, self.n_layers)
         if found is None:
@@ -73,31 +74,6 @@ class PlainModel(LanguageModel):
         return Path(name).resolve().name if Path(name).is_dir() else name
 
     @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return int(self._text.num_hidden_layers)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return int(self._text.hidden_size)
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads per block."""
-        return int(self._text.num_attention_heads)
-
-    @property
-    def d_head(self) -> int:
-        """Width of a head's `z`."""
-        return int(getattr(self._text, "head_dim", None) or self.d_model // self.n_heads)
-
-    @property
-    def d_vocab(self) -> int:
-        """Size of the vocabulary."""
-        return int(self._text.vocab_size)
-
-    @property
     def n_ctx(self) -> int:
         """Longest text in tokens; a huge number where the configuration names none."""
         return context_length(self.model.config) or 2**31 - 1
@@ -119,11 +95,6 @@ class PlainModel(LanguageModel):
     def ends(self) -> frozenset[int]:
         """Tokens that end a generated text."""
         return end_tokens(self.model)
-
-    @property
-    def processing(self) -> list[str]:
-        """Nothing: weights as trained."""
-        return []
 
     @property
     def record(self) -> dict[str, Any]:

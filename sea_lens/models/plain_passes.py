@@ -20,7 +20,11 @@ class PlainObserver(Observer):
     reads a prompt in parts reads other rows; how long the prompts are is known in these too.
     """
 
-    _prompts: int | None = None
+    def __init__(self, model: Any, name: str, n_layers: int) -> None:
+        super().__init__(model, name, n_layers)
+        self._prompts: int | None = None
+        # Methods that somebody else had put into the model.
+        self._own: dict[str, Any] = {}
 
     def _attach(self) -> None:
         super()._attach()
@@ -34,15 +38,10 @@ class PlainObserver(Observer):
         for name in (_GENERATES, _PREPARES):
             if stands_in(vars(self.model).get(name)):
                 del vars(self.model)[name]
-                # Present only where somebody else had put in a method of theirs.
                 if (own := self._own.pop(name, None)) is not None:
                     vars(self.model)[name] = own
         self.generated = None
         super()._detach()
-
-    @functools.cached_property
-    def _own(self) -> dict[str, Any]:
-        return {}
 
     def _generates(self, own: Callable[..., Any]) -> Callable[..., Any]:
         # Hugging Face looks at the parameters of both methods.
@@ -61,8 +60,8 @@ class PlainObserver(Observer):
     def _prepares(self, own: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(own)
         def prepare(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-            known = self._prompts is not None and isinstance(input_ids, Tensor)
-            self.generated = Generated(input_ids, self._prompts) if known and self._prompts is not None else None
+            rows = input_ids if isinstance(input_ids, Tensor) else None
+            self.generated = None if self._prompts is None else Generated(rows, self._prompts)
             return own(input_ids, *args, **kwargs)
 
         return mark(prepare)

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from .configuration import context_length, text_config
+from .configured import Configured
 from .huggingface import load_tokenizer, quiet
-from .language_model import EMBEDDING, NORMS_BEHIND, LanguageModel
+from .language_model import EMBEDDING, NORMS_BEHIND
 from .vllm_worker import Family
 
 
-class EngineFacts(LanguageModel):
+class EngineFacts(Configured):
     """An engine's model, as its configuration says.
 
     Args:
@@ -27,7 +28,7 @@ class EngineFacts(LanguageModel):
 
     def __init__(self, config: Any) -> None:
         self._model, self._scheduler = config.model_config, config.scheduler_config
-        self._text = text_config(self._model.hf_config)
+        self.text = text_config(self._model.hf_config)
 
     @property
     def name(self) -> str:
@@ -36,35 +37,10 @@ class EngineFacts(LanguageModel):
         return Path(name).resolve().name if Path(name).is_dir() else name
 
     @property
-    def n_layers(self) -> int:
-        """Number of blocks."""
-        return int(self._text.num_hidden_layers)
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return int(self._text.hidden_size)
-
-    @property
-    def n_heads(self) -> int:
-        """Query heads per block, those of all devices together."""
-        return int(self._text.num_attention_heads)
-
-    @property
-    def d_head(self) -> int:
-        """Width of a head's `z`."""
-        return int(getattr(self._text, "head_dim", None) or self.d_model // self.n_heads)
-
-    @property
-    def d_vocab(self) -> int:
-        """Size of the vocabulary."""
-        return int(self._text.vocab_size)
-
-    @property
     def n_ctx(self) -> int:
         """Longest text in tokens, what is generated counted: the engine's `max_model_len`, or the model's context."""
         longest = int(self._model.max_model_len)
-        return min(longest, context_length(self._text) or longest)
+        return min(longest, context_length(self.text) or longest)
 
     @property
     def tokens_per_pass(self) -> int:
@@ -102,11 +78,6 @@ class EngineFacts(LanguageModel):
         eos = self.tokenizer.eos_token_id
         more = [given] if isinstance(given, int) else given or ()
         return frozenset(more) | ({eos} if eos is not None else set())
-
-    @property
-    def processing(self) -> list[str]:
-        """Nothing: vLLM runs weights as trained."""
-        return []
 
     @property
     def record(self) -> dict[str, Any]:
